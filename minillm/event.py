@@ -1,0 +1,81 @@
+"""One event of a trace, and what a list of them adds up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STAGES = ("load", "tokens", "model", "parallel", "decode")
+RESOURCES = ("ssd", "copy", "cpu", "compute", "network")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. Times are seconds since the trace began; sizes are bytes.
+
+    kind      "span", "transfer" or "counter"
+    stage     one of STAGES ("" for a counter)
+    resource  what was busy, one of RESOURCES ("" for a counter)
+    nbytes    bytes moved or, for a counter, bytes that `label` holds in tier `name` from now on
+    source    and target: tiers of a transfer, "ssd", "dram", "hbm" or "cpu"
+    label     whose bytes: weights, kv, ids, logits, text, …
+    token     index of the generated token it was done for (prefill is for token 0)
+    request   number of the request it was done for
+    how       "measured", "emulated" or "predicted"
+    """
+
+    kind: str
+    name: str
+    stage: str
+    resource: str
+    start: float
+    seconds: float
+    nbytes: int = 0
+    source: str = ""
+    target: str = ""
+    label: str = ""
+    token: int | None = None
+    request: int | None = None
+    how: str = "measured"
+    detail: str = ""
+
+    @property
+    def end(self) -> float:
+        """Seconds since the trace began at which it was over."""
+        return self.start + self.seconds
+
+
+@dataclass(frozen=True)
+class StageTotal:
+    """What one stage did: bytes, busy seconds, and its share (0 to 1) of all stages' seconds."""
+
+    stage: str
+    nbytes: int
+    seconds: float
+    share: float
+
+
+def by_stage(events: Sequence[Event]) -> list[StageTotal]:
+    """Bytes and seconds of each stage.
+
+    seconds: length of the union of the stage's intervals, so that a layer inside a step, or two
+    copies at once, are not counted twice. nbytes: every transfer, and every span with bytes that
+    does not lie inside another such span of its stage.
+    """
+    rows = []
+    for stage in STAGES:
+        work = [e for e in events if e.stage == stage and e.kind != "counter"]
+        work.sort(key=lambda e: (e.start, -e.seconds))
+        seconds = covered = span_end = 0.0
+        nbytes = 0
+        for event in work:
+            seconds += max(0.0, event.end - max(covered, event.start))
+            covered = max(covered, event.end)
+            if event.kind == "transfer":
+                nbytes += event.nbytes
+            elif event.nbytes and (event.end > span_end):
+                nbytes += event.nbytes
+                span_end = event.end
+        rows.append((stage, nbytes, seconds))
+    total = sum(seconds for _, _, seconds in rows)
+    return [StageTotal(s, n, seconds, seconds / total if total else 0.0) for s, n, seconds in rows]

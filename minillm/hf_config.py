@@ -1,0 +1,220 @@
+"""How Hugging Face's config.json spells a Llama-family model, and what each family leaves unsaid.
+
+Whatever is not implemented is refused by name. A key that is silently ignored would show up as
+a model that talks nonsense, hours later.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import CheckpointError, ConfigError
+
+ARCHITECTURES = {  # the class named in config.json, and its model_type
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+
+# What a family assumes where config.json is silent, as transformers 5.23 does.
+_LLAMA = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
+    "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": None,
+}  # fmt: skip
+_QWEN2 = _LLAMA | {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None,
+    "sliding_window": 4096,
+}  # fmt: skip
+_DEFAULTS = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8,
+                         "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN2 | {"head_dim": 128},
+}  # fmt: skip
+
+# Keys that this file reads.
+_READ = frozenset(_LLAMA) | {
+    "architectures", "model_type", "torch_dtype", "dtype", "attention_bias", "mlp_bias",
+    "rope_theta", "rope_scaling", "rope_parameters", "use_sliding_window", "max_window_layers",
+    "layer_types",
+}  # fmt: skip
+
+# Keys that cannot change what a forward pass yields: notes, training, other programs' sampling.
+_HARMLESS = frozenset(
+    """
+    transformers_version use_cache initializer_range attention_dropout hidden_dropout
+    pad_token_id sep_token_id decoder_start_token_id tokenizer_class id2label label2id num_labels
+    problem_type task_specific_params output_attentions output_hidden_states return_dict
+    return_dict_in_generate torchscript use_bfloat16 is_llama_config max_sequence_length
+    transformers.js_config unsloth_fixed unsloth_version name_or_path do_sample temperature top_k
+    top_p typical_p repetition_penalty max_length min_length num_beams num_return_sequences
+    early_stopping length_penalty no_repeat_ngram_size
+    """.split()
+)
+
+# Keys that are harmless at these values; at any other they would change the result.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", None),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, None),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "is_decoder": (False, True),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({}, None),
+}
+
+_LLAMA3_ROPE = {
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+}  # fmt: skip
+
+
+def read_json(path: Path, required: bool) -> dict[str, Any]:
+    """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise CheckpointError(
+            f"wanted {path.name} in {path.parent}, found no such file; "
+            "point to a directory in Hugging Face layout"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"wanted JSON in {path}, found what cannot be read ({error}); fetch the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"wanted a JSON object in {path}, found {type(content).__name__}; fetch the file again"
+        )
+    return content
+
+
+def model_fields(settings: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ModelConfig that a config.json and a generation_config.json amount to."""
+    family = _family(settings)
+    _refuse_unknown(settings, family)
+    get = (_DEFAULTS[family] | settings).get
+    theta, scaling = _rope(settings, get("max_position_embeddings"))
+    eos = generation.get("eos_token_id")
+    bias = settings.get("attention_bias") or False
+    fields = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
+        "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
+    )  # fmt: skip
+    return {name: get(name) for name in fields} | {
+        "model_type": family,
+        "sliding_window": _window(settings, family, get("sliding_window")),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "qkv_bias": True if family == "qwen2" else bias,
+        "attention_out_bias": False if family == "qwen2" else bias,
+        "mlp_bias": settings.get("mlp_bias") or False,
+        "qk_norm": family == "qwen3",
+        "dtype": _dtype(settings),
+        "eos_token_ids": _ids(get("eos_token_id") if eos is None else eos),
+    }
+
+
+def _family(settings: dict[str, Any]) -> str:
+    named = settings.get("architectures") or []
+    kind = settings.get("model_type")
+    if named:
+        known = isinstance(named, list) and isinstance(named[0], str) and len(named) == 1
+        family = ARCHITECTURES.get(named[0]) if known else None
+    else:
+        family = kind if kind in list(_DEFAULTS) else None
+    if family is None or kind not in (None, family):
+        found = f"architectures {named} with model_type {kind!r}"
+        raise ConfigError(
+            f"wanted one of the architectures {', '.join(ARCHITECTURES)}, found {found}; "
+            "take a model of one of these families"
+        )
+    return family
+
+
+def _refuse_unknown(settings: dict[str, Any], family: str) -> None:
+    neutral = dict(_NEUTRAL)
+    if family in ("qwen2", "mistral"):  # their code reads no such key; qwen2's q, k, v have a bias
+        neutral["attention_bias"] = (family == "qwen2", None)
+    if family != "llama":
+        neutral["mlp_bias"] = (False, None)
+    if family == "llama":
+        neutral |= {"sliding_window": (None,), "use_sliding_window": (False, None)}
+    for key, value in settings.items():
+        if key in neutral:
+            if value not in neutral[key]:
+                wanted = " or ".join(json.dumps(v) for v in neutral[key])
+                _refuse(f"{key} {wanted} in config.json", repr(value))
+        elif key not in _READ and key not in _HARMLESS and not key.startswith("_"):
+            _refuse("only settings that are known here", f"{key} = {value!r}")
+
+
+def _rope(settings: dict[str, Any], context: int) -> tuple[float, dict | None]:
+    """(rope_theta, fields of RopeScaling or None), from either spelling. As in transformers, what
+    stands inside rope_scaling or rope_parameters goes before a rope_theta beside them."""
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        _refuse("one set of RoPE settings for all layers", repr(rope))
+    rope = dict(rope)
+    kinds = {str(rope.pop(key)) for key in ("rope_type", "type") if rope.get(key)}
+    theta = rope.pop("rope_theta", None)
+    theta = settings.get("rope_theta") if theta is None else theta
+    theta = 10_000.0 if theta is None else theta
+    if rope.pop("partial_rotary_factor", 1) not in (1, None):
+        _refuse("RoPE over the whole head", "a partial_rotary_factor")
+    if kinds == {"llama3"}:
+        rope.setdefault("original_max_position_embeddings", context)
+        if set(rope) != _LLAMA3_ROPE:
+            _refuse(f"llama3 RoPE scaling with {sorted(_LLAMA3_ROPE)}", repr(sorted(rope)))
+        return theta, rope
+    if kinds <= {"default"} and (not rope or set(rope) == {"original_max_position_embeddings"}):
+        return theta, None
+    _refuse('RoPE scaling of type "default" or "llama3"', f"{sorted(kinds)} {rope}")
+
+
+def _window(settings: dict[str, Any], family: str, window: Any) -> int | None:
+    """The sliding window, or None where no layer uses one."""
+    kinds = settings.get("layer_types")
+    full_or_sliding = (None, "full_attention", "sliding_attention")
+    if not isinstance(kinds, list | None) or any(k not in full_or_sliding for k in kinds or ()):
+        _refuse("layers of full or sliding attention", f"layer_types {kinds}")
+    if family in ("qwen2", "qwen3"):
+        if not settings.get("use_sliding_window") or (kinds and "sliding_attention" not in kinds):
+            return None
+        layers = settings.get("num_hidden_layers", 32)
+        first = settings.get("max_window_layers", 28)  # the layers before it see everything
+        if not kinds and isinstance(first, int) and isinstance(layers, int) and first >= layers:
+            return None
+    return window
+
+
+def _dtype(settings: dict[str, Any]) -> str:
+    """"float32" where neither spelling is there: torch's own default."""
+    dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    return dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
+
+
+def _ids(ids: Any) -> tuple[Any, ...]:
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+
+
+def _refuse(wanted: str, found: str) -> None:
+    raise ConfigError(
+        f"wanted {wanted}, found {found}, which is not implemented; take another model"
+    )

@@ -1,0 +1,291 @@
+"""minillm/config.py and hf_config.py: what a config.json means, and what is refused."""
+
+import json
+import random
+
+import pytest
+import transformers
+
+from minillm.config import (
+    EngineConfig,
+    ModelConfig,
+    RopeScaling,
+    SamplingParams,
+    format_size,
+    parse_size,
+)
+from minillm.errors import CheckpointError, ConfigError
+
+# What the hubs hold, key for key, apart from notes that say nothing about the model.
+LLAMA_3_2_1B = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+    "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.45.0",
+    "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+LLAMA_2_7B = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.31.0",
+    "use_cache": True, "vocab_size": 32000, "_name_or_path": "a/b",
+}  # fmt: skip
+MISTRAL_7B_V01 = {
+    "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+    "vocab_size": 32000,
+}  # fmt: skip
+MISTRAL_7B_V03 = MISTRAL_7B_V01 | {
+    "rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 32768, "head_dim": 128,
+}  # fmt: skip
+QWEN2_5_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+    "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+    "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1", "use_cache": True, "use_mrope": False,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+QWEN3_0_6B = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+    "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+SMOLLM2_135M = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576,
+    "initializer_range": 0.041666666666666664, "intermediate_size": 1536,
+    "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+    "num_key_value_heads": 3, "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.42.3",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "use_cache": True,
+    "vocab_size": 49152,
+}  # fmt: skip
+TINYLLAMA = LLAMA_2_7B | {
+    "hidden_size": 2048, "intermediate_size": 5632, "max_position_embeddings": 2048,
+    "num_hidden_layers": 22, "num_key_value_heads": 4, "rope_theta": 10000.0,
+    "attention_bias": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+HUB = {
+    "llama-3.2-1b": LLAMA_3_2_1B, "llama-2-7b": LLAMA_2_7B, "mistral-7b-v0.1": MISTRAL_7B_V01,
+    "mistral-7b-v0.3": MISTRAL_7B_V03, "qwen2.5-0.5b": QWEN2_5_0_5B, "qwen3-0.6b": QWEN3_0_6B,
+    "smollm2-135m": SMOLLM2_135M, "tinyllama": TINYLLAMA,
+}  # fmt: skip
+FAMILIES = {
+    "LlamaForCausalLM": transformers.LlamaConfig, "MistralForCausalLM": transformers.MistralConfig,
+    "Qwen2ForCausalLM": transformers.Qwen2Config, "Qwen3ForCausalLM": transformers.Qwen3Config,
+}  # fmt: skip
+
+
+def assert_equal_to_transformers(config: ModelConfig, settings: dict) -> None:
+    theirs = FAMILIES[settings["architectures"][0]](**json.loads(json.dumps(settings)))
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                 "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+                 "tie_word_embeddings", "bos_token_id"):  # fmt: skip
+        assert getattr(config, name) == getattr(theirs, name), name
+    width = theirs.hidden_size // theirs.num_attention_heads
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or width)
+    rope = theirs.rope_parameters
+    assert config.rope_theta == rope["rope_theta"]
+    if rope["rope_type"] == "llama3":
+        assert vars(config.rope_scaling).items() <= rope.items()
+    else:
+        assert config.rope_scaling is None
+    window = theirs.sliding_window if "mistral" in config.model_type else None
+    assert config.sliding_window == window
+    context = min(theirs.max_position_embeddings, window or theirs.max_position_embeddings)
+    assert config.max_position_embeddings == context
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_hub_config_means_what_transformers_takes_it_to_mean(name):
+    """Catches a wrong key, a lost RoPE setting, a head size computed where it is given."""
+    assert_equal_to_transformers(ModelConfig.from_dict(HUB[name]), HUB[name])
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_config_as_transformers_saves_it_today_means_the_same(name, tmp_path):
+    """Catches reading only one spelling: `rope_parameters` and `dtype`, `layer_types` added."""
+    theirs = FAMILIES[HUB[name]["architectures"][0]](**json.loads(json.dumps(HUB[name])))
+    theirs.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in saved and "dtype" in saved
+    assert ModelConfig.from_pretrained(tmp_path) == ModelConfig.from_dict(HUB[name])
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_what_config_json_leaves_out_is_as_in_transformers(architecture):
+    """Catches a family's default that drifted, such as the 8 kv heads of Mistral."""
+    settings = {"architectures": [architecture]}
+    assert_equal_to_transformers(ModelConfig.from_dict(settings), settings)
+
+
+def test_each_family_has_its_biases_and_norms():
+    """Catches Qwen2 without its q, k, v bias: no key in config.json speaks of it."""
+    qwen2, qwen3 = ModelConfig.from_dict(QWEN2_5_0_5B), ModelConfig.from_dict(QWEN3_0_6B)
+    assert (qwen2.qkv_bias, qwen2.attention_out_bias, qwen2.qk_norm) == (True, False, False)
+    assert (qwen3.qkv_bias, qwen3.attention_out_bias, qwen3.qk_norm) == (False, False, True)
+    llama = ModelConfig.from_dict(LLAMA_2_7B | {"attention_bias": True, "mlp_bias": True})
+    assert (llama.qkv_bias, llama.attention_out_bias, llama.mlp_bias) == (True, True, True)
+
+
+def test_a_window_is_kept_only_where_a_layer_uses_it():
+    """Catches a context cut for Qwen, whose config names a window that it switches off."""
+    assert ModelConfig.from_dict(QWEN2_5_0_5B).max_position_embeddings == 32768
+    windowed = QWEN2_5_0_5B | {"use_sliding_window": True, "sliding_window": 4096}
+    assert ModelConfig.from_dict(windowed).sliding_window is None  # layers 24 and up: there is none
+    windowed["max_window_layers"] = 12
+    assert ModelConfig.from_dict(windowed).max_position_embeddings == 4096
+    assert ModelConfig.from_dict(MISTRAL_7B_V01).max_position_embeddings == 4096
+
+
+def test_end_tokens_come_from_the_generation_config_first(tmp_path):
+    """Catches answers that run on: Llama 3 instruct names its turn's end only there."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_2_1B))
+    assert ModelConfig.from_pretrained(tmp_path).eos_token_ids == (128001,)
+    generation = {"eos_token_id": [128001, 128008, 128009], "temperature": 0.6}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert ModelConfig.from_pretrained(tmp_path).eos_token_ids == (128001, 128008, 128009)
+    none = ModelConfig.from_dict({"model_type": "qwen2"})
+    assert none.eos_token_ids == () and none.bos_token_id is None
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "GPT2LMHeadModel"),
+    ({"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe"}, "Qwen2MoeForCausalLM"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ({"architectures": "LlamaForCausalLM"}, "LlamaForCausalLM"),
+    ({"architectures": [["LlamaForCausalLM"]]}, "architectures"),
+    ({"model_type": "mistral"}, "mistral"),
+    ({"model_type": ["llama"]}, "model_type"),
+    ({"hidden_act": "gelu"}, "gelu"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+    ({"rope_scaling": {"factor": 4.0}}, "factor"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+    ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, "mrope_section"),
+    ({"rope_scaling": "llama3"}, "llama3"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}, "rope_scaling": None},
+     "full_attention"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"sliding_window": 4096}, "sliding_window"),
+    ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+    ({"num_experts": 8}, "num_experts"),
+    ({"logit_scale": 0.5}, "logit_scale"),
+    ({"num_key_value_heads": 5}, "num_key_value_heads"),
+    ({"head_dim": 63}, "head_dim"),
+    ({"head_dim": None, "hidden_size": 100}, "hidden_size"),
+    ({"vocab_size": 0}, "vocab_size"),
+    ({"vocab_size": "many"}, "vocab_size"),
+    ({"num_hidden_layers": True}, "num_hidden_layers"),
+    ({"num_attention_heads": 0}, "num_attention_heads"),
+    ({"max_position_embeddings": "long"}, "max_position_embeddings"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+    ({"rope_theta": -1}, "rope_theta"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+    ({"torch_dtype": 16}, "16"),
+    ({"eos_token_id": 999999}, "eos_token_id"),
+    ({"eos_token_id": "</s>"}, "eos_token_id"),
+])  # fmt: skip
+def test_what_is_not_implemented_is_refused_by_name(change, named):
+    """Catches the worst failure of all: a model that loads, and then talks nonsense."""
+    with pytest.raises(ConfigError, match=named):
+        ModelConfig.from_dict(LLAMA_3_2_1B | change)
+
+
+def test_a_value_of_any_kind_is_taken_or_refused_and_never_breaks_the_reader():
+    """Catches a TypeError from comparing or hashing what a config.json should not hold."""
+    draw = random.Random(1)
+    values = [None, 0, 1, -1, 1.5, 10**30, float("nan"), True, "", "x", [], ["a"], [[1]], {},
+              {"rope_type": [1]}, {"rope_type": "llama3", "factor": "x"}]  # fmt: skip
+    keys = sorted({key for settings in HUB.values() for key in settings} | {"layer_types", "dtype"})
+    for _ in range(3000):
+        settings = dict(draw.choice(list(HUB.values())))
+        for key in draw.sample(keys, 3):
+            settings[key] = draw.choice(values)
+        try:
+            assert ModelConfig.from_dict(settings, {"eos_token_id": draw.choice(values)})
+        except ConfigError as error:
+            assert "wanted" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "nul", "[" * 100_000])
+def test_a_missing_or_damaged_config_file_is_a_checkpoint_error(tmp_path, content):
+    """Catches a traceback of the JSON parser, or of the file system, reaching the user."""
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        ModelConfig.from_pretrained(tmp_path)
+
+
+def test_a_config_can_be_typed_in_from_a_paper():
+    """Catches required fields that a paper leaves out, and ints left as None."""
+    config = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008,
+                         num_hidden_layers=32, num_attention_heads=32)  # fmt: skip
+    assert (config.num_key_value_heads, config.head_dim) == (32, 128)
+    with pytest.raises(ConfigError, match="factor"):
+        RopeScaling(0.5, 1.0, 4.0, 8192)
+
+
+def test_sizes_are_read_in_both_systems_of_units():
+    """Catches GB taken for GiB, 7 % that decide whether a model fits."""
+    assert parse_size("64 MiB") == parse_size("64mib") == 64 * 2**20
+    assert (parse_size("1.5 GB"), parse_size("1 GiB")) == (1_500_000_000, 2**30)
+    assert (parse_size(4096), parse_size("4096"), parse_size("10 B")) == (4096, 4096, 10)
+    for bad in ("", "big", "-1 GB", "1 GiBB", "1 XB", -1, True, None, 1.5, "١ GB!"):
+        with pytest.raises(ConfigError, match="64 MiB"):
+            parse_size(bad)
+    assert [format_size(n) for n in (0, 1023, 1024, 64 * 2**20, 2**20 - 1, 5 * 2**50)] == [
+        "0 B", "1023 B", "1.0 KiB", "64.0 MiB", "1.0 MiB", "5120.0 TiB",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [
+    {"max_tokens": 0}, {"max_tokens": 1.0}, {"temperature": -0.1}, {"temperature": float("inf")},
+    {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 2}, {"seed": "a"},
+    {"seed": True}, {"stop": ("a", "")}, {"stop": ""}, {"stop": 3}, {"stop": None},
+])  # fmt: skip
+def test_sampling_out_of_range_is_refused(bad):
+    """Catches a sampler that divides by zero or keeps no token at all."""
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        SamplingParams(**bad)
+
+
+def test_stop_becomes_a_tuple_so_that_params_can_be_a_key():
+    """Catches a stop string taken apart into its letters."""
+    assert SamplingParams(stop="end").stop == SamplingParams(stop=["end"]).stop == ("end",)
+    assert hash(SamplingParams(stop=["a", "b"]))
+
+
+@pytest.mark.parametrize("bad", [
+    {"dtype": "int8"}, {"max_context": 0}, {"prefill_chunk": 0}, {"prefill_chunk": None},
+    {"reader": "gds"},
+])  # fmt: skip
+def test_an_engine_setting_out_of_range_is_refused(bad):
+    """Catches settings that fail only deep inside a run."""
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        EngineConfig(**bad)

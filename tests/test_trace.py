@@ -1,0 +1,304 @@
+"""minillm/trace.py, event.py, perfetto.py: what is recorded, added up, saved and read back."""
+
+import json
+import sys
+import threading
+
+import pytest
+
+from minillm.errors import MinillmError
+from minillm.trace import RESOURCES, STAGES, Event, Trace, by_stage
+
+
+class Clock:
+    """A clock that moves only when told, so that every time in a test is exact."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def span(start, seconds, stage="model", nbytes=0, resource="compute", name="step"):
+    return Event("span", name, stage, resource, start, seconds, nbytes)
+
+
+def example(clock) -> Trace:
+    trace = Trace(clock)
+    trace.meta = {"model": "data/town", "text": "Zoë's 4713 🔑", "layers": [1, 2], "device": None}
+    trace.count("hbm", "weights", 8)
+    with trace.at(request=3, token=0), trace.span("step", stage="model", resource="compute"):
+        clock.time += 0.1
+        with trace.moving("logits", stage="decode", source="hbm", target="dram", nbytes=7,
+                          label="logits", how="emulated", detail="a\nb"):  # fmt: skip
+            clock.time += 1 / 3
+        clock.time += 1e-9
+    trace.transfer("read", stage="load", source="ssd", target="dram", nbytes=2**40, start=1e-7,
+                   seconds=123.456789012345)  # fmt: skip
+    trace.count("hbm", "weights", 0)
+    return trace
+
+
+def test_a_span_is_timed_from_its_beginning_to_its_end(clock):
+    """Catches times of the wrong origin, and bytes known only at the end that get lost."""
+    trace = Trace(clock)
+    clock.time += 2.0
+    with trace.span("tokenize", stage="tokens", resource="cpu", label="ids") as running:
+        clock.time += 0.5
+        running.nbytes = 24
+    event = Event("span", "tokenize", "tokens", "cpu", 2.0, 0.5, nbytes=24, label="ids")
+    assert trace.events == (event,) and event.end == 2.5
+
+
+def test_a_span_that_fails_is_recorded_too(clock):
+    """Catches a trace that ends, just where it would show what went wrong."""
+    trace = Trace(clock)
+    with pytest.raises(KeyError), trace.span("step", stage="model", resource="compute"):
+        raise KeyError
+    assert trace.select(name="step")
+
+
+def test_events_come_in_the_order_in_which_they_end(clock):
+    """Catches an outer span listed before what happened inside it."""
+    assert [e.name for e in example(clock).events] == ["hbm", "logits", "step", "read", "hbm"]
+
+
+def test_a_transfer_keeps_busy_the_slower_end():
+    """Catches reads from SSD drawn on the track of the copies in memory."""
+    trace = Trace()
+    for source, target in (("ssd", "dram"), ("dram", "hbm"), ("dram", "ssd")):
+        trace.transfer("t", stage="load", source=source, target=target, nbytes=1, start=0.0,
+                       seconds=0.0)  # fmt: skip
+    assert [e.resource for e in trace.events] == ["ssd", "copy", "ssd"]
+
+
+def test_at_stamps_what_is_recorded_inside_and_nests():
+    """Catches a token number that sticks to later events, or hides the request."""
+    trace = Trace()
+
+    def step(**stamp):
+        with trace.span("s", stage="model", resource="compute", **stamp):
+            pass
+
+    with trace.at(request=7):
+        with trace.at(token=1):
+            step()
+            step(token=9)
+        step()
+    step()
+    assert [(e.request, e.token) for e in trace.events] == [(7, 1), (7, 9), (7, None), (None, None)]
+
+
+def test_at_does_not_stamp_the_events_of_another_thread():
+    """Catches a background read of weights being billed to the token that is computed beside it."""
+    trace = Trace()
+    with trace.at(token=5):
+        other = threading.Thread(target=trace.count, args=("hbm", "kv", 1))
+        other.start()
+        other.join()
+    assert trace.events[0].token is None
+
+
+def test_no_event_of_many_threads_is_lost():
+    """Catches an append that races with a reader who turns the rows into events."""
+    trace, told = Trace(), []
+    trace.subscribe(told.append)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(number):
+        with trace.at(request=number):
+            for token in range(200):
+                with trace.span("s", stage="model", resource="compute", token=token):
+                    pass
+                if token % 10 == 0:
+                    trace.select(request=number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    wanted = [(request, token) for request in range(8) for token in range(200)]
+    assert sorted((e.request, e.token) for e in trace.events) == wanted
+    assert sorted((e.request, e.token) for e in told) == wanted
+
+
+def test_subscribers_hear_every_event_until_they_leave():
+    """Catches a live chart that goes on drawing a run that is over."""
+    trace, told = Trace(), []
+    leave = trace.subscribe(told.append)
+    trace.count("hbm", "kv", 1)
+    leave()
+    leave()  # twice does no harm
+    trace.count("hbm", "kv", 2)
+    assert told == list(trace.events[:1])
+
+
+def test_a_subscriber_that_fails_does_not_stop_the_engine():
+    """Catches a broken chart that ends a generation."""
+    trace, told = Trace(), []
+    trace.subscribe(lambda event: 1 / 0)
+    trace.subscribe(told.append)
+    with pytest.warns(UserWarning, match="ZeroDivisionError"):
+        trace.count("hbm", "kv", 1)
+    trace.count("hbm", "kv", 2)
+    assert len(told) == 2
+
+
+def test_clear_begins_again_and_still_knows_what_memory_holds(clock):
+    """Catches a memory chart of the second request that starts at zero bytes."""
+    trace = Trace(clock)
+    trace.count("hbm", "weights", 8)
+    trace.count("hbm", "kv", 4)
+    trace.count("hbm", "kv", 0)
+    clock.time += 5.0
+    trace.clear()
+    assert trace.events == (Event("counter", "hbm", "", "", 0.0, 0.0, 8, label="weights"),)
+
+
+def test_a_stage_is_busy_for_the_union_of_its_intervals():
+    """Catches seconds counted twice: nested, overlapping, and touching events."""
+    events = [span(0, 10), span(2, 3), span(8, 4), span(12, 1), span(20, 1), span(5, 1, "load")]
+    totals = {t.stage: t for t in by_stage(events)}
+    assert list(totals) == list(STAGES)
+    assert (totals["model"].seconds, totals["load"].seconds) == (14.0, 1.0)
+    assert totals["model"].share == pytest.approx(14 / 15) and totals["tokens"].share == 0.0
+    assert sum(t.share for t in by_stage([])) == 0.0
+
+
+def test_bytes_of_a_span_count_once_and_of_a_transfer_always():
+    """Catches a step's bytes added to those of its own layers, and copies lost inside a span."""
+    copy = Event("transfer", "kv", "model", "copy", 1.0, 1.0, 5, "dram", "hbm")
+    counter = Event("counter", "hbm", "", "", 1.0, 0.0, 999, label="kv")
+    inside = [span(0, 4, nbytes=100), span(1, 1, nbytes=60), copy, span(2, 1, nbytes=40), counter]
+    assert {t.stage: t.nbytes for t in by_stage(inside)}["model"] == 105
+    apart = [span(0, 4), span(1, 1, nbytes=60), span(2, 1, nbytes=40)]
+    assert {t.stage: t.nbytes for t in by_stage(apart)}["model"] == 100
+
+
+def test_a_saved_trace_loads_equal(clock, tmp_path):
+    """Catches microseconds rounded, None turned into text, an order that changed."""
+    trace = example(clock)
+    trace.save(tmp_path / "run.json")
+    again = Trace.load(tmp_path / "run.json")
+    assert again.events == trace.events and again.meta == trace.meta
+    assert again.by_stage() == trace.by_stage()
+    again.count("hbm", "kv", 3)  # and one can go on with it
+    assert len(again.events) == len(trace.events) + 1
+
+
+def viewer(path) -> tuple[dict, list, dict]:
+    """What Perfetto makes of a file: names by track, slices, counters.
+
+    It takes rows by time, those of one time as they stand in the file, and drops a slice that
+    reaches beyond the end of one that is still open on its track.
+    """
+    rows = json.loads(path.read_text())["traceEvents"]
+    names = {r["tid"]: r["args"]["name"] for r in rows if r["name"] == "thread_name"}
+    slices, open_until = [], {}
+    for row in sorted((r for r in rows if r["ph"] == "X"), key=lambda r: r["ts"]):
+        track, begin, end = names[row["tid"]], row["ts"], row["ts"] + row["dur"]
+        ends = [until for until in open_until.get(track, []) if until > begin]
+        if all(end <= until for until in ends):
+            open_until[track] = [*ends, end]
+            slices.append((track, begin, row["dur"], row["name"]))
+    curves = {}
+    for row in rows:
+        if row["ph"] == "C":
+            for label, value in row["args"].items():
+                curves.setdefault((row["name"], label), []).append((row["ts"], value))
+    return names, slices, curves
+
+
+def test_a_saved_trace_is_a_chrome_trace_with_a_track_a_resource(clock, tmp_path):
+    """Catches a file that Perfetto opens empty: seconds for microseconds, unnamed tracks."""
+    example(clock).save(tmp_path / "run.json")
+    names, slices, curves = viewer(tmp_path / "run.json")
+    assert set(names.values()) <= set(RESOURCES) and [names[t] for t in sorted(names)] == [
+        "ssd", "copy", "compute"]  # fmt: skip
+    assert ("ssd", 0.125, 123456789.0, "read") in slices  # in eighths of a microsecond
+    assert curves[("hbm", "weights")][0] == (0.0, 8) and curves[("hbm", "weights")][-1][1] == 0
+
+
+def test_slices_of_one_track_nest_or_lie_apart(tmp_path):
+    """Catches what Perfetto drops: a slice that straddles the end of another on its track."""
+    trace = Trace()
+    times = [(0, 10), (0, 10), (5, 10), (6, 2), (6, 2), (10, 1), (0.3, 0.1 + 0.2), (0.6, 0.1)]
+    times += [(1 / 3, 1e-8), (1 / 3 + 1e-8, 1 / 7)]
+    for start, seconds in times:
+        trace.transfer("t", stage="load", source="ssd", target="dram", nbytes=1, start=start,
+                       seconds=seconds)  # fmt: skip
+    trace.save(tmp_path / "run.json")
+    names, slices, _ = viewer(tmp_path / "run.json")
+    assert sorted(names.values()) == ["ssd", "ssd (2)"] and len(slices) == len(times)
+
+
+def test_a_step_is_drawn_above_the_layer_that_began_with_it(clock, tmp_path):
+    """Catches rows in the order in which they ended: the viewer would drop the outer ones."""
+    trace = Trace(clock)
+    with trace.span("step", stage="model", resource="compute"):
+        with trace.span("layer", stage="model", resource="compute"):
+            clock.time += 1.0
+        clock.time += 1.0
+    trace.save(tmp_path / "run.json")
+    _, slices, _ = viewer(tmp_path / "run.json")
+    assert [name for *_, name in slices] == ["step", "layer"]
+    assert [e.name for e in Trace.load(tmp_path / "run.json").events] == ["layer", "step"]
+
+
+def row(**changes):
+    event = {"kind": "span", "name": "s", "stage": "model", "resource": "cpu", "start": 0.0,
+             "seconds": 1.0}  # fmt: skip
+    event = {k: v for k, v in (event | changes).items() if v != "left out"}
+    return {"ph": "X", "name": "s", "ts": 0, "dur": 1, "pid": 1, "tid": 1, "order": 0,
+            "args": event}  # fmt: skip
+
+
+def saved(rows, meta=None, form="minillm trace 1"):
+    other = {"format": form, "meta": {} if meta is None else meta}
+    return json.dumps({"otherData": other, "traceEvents": rows})
+
+
+@pytest.mark.parametrize("content, named", [
+    (None, "No such file"), ("", "cannot be read"), ("{", "cannot be read"), ("[]", "otherData"),
+    ("null", "otherData"), ('{"traceEvents": []}', "otherData"), ("[" * 100_000, "cannot be read"),
+    (saved([], form="minillm trace 9"), "otherData"), (saved({}), "traceEvents"),
+    (saved([], meta=[]), "meta"), (saved([row(), 3]), "row 1"), (saved([{"ph": "B"}]), "row 0"),
+    (saved([row(start="0")]), "start"), (saved([row(seconds=float("nan"))]), "seconds"),
+    (saved([row(kind="sapn")]), "kind"), (saved([row(nbytes=1.5)]), "nbytes"),
+    (saved([row(nbytes=None)]), "nbytes"), (saved([row(token=True)]), "token"),
+    (saved([row(stage="modle")]), "stage"), (saved([row(colour="red")]), "colour"),
+    (saved([row(resource="left out")]), "resource"), (saved([row(name=3)]), "name"),
+    (saved([row(how=["measured"])]), "how"), (saved([row() | {"args": [1]}]), "row 0"),
+    (saved([row() | {"ph": [1]}]), "row 0"), (saved([row() | {"order": "1"}]), "order"),
+    (saved([row(), row()]), "before"), (saved([row(start=10**30)]), "start"),
+    (saved([row(kind="counter")]), "a counter"), (saved([row(stage="")]), "stage ''"),
+])  # fmt: skip
+def test_a_file_that_is_no_trace_is_refused_by_what_is_wrong(tmp_path, content, named):
+    """Catches a chart that fails an hour later on a field that is not what it should be."""
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(MinillmError, match=named) as caught:
+        Trace.load(path)
+    assert "bad.json" in str(caught.value)
+
+
+def test_meta_that_json_cannot_hold_is_refused_before_a_file_is_written(tmp_path):
+    """Catches half a file left behind, and NaN, which no other reader takes."""
+    for value in (object(), float("nan")):
+        trace = Trace()
+        trace.meta["value"] = value
+        with pytest.raises(MinillmError, match="meta"):
+            trace.save(tmp_path / "run.json")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(MinillmError, match="no_such"):
+        Trace().save(tmp_path / "no_such" / "run.json")
