@@ -1,0 +1,190 @@
+"""A checkpoint is a folder of shards: which file holds which tensor, and where each one goes.
+
+Shards are safetensors files. An index beside them says which holds what:
+
+    model.safetensors.index.json   {"weight_map": {"lm_head.weight": "model-00002-of-00002.…", …}}
+
+The index comes from outside, so it may name files of its own folder only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import CheckpointError
+from minillm.load.safetensors import (
+    MAX_HEADER,
+    READERS,
+    TensorInfo,
+    damaged,
+    opened,
+    parse_json,
+    read_header,
+    short,
+)
+from minillm.machine import Machine
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Tensors that some checkpoints carry and no model needs: RoPE's frequencies, which are computed,
+# and an output layer that is the embedding again (only where the model has none of its own).
+_SPARE = re.compile(r".*\brotary_emb\.inv_freq|lm_head\.weight")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a folder, by name: where each lies, nothing of it read yet.
+
+    >>> checkpoint = Checkpoint.open("data/town")
+    >>> for name, tensor in checkpoint.stream(machine): ...
+    """
+
+    folder: Path
+    tensors: dict[str, TensorInfo]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Checkpoint:
+        """Read the header of `model.safetensors`, or else of each shard that the index names.
+
+        Raises CheckpointError if there is neither, or if index and shards do not agree.
+        """
+        folder = Path(folder)
+        if os.path.exists(folder / _SINGLE):
+            return cls(folder, read_header(_inside(folder, _SINGLE)))
+        if not os.path.exists(folder / _INDEX):
+            raise _no_weights(folder)
+        tensors: dict[str, TensorInfo] = {}
+        for file, listed in sorted(_read_index(folder / _INDEX).items()):
+            held = read_header(_inside(folder, file))
+            for name in sorted(listed ^ held.keys()):
+                wanted = f"what {_INDEX} lists in each shard"
+                found = "a tensor that it does not list" if name in held else "no such tensor"
+                raise damaged(folder / file, wanted, found, name)
+            tensors |= held
+        return cls(folder, tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def stream(
+        self, machine: Machine, reader: str = "read", names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor, or those of `names`, as stored, in DRAM, in the order of the files' bytes.
+
+        reader: "read" or "mmap", see `read_bytes` and `map_bytes`. A tensor is good until the
+        next one is asked for. Each is a transfer SSD → DRAM in the trace.
+        """
+        infos = [i for name, i in self.tensors.items() if names is None or name in names]
+        for info, raw in READERS[reader](machine, infos):
+            yield info.name, raw.view(info.dtype).view(info.shape)
+
+
+def load(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    machine: Machine,
+    dtype: torch.dtype,
+    reader: str = "read",
+) -> Tensor:
+    """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
+
+    The model may be on the meta device, where it costs no memory. Returns the one block of HBM
+    that all parameters are views of: `machine.free(block)` gives it back. Before a byte is read:
+    CheckpointError unless names and shapes agree, nothing missing and nothing left over; and
+    OutOfMemory unless all of it fits. Whatever fails, memory and model are as they were before.
+    Peak: the weights once in HBM, and the reader's staging in DRAM.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    _check_fit(shapes, checkpoint)
+    # One block without gaps: one reservation, and exactly the bytes that arithmetic predicts.
+    # Sizes of real models are multiples of 64, so each parameter still begins well aligned.
+    block = machine.empty((sum(s.numel() for s in shapes.values()),), dtype, machine.hbm, "weights")
+    try:
+        pieces = block.split([shape.numel() for shape in shapes.values()])
+        places = {n: piece.view(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
+        with closing(checkpoint.stream(machine, reader, names=shapes)) as weights:
+            for name, tensor in weights:
+                machine.copy(tensor, places[name], label="weights", stage="load")
+    except BaseException:  # an interrupt too
+        machine.free(block)
+        raise
+    model.requires_grad_(False).load_state_dict(places, strict=False, assign=True)
+    assert not any(p.is_meta for p in model.parameters())
+    return block
+
+
+def _check_fit(shapes: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
+    """The checkpoint holds the model's parameters, with these shapes, as floats, and no others."""
+    do = "check that config.json belongs to these weights"
+    tensors = checkpoint.tensors
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        wanted = f"a tensor for each of {len(shapes)} parameters"
+        raise damaged(checkpoint.folder, wanted, f"none for {_list(missing)}", do=do)
+    extra = [name for name in tensors if name not in shapes and not _SPARE.fullmatch(name)]
+    if extra:
+        wanted = f"tensors for the model's {len(shapes)} parameters only"
+        raise damaged(checkpoint.folder, wanted, f"also {_list(extra)}", do=do)
+    for name, shape in shapes.items():
+        info = tensors[name]
+        if info.shape != shape:
+            raise damaged(info.file, f"shape {list(shape)}", f"{list(info.shape)}", name, do)
+        if info.dtype not in _WEIGHTS:
+            do = "take a checkpoint that is not quantized"
+            raise damaged(info.file, "weights of 16, 32 or 64 bits", f"{info.dtype}", name, do)
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(short(name) for name in names[:3]) + more
+
+
+def _read_index(index: Path) -> dict[str, set[str]]:
+    """Shard's file name → names of the tensors in it."""
+    with opened(index) as (stream, size):
+        if size > MAX_HEADER:
+            raise damaged(index, f"at most {MAX_HEADER:,} bytes", f"{size:,}")
+        files = parse_json(index, stream.read(size)).get("weight_map")
+    if not isinstance(files, dict):
+        raise damaged(index, '"weight_map", tensor name to file name', short(files))
+    tensors_of: dict[str, set[str]] = defaultdict(set)
+    for name, file in files.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w .+=-]+\.safetensors", file, re.A):
+            raise damaged(index, "the name of a .safetensors file beside it", short(file), name)
+        tensors_of[file].add(name)
+    return tensors_of
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file that lies in the folder or, as hub caches link it, in a `blobs` folder above.
+
+    Other links are refused: a checkpoint from outside must not reach into the reader's own files.
+    """
+    home, real = (Path(os.path.realpath(path)) for path in (folder, folder / name))
+    if real.parent not in (home, *(up / "blobs" for up in home.parents)):
+        do = "put the file itself there, or give the folder that holds it"
+        raise damaged(folder / name, "a file in its folder", f"a link to {real}", do=do)
+    return folder / name
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    wanted = f"{_SINGLE} or {_INDEX}"
+    if not os.path.isdir(folder):
+        found = "a file, not a folder," if os.path.exists(folder) else "nothing"
+        return damaged(folder, wanted, found, do="check the path")
+    names = sorted(os.listdir(folder))
+    do = "take a folder in the Hugging Face layout"
+    if any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in names):
+        do = "pickle is never loaded, for it can run code: save the model as safetensors"
+    return damaged(folder, wanted, f"{_list(names)}" if names else "no file", do=do)

@@ -1,0 +1,276 @@
+"""Folders of shards, and parameters filled from them: all of them, exactly, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from minillm.errors import CheckpointError, OutOfMemory
+from minillm.load import Checkpoint, load
+from minillm.machine import Machine
+
+READERS = ["read", "mmap"]
+BF16 = torch.bfloat16
+
+
+class Small(nn.Module):
+    """Four parameters in the spelling of a Llama checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(10, 4)
+        self.proj = nn.Linear(4, 6)
+        self.norm = nn.RMSNorm(4)
+
+
+NAMES = ["embed_tokens.weight", "proj.weight", "proj.bias", "norm.weight"]
+NBYTES = (40 + 24 + 6 + 4) * 2  # in bfloat16
+
+
+def on_meta() -> Small:
+    with torch.device("meta"):
+        return Small()
+
+
+def random_tensors(dtype: torch.dtype = BF16) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    shapes = {name: p.shape for name, p in on_meta().named_parameters()}
+    return {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+
+
+def save(folder: Path, *shards: dict[str, torch.Tensor], **listed: str) -> Path:
+    """One shard: model.safetensors. Several: s0.safetensors, … and an index, plus `listed`."""
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors")
+        return folder
+    weight_map = {}
+    for number, shard in enumerate(shards):
+        save_file(shard, folder / f"s{number}.safetensors")
+        weight_map |= dict.fromkeys(shard, f"s{number}.safetensors")
+    index(folder, weight_map | listed)
+    return folder
+
+
+def index(folder: Path, weight_map: object) -> None:
+    text = json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def two_shards() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    tensors = random_tensors()
+    return {n: tensors[n] for n in NAMES[:2]}, {n: tensors[n] for n in NAMES[2:]}
+
+
+def refused(folder: Path, *says: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    for text in says:
+        assert text in str(caught.value)
+
+
+# -- loading ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])
+def test_loaded_parameters_equal_the_files(tmp_path, machine, reader, shards, dtype):
+    """Would catch a reused staging buffer that a parameter looks into, and mixed-up names."""
+    save(tmp_path, *(two_shards() if shards == 2 else [random_tensors()]))
+    model = on_meta()
+    load(model, Checkpoint.open(tmp_path), machine, dtype, reader)
+    expected = random_tensors()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype and not parameter.requires_grad
+        assert torch.equal(parameter, expected[name].to(dtype)), name
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_hbm_holds_exactly_the_weights_and_dram_nothing(tmp_path, machine, reader):
+    """Would catch weights counted twice, or staging that is kept; and free() that frees less."""
+    block = load(on_meta(), Checkpoint.open(save(tmp_path, *two_shards())), machine, BF16, reader)
+    assert machine.hbm.by_label == {"weights": NBYTES}
+    assert machine.dram.used == 0 and machine.dram.peak <= 80  # the largest tensor
+    machine.free(block)
+    assert machine.hbm.used == 0
+
+
+def test_each_byte_moves_once_over_each_link(tmp_path, machine):
+    """Would catch a copy that the trace does not know, and a tensor that is read twice."""
+    checkpoint = Checkpoint.open(save(tmp_path, *two_shards()))
+    load(on_meta(), checkpoint, machine, BF16)
+    for source, target in [("ssd", "dram"), ("dram", "hbm")]:
+        moved = machine.trace.select(source=source, target=target, stage="load", label="weights")
+        assert sum(event.nbytes for event in moved) == checkpoint.nbytes == NBYTES
+        assert len(moved) == 4
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_spare_tensors_are_not_read(tmp_path, machine, name):
+    """Would catch a checkpoint of a tied model refused because it stores the embedding twice."""
+    load(
+        on_meta(),
+        Checkpoint.open(save(tmp_path, random_tensors() | {name: torch.ones(9)})),
+        machine,
+        BF16,
+    )
+    assert name not in [event.detail for event in machine.trace.events]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"norm.weight": None}, "'norm.weight'"),
+        ({"extra.weight": torch.ones(1)}, "'extra.weight'"),
+        ({"my.lm_head.weight": torch.ones(1)}, "'my.lm_head.weight'"),
+        ({"norm.weight": torch.ones(5)}, "shape [4]"),
+        ({"proj.weight": torch.ones(4, 6)}, "tensor 'proj.weight'"),
+        ({"norm.weight": torch.ones(4, dtype=torch.int8)}, "tensor 'norm.weight'"),
+        ({"norm.weight": torch.ones(4).to(torch.float8_e4m3fn)}, "quantized"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_a_byte_is_read(
+    tmp_path, machine, change, says
+):
+    """Would catch a parameter left random, a tensor left over, and a reshape by accident."""
+    tensors = {n: t for n, t in (random_tensors() | change).items() if t is not None}
+    model = on_meta()
+    with pytest.raises(CheckpointError) as caught:
+        load(model, Checkpoint.open(save(tmp_path, tensors)), machine, BF16)
+    assert says in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert not machine.trace.select(kind="transfer")
+    assert machine.hbm.used == 0 and model.norm.weight.is_meta
+
+
+def test_too_little_hbm_is_told_before_a_byte_is_read(tmp_path):
+    """Would catch an error that asks for the last tensor's bytes instead of the model's."""
+    machine = Machine.here(hbm=NBYTES - 1, device="cpu")
+    with pytest.raises(OutOfMemory) as caught:
+        load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16)
+    assert (caught.value.asked, caught.value.free) == (NBYTES, NBYTES - 1)
+    assert not machine.trace.select(kind="transfer") and machine.hbm.used == 0
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_failed_load_leaves_memory_and_model_as_they_were(tmp_path, machine, reader):
+    """Would catch HBM that leaks with each try, and a model that is half filled."""
+    checkpoint = Checkpoint.open(save(tmp_path, *two_shards()))
+    os.truncate(tmp_path / "s1.safetensors", 20)
+    model = on_meta()
+    with pytest.raises(CheckpointError, match="s1.safetensors"):
+        load(model, checkpoint, machine, BF16, reader)
+    assert machine.hbm.used == machine.dram.used == 0
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_interrupt_in_mid_load_leaves_nothing_behind(tmp_path, machine, monkeypatch):
+    """Would catch `except Exception`, which a reader's Ctrl-C passes by."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16)
+    assert machine.hbm.used == machine.dram.used == 0
+
+
+def test_stream_of_some_names_keeps_the_order_of_the_bytes(tmp_path, machine):
+    """Would catch a disk made to seek back and forth."""
+    checkpoint = Checkpoint.open(save(tmp_path, *two_shards()))
+    wanted = ["norm.weight", "embed_tokens.weight"]
+    streamed = [name for name, _ in checkpoint.stream(machine, names=wanted)]
+    assert streamed == [name for name in checkpoint.tensors if name in wanted]
+    assert len(list(checkpoint.stream(machine, "mmap"))) == 4
+
+
+# -- folders and indexes ------------------------------------------------------------------------
+
+
+def test_folder_without_weights_says_what_is_there(tmp_path):
+    """Would catch a bare "not found", and pickle that is loaded for lack of better."""
+    refused(tmp_path / "absent", "absent", "check the path")
+    (tmp_path / "config.json").write_text("{}")
+    refused(tmp_path / "config.json", "a file, not a folder")
+    refused(tmp_path, "'config.json'")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused(tmp_path, "'pytorch_model.bin'", "pickle is never loaded")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../out.safetensors", "/etc/passwd", "sub/s.safetensors", "..", "", "s\0.safetensors",
+     "s.bin", "a\\b.safetensors", "C:s.safetensors", "\ud800.safetensors", "s.safetensors\n",
+     3, None, ["s"]],
+)  # fmt: skip
+def test_index_names_only_files_beside_it(tmp_path, file):
+    """Would catch a downloaded index that makes us open a file elsewhere."""
+    save_file(random_tensors(), tmp_path / "out.safetensors")
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    save_file(random_tensors(), tmp_path / "in" / "sub" / "s.safetensors")
+    index(tmp_path / "in", {"norm.weight": file})
+    refused(tmp_path / "in", "index.json", "tensor 'norm.weight'")
+
+
+def test_link_out_of_the_folder_is_refused(tmp_path):
+    """Would catch the same by a link that came with the checkpoint; a link inside is harmless."""
+    home = tmp_path / "home"
+    home.mkdir()
+    save_file(random_tensors(), tmp_path / "out.safetensors")
+    (home / "model.safetensors").symlink_to("../out.safetensors")
+    refused(home, "model.safetensors", "a link to")
+    (home / "model.safetensors").rename(home / "s0.safetensors")
+    index(home, dict.fromkeys(NAMES, "s0.safetensors"))
+    refused(home, "s0.safetensors", "a link to")
+    (tmp_path / "out.safetensors").rename(home / "real.safetensors")
+    (home / "model.safetensors").symlink_to("real.safetensors")
+    assert len(Checkpoint.open(home).tensors) == 4
+
+
+def test_hub_cache_and_linked_folder_are_legal(tmp_path, machine):
+    """Would catch a rule so strict that no model a hub has cached can be opened."""
+    blobs, snapshot = tmp_path / "models--a" / "blobs", tmp_path / "models--a" / "snapshots" / "0f"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    save_file(random_tensors(), blobs / "1234")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    (tmp_path / "shortcut").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "shortcut"):
+        load(on_meta(), Checkpoint.open(folder), machine, BF16)
+
+
+def test_index_and_shards_must_agree(tmp_path):
+    """Would catch a shard from another download: a tensor gone, moved, or there twice."""
+    first, second = two_shards()
+    save(tmp_path, first, second, absent="s1.safetensors")
+    refused(tmp_path, "s1.safetensors, tensor 'absent'")
+    save(tmp_path, first, second | {"proj.weight": first["proj.weight"]})
+    refused(tmp_path, "s0.safetensors, tensor 'proj.weight'")
+    save(tmp_path, first, second, **{"norm.weight": "s0.safetensors"})
+    refused(tmp_path, "s0.safetensors, tensor 'norm.weight'")
+    save(tmp_path, first, second, other="s2.safetensors")
+    refused(tmp_path, "s2.safetensors")
+    index(tmp_path, dict.fromkeys(first, "s0.safetensors"))
+    assert list(Checkpoint.open(tmp_path).tensors) == list(first)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a"', "\0"]
+)
+def test_damaged_index_is_named(tmp_path, text):
+    """Would catch a KeyError or a JSONDecodeError that reaches the reader."""
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    refused(tmp_path, "model.safetensors.index.json")
+
+
+def test_name_told_twice_in_the_index_is_refused(tmp_path):
+    """Would catch the last of two files silently winning."""
+    text = '{"weight_map": {"a": "s0.safetensors", "a": "s1.safetensors"}}'
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    refused(tmp_path, "'a' comes twice")
