@@ -25,6 +25,9 @@ from minillm.config import ModelConfig
 from minillm.machine import Machine
 from minillm.model import Llama
 
+# Tiny models gain nothing from a second thread, and on a busy machine two wait for each other.
+torch.set_num_threads(1)
+
 VOCABULARY = 384
 _SHAPE = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=3,

@@ -1,0 +1,82 @@
+"""minillm: one request and one set of weights, followed through the whole machine.
+
+| stage      | what happens                                                   | where              |
+|------------|----------------------------------------------------------------|--------------------|
+| 1 load     | weights go SSD → DRAM → HBM                                    | minillm/load/      |
+| 2 tokens   | text becomes ids on the CPU; ids go through DRAM to HBM        | minillm/tokens/    |
+| 3 model    | attention and FFN run from HBM; keys and values stay in HBM    | minillm/model/, kv |
+| 4 parallel | ranks talk (one rank so far: nobody to talk to)                | minillm/parallel/  |
+| 5 decode   | logits come back to DRAM; the CPU picks a token and its text   | minillm/decode/    |
+
+Every byte that moves between tiers and every second of work is in one place, the trace
+(`minillm/trace.py`). `minillm/engine/engine.py` ties the stages together; its `step()` is the
+whole story in ten lines.
+
+>>> from minillm import Engine, SamplingParams
+>>> engine = Engine.load("data/town")
+>>> for piece in engine.stream("What does HBM stand for?", SamplingParams(temperature=0.0)):
+...     print(piece.text, end="")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minillm.config import EngineConfig, ModelConfig, SamplingParams, parse_size
+    from minillm.engine.engine import Engine
+    from minillm.engine.request import Completion, Piece
+    from minillm.errors import (
+        CheckpointError,
+        ConfigError,
+        MinillmError,
+        OutOfMemory,
+        PromptError,
+        format_size,
+    )
+    from minillm.machine import Machine, Tier
+    from minillm.tokens.tokenizer import Tokenizer
+    from minillm.trace import Event, Trace
+
+__version__ = "0.1.0"
+
+# Each public name and the module it comes from. A module is imported when a name of it is first
+# used: `import minillm` costs nothing, and `python -m minillm doctor` can run without torch.
+_HOME = {
+    "CheckpointError": "errors",
+    "Completion": "engine.request",
+    "ConfigError": "errors",
+    "Engine": "engine.engine",
+    "EngineConfig": "config",
+    "Event": "trace",
+    "Machine": "machine",
+    "MinillmError": "errors",
+    "ModelConfig": "config",
+    "OutOfMemory": "errors",
+    "Piece": "engine.request",
+    "PromptError": "errors",
+    "SamplingParams": "config",
+    "Tier": "machine",
+    "Tokenizer": "tokens.tokenizer",
+    "Trace": "trace",
+    "format_size": "errors",
+    "parse_size": "config",
+}
+__all__ = [
+    "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
+    "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "SamplingParams", "Tier",
+    "Tokenizer", "Trace", "format_size", "parse_size",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'minillm' has no attribute {name!r}")
+    value = getattr(import_module(f"minillm.{_HOME[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,135 @@
+"""The command line: `python -m minillm generate PROMPT`, `evaluate`, `doctor`.
+
+Exit status: 0 all is well, 1 the doctor found something missing, 2 an error (its message is on
+standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+MODEL = "data/town"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        # Imported here, so that Ctrl-C while torch loads is as quiet as later, and so that the
+        # doctor can say that torch is missing.
+        if options.command == "doctor":
+            from minillm.doctor import doctor
+
+            return doctor()
+        return _run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from minillm.errors import MinillmError
+
+    try:
+        return {"generate": _generate, "evaluate": _evaluate}[options.command](options)
+    except BrokenPipeError:
+        raise
+    except (MinillmError, OSError) as error:
+        print(f"minillm: {error}", file=sys.stderr)
+        return 2
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from minillm import Engine, SamplingParams
+    from minillm.errors import ConfigError
+
+    params = SamplingParams(options.max_tokens, options.temperature, seed=options.seed)
+    folder = Path(options.trace or ".").resolve().parent
+    if not folder.is_dir():
+        raise ConfigError(f"wanted a folder for the trace, found none at {folder}; make it first")
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows a "?"
+        sys.stdout.reconfigure(errors="replace")
+    engine = Engine.load(options.model)
+    try:
+        for piece in engine.stream(options.prompt, params):
+            print(piece.text, end="", flush=True)
+    finally:
+        if options.trace:  # of an interrupted run too
+            engine.trace.save(options.trace)
+    if sys.stdout.isatty():
+        print()  # for the shell's prompt; into a file or pipe goes the text and nothing else
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from minillm import Engine
+    from minillm.evaluate import beyond_half, evaluate, read_lines
+
+    lines = read_lines(options.data)
+    engine = Engine.load(options.model)
+    began = time.perf_counter()
+    scores = evaluate(engine, lines=lines, batch=options.batch, progress=_bar("skills"))
+    print(scores.table())
+    if far := beyond_half(engine, lines):
+        control = evaluate(
+            engine, lines=far, batch=options.batch, drop_oldest=0.5, progress=_bar("control")
+        )
+        kept = {result.line: result.right for result in scores.results}
+        print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
+        print(f"with that half of the KV cache dropped: {control.total}")
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    return 0
+
+
+def _bar(name: str):
+    """A progress bar on standard error."""
+
+    def show(done: int, total: int) -> None:
+        filled = 30 * done // total
+        line = f"\r{name:<8} {'█' * filled}{'·' * (30 - filled)} {done}/{total}"
+        print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m minillm",
+        description="A language model on your machine, from the files on SSD to the text.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser("generate", help="continue a text, printed as it comes")
+    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T",
+        help="0, the default, always takes the likeliest token",
+    )  # fmt: skip
+    generate.add_argument("--seed", type=int, metavar="S", help="same seed, same text")
+    generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
+    score = commands.add_parser("evaluate", help="the model's skills, as exact match")
+    score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")
+    score.add_argument("--batch", type=_positive, default=16, metavar="N", help="default: 16")
+    for command in (generate, score):
+        command.add_argument(
+            "--model", default=MODEL, metavar="DIR",
+            help=f"a Llama-family model in Hugging Face layout; default: {MODEL}",
+        )  # fmt: skip
+    commands.add_parser("doctor", help="is everything here? what can this machine do?")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a number above 0, found {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stage 5: logits become a token id, and ids become text again."""

@@ -1,0 +1,137 @@
+"""What is this machine, is everything installed, and which track of the course fits it?
+
+Written so that it runs where something is missing: torch and the package's own modules are
+imported inside the checks that need them.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("torch", "tokenizers", "safetensors", "numpy", "matplotlib", "jupyterlab", "ipykernel",
+          "ipywidgets", "anywidget")  # fmt: skip
+SET_UP = "run `make lab`, or `python -m pip install -r requirements.txt -e .`"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `do` is empty if it is well, and else says what would help."""
+
+    name: str
+    found: str
+    do: str = ""
+    needed: bool = True  # False: the course runs without it
+
+
+def doctor() -> int:
+    """Print what was found and, last, "ready" or what to do; 0 if ready, else 1."""
+    findings = [finding for look in CHECKS for finding in _looked(look)]
+    for finding in findings:
+        mark = "ok" if not finding.do else "MISSING" if finding.needed else "note"
+        advice = f": {finding.do}" if finding.do else ""
+        print(f"{mark:<8} {finding.name:<10} {finding.found}{advice}")
+    missing = [finding for finding in findings if finding.do and finding.needed]
+    print(f"track    {_track()}")
+    print("ready" if not missing else f"not ready: {missing[0].do}")
+    return 1 if missing else 0
+
+
+def _looked(look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except Exception as error:  # whatever is broken here: say so, and look at the rest
+        name = look.__name__.strip("_")
+        return [Finding(name, f"{type(error).__name__}: {error}", SET_UP)]
+
+
+def _python() -> list[Finding]:
+    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [Finding("python", found, "" if good else "install Python 3.10 to 3.13")]
+
+
+def _packages() -> list[Finding]:
+    """Installed against pinned; another version than the pin's is only worth a note."""
+    pins = ROOT / "requirements.txt"
+    text = pins.read_text(encoding="utf-8") if pins.is_file() else ""
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+    findings = []
+    for name in {**dict.fromkeys(NEEDED), **pinned}:
+        try:
+            found, do = metadata.version(name), ""
+        except metadata.PackageNotFoundError:
+            found, do = "not installed", SET_UP
+        want = pinned.get(name)
+        differs = bool(want) and found.split("+")[0] != want
+        if not do and differs:
+            do = f"{want} is what was tested"
+        if do:
+            missing = found == "not installed"
+            findings.append(Finding(name, found, do, needed=missing and name in NEEDED))
+    return findings or [Finding("packages", f"all {len(pinned or NEEDED)} as pinned")]
+
+
+def _machine() -> list[Finding]:
+    from minillm.machine import Machine
+
+    machine = Machine.here()
+    dram = machine.dram.capacity + (machine.hbm.capacity if machine.emulated else 0)
+    small = dram < 2 * 2**30
+    do = "close other programs: the course wants 2 GiB free" if small else ""
+    return [Finding("machine", machine.describe(), do, needed=False)]
+
+
+def _disk() -> list[Finding]:
+    free = shutil.disk_usage(ROOT).free
+    do = "free 1 GB on this disk: caches and recordings go there" if free < 10**9 else ""
+    return [Finding("disk", f"{free / 1e9:.0f} GB free", do)]
+
+
+def _compiler() -> list[Finding]:
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
+    if found:
+        return [Finding("compiler", Path(found).name)]
+    advice = "not needed yet; compiled decode will want gcc or clang"
+    return [Finding("compiler", "none", advice, needed=False)]
+
+
+def _model() -> list[Finding]:
+    """The shipped model: its config, its tokenizer, and every shard's header and length."""
+    from minillm.config import ModelConfig
+    from minillm.errors import MinillmError
+    from minillm.load.shard import Checkpoint
+    from minillm.tokens.tokenizer import Tokenizer
+
+    folder = ROOT / "data" / "town"
+    try:
+        ModelConfig.from_pretrained(folder)
+        Tokenizer.from_pretrained(folder)
+        checkpoint = Checkpoint.open(folder)
+    except MinillmError as error:
+        return [Finding("model", str(error), "fetch data/town again: `git checkout data/town`")]
+    return [Finding("model", f"data/town, {checkpoint.nbytes / 1e6:.1f} MB of weights")]
+
+
+CHECKS = (_python, _packages, _machine, _disk, _compiler, _model)
+
+
+def _track() -> str:
+    try:
+        import torch
+
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except ImportError:
+        cards = 0
+    if cards > 1:
+        return f"several GPUs ({cards}): ranks on cards of their own"
+    if cards == 1:
+        return "one GPU: HBM and copies are real"
+    return "laptop CPU: HBM is emulated in DRAM, everything runs"

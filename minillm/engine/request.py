@@ -1,0 +1,144 @@
+"""One request on its way from prompt to completion, and what its caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from minillm.config import SamplingParams
+from minillm.decode.detokenize import Detokenizer
+from minillm.errors import PromptError
+from minillm.tokens.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]  # a text, or token ids as they are
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step adds to a text.
+
+    text is "" while a character or a stop string may still be unfinished; the pieces' texts
+    joined are the completion's. logprob is the model's own log-probability of token_id.
+    """
+
+    text: str
+    token_id: int
+    logprob: float
+    index: int  # 0 is the first generated token
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request.
+
+    text: without the end-of-text token and without the stop string; token_ids has both.
+    finish_reason: "stop" (end of text, or a stop string) or "length" (max_tokens reached).
+    ttft: seconds from the call to the first token, waiting for earlier groups included.
+    tpot: mean seconds of each token after the first; None if there was only one.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    ttft: float
+    tpot: float | None
+    prompt_tokens: int
+
+
+@dataclass
+class Request:
+    """A prompt, its settings, and what has come out so far."""
+
+    number: int  # counts up over the life of an engine; stamped on the trace
+    prompt: Prompt
+    prompt_ids: list[int]
+    params: SamplingParams
+    eos_ids: tuple[int, ...]
+    chance: torch.Generator
+    detokenizer: Detokenizer
+    started: float  # seconds on the trace's clock, as are the next two
+    first_at: float = 0.0
+    last_at: float = 0.0
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None  # None: still running
+
+    @property
+    def slots(self) -> int:
+        """KV slots it may need: its prompt and every token it may generate."""
+        return len(self.prompt_ids) + self.params.max_tokens
+
+    def take(self, token_id: int, logprob: float, now: float) -> Piece:
+        """Add a token that was chosen at time `now`: its text, and whether it is the last."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.last_at = now
+        if len(self.token_ids) == 1:
+            self.first_at = now
+        text = ""
+        ended = token_id in self.eos_ids and not self.params.ignore_eos
+        if not ended:
+            text = self.detokenizer.add(token_id)
+        if ended or self.detokenizer.stopped:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.params.max_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason:
+            text += self.detokenizer.finish()
+        self.text += text
+        return Piece(text, token_id, logprob, len(self.token_ids) - 1)
+
+    def completion(self) -> Completion:
+        """The finished request as the caller gets it."""
+        assert self.finish_reason, "the request is still running"
+        later = len(self.token_ids) - 1
+        return Completion(
+            text=self.text,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            finish_reason=self.finish_reason,
+            ttft=self.first_at - self.started,
+            tpot=(self.last_at - self.first_at) / later if later else None,
+            prompt_tokens=len(self.prompt_ids),
+        )
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids."""
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt) if prompt else []
+    elif isinstance(prompt, (list, tuple)) and all(type(token) is int for token in prompt):
+        ids = list(prompt)
+    else:
+        raise PromptError(
+            f"wanted a prompt: a text (str) or a list of token ids (int), found "
+            f"{type(prompt).__name__}; decode bytes with .decode(), turn tensors to .tolist()"
+        )
+    if not ids:
+        raise PromptError("wanted a prompt, found an empty one; write at least one character")
+    strange = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if strange is not None:
+        raise PromptError(
+            f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange:,}; "
+            "take ids of this model's own tokenizer"
+        )
+    return ids
+
+
+def check_length(prompt_tokens: int, max_tokens: int, context: int) -> None:
+    """PromptError unless a prompt and its answer fit the context together."""
+    fits = context - prompt_tokens
+    if fits < 1:
+        raise PromptError(
+            f"wanted a prompt of at most {context - 1:,} tokens, so that one more fits the "
+            f"context, found {prompt_tokens:,}; shorten it, or take a model with a longer context"
+        )
+    if max_tokens > fits:
+        raise PromptError(
+            f"wanted prompt and answer within a context of {context:,} tokens, found "
+            f"{prompt_tokens:,} + max_tokens={max_tokens:,}; ask for max_tokens={fits} or fewer"
+        )

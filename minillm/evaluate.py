@@ -1,0 +1,201 @@
+"""The shipped model's skills as numbers: what a trick costs in quality shows here.
+
+A line of `data/eval/skills.jsonl` has a prompt and its one right answer. The model continues the
+prompt greedily, and the line counts if the text begins with exactly that answer. `distance` is
+how many tokens back the fact lies that the answer needs (0: it lies in no prompt).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+from minillm.config import SamplingParams
+from minillm.engine.engine import Engine, locate
+from minillm.errors import ConfigError
+
+SKILLS = "data/eval/skills.jsonl"
+BUCKETS = (128, 512, 1024, 1500, 2048)  # upper ends, in tokens
+
+Progress = Callable[[int, int], None]  # told (lines done, lines in all)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One question of the evaluation file."""
+
+    skill: str
+    prompt: str
+    answer: str  # begins with a space, where the text does
+    distance: int
+
+    @property
+    def bucket(self) -> str:
+        """The range of distances it falls into, such as "129–512"; "–" for no distance."""
+        if self.distance == 0:
+            return "–"
+        low = 0
+        for high in BUCKETS:
+            if self.distance <= high:
+                return f"{low + 1:,}–{high:,}"
+            low = high
+        return f"> {low:,}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line and what the model wrote."""
+
+    line: Line
+    text: str
+
+    @property
+    def right(self) -> bool:
+        return self.text.startswith(self.line.answer)
+
+
+@dataclass(frozen=True)
+class Score:
+    """`right` of `n` lines."""
+
+    right: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; of no lines, 0."""
+        return self.right / self.n if self.n else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} ({self.right} of {self.n})"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found: every result, and their totals."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def n(self) -> int:
+        """Lines evaluated."""
+        return len(self.results)
+
+    @property
+    def total(self) -> Score:
+        """All lines together."""
+        return Score(sum(result.right for result in self.results), self.n)
+
+    @property
+    def by_skill(self) -> dict[str, Score]:
+        """One score a skill."""
+        return _tally((result.line.skill, result) for result in self.results)
+
+    @property
+    def by_distance(self) -> dict[tuple[str, str], Score]:
+        """One score for each (skill, range of distances), the near ones first."""
+        near_first = sorted(self.results, key=lambda result: result.line.distance)
+        return _tally(((result.line.skill, result.line.bucket), result) for result in near_first)
+
+    def table(self) -> str:
+        """Skill, distance, lines, exact match: one row each, for a terminal."""
+        rows = ["skill       distance        n   exact match"]
+        for skill, score in sorted(self.by_skill.items()):
+            rows.append(_row(skill, "all", score))
+            parts = [(d, part) for (s, d), part in self.by_distance.items() if s == skill]
+            rows += [_row("", distance, part) for distance, part in parts if len(parts) > 1]
+        return "\n".join(rows)
+
+
+def read_lines(path: str | PathLike[str] = SKILLS) -> list[Line]:
+    """The lines of an evaluation file; ConfigError names a line that is not one."""
+    file = locate(path)
+    try:
+        rows = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"wanted an evaluation file, found none that can be read at {path} ({error}); "
+            f"name one such as {SKILLS}"
+        ) from error
+    lines = [_line(row, f"{path}, line {at}") for at, row in enumerate(rows, 1) if row.strip()]
+    if not lines:
+        raise ConfigError(f"wanted lines to evaluate, found none in {path}; write the file again")
+    return lines
+
+
+def evaluate(
+    engine: Engine,
+    path: str | PathLike[str] = SKILLS,
+    *,
+    lines: Sequence[Line] | None = None,
+    batch: int = 16,
+    drop_oldest: float = 0.0,
+    progress: Progress | None = None,
+) -> Scores:
+    """Ask every line of `path` (or of `lines`), `batch` at a time; results in their order.
+
+    >>> evaluate(engine).by_skill["recall"].share
+    0.97
+    """
+    lines = read_lines(path) if lines is None else list(lines)
+    texts = [""] * len(lines)
+    # The longest first: rows of a batch are alike, and the progress bar only gets faster.
+    order = sorted(range(len(lines)), key=lambda at: len(lines[at].prompt), reverse=True)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        params = _params(engine, [lines[at].answer for at in chosen])
+        prompts = [lines[at].prompt for at in chosen]
+        completions = engine.generate(prompts, params, drop_oldest=drop_oldest)
+        for at, completion in zip(chosen, completions, strict=True):
+            texts[at] = completion.text
+        if progress:
+            progress(start + len(chosen), len(lines))
+    return Scores(tuple(map(Result, lines, texts)))
+
+
+def beyond_half(engine: Engine, lines: Iterable[Line]) -> list[Line]:
+    """The recall lines whose fact lies in the older half of the prompt.
+
+    The control: with `drop_oldest=0.5` the model cannot look these facts up any more, so a model
+    that still answers them has learned the answers, not to recall.
+    """
+    recall = [line for line in lines if line.skill == "recall"]
+    return [
+        line for line in recall if line.distance > len(engine.tokenizer.encode(line.prompt)) / 2
+    ]
+
+
+def _params(engine: Engine, answers: list[str]) -> SamplingParams:
+    """Greedy, and no further than the longest answer may need."""
+    longest = max(len(engine.tokenizer.encode(answer, add_special=False)) for answer in answers)
+    # A text may be cut into tokens in more than one way: leave room for a few more.
+    stop = () if any("\n" in answer for answer in answers) else ("\n",)
+    return SamplingParams(max_tokens=longest + 4, temperature=0.0, stop=stop)
+
+
+def _line(row: str, where: str) -> Line:
+    try:
+        line = Line(**json.loads(row))
+        kinds = [type(value) for value in (line.skill, line.prompt, line.answer, line.distance)]
+        if kinds != [str, str, str, int] or not line.answer or line.distance < 0:
+            raise TypeError("a value of the wrong kind")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f'wanted {{"skill", "prompt", "answer": text, "distance": tokens}} in {where}, '
+            f"found {row[:60]!r} ({error}); write the file again"
+        ) from error
+    return line
+
+
+def _tally(results: Iterable[tuple[Hashable, Result]]) -> dict:
+    groups: dict = defaultdict(list)
+    for key, result in results:
+        groups[key].append(result.right)
+    return {key: Score(sum(rights), len(rights)) for key, rights in groups.items()}
+
+
+def _row(skill: str, distance: str, score: Score) -> str:
+    return f"{skill:<10}  {distance:<11}  {score.n:>4}   {score.share:>10.1%}"

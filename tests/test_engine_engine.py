@@ -1,0 +1,490 @@
+"""The engine: text in, text out; every byte in the trace; nothing kept that a request held."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, reference
+
+from minillm import (
+    CheckpointError,
+    ConfigError,
+    Engine,
+    EngineConfig,
+    Machine,
+    OutOfMemory,
+    PromptError,
+    SamplingParams,
+    Trace,
+)
+from minillm.engine.batch import groups
+
+PROMPTS = [
+    "Mia put the red key in the chest.",
+    "Tom",
+    "The code of Mia's chest is 4713. Where is the red key? " * 2,
+    "€ 🔑",
+    "Mia put the red key in the chest!",
+]
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+WARM = SamplingParams(max_tokens=12, temperature=0.8, top_p=0.95, seed=5, ignore_eos=True)
+TOWN = Path(__file__).parent.parent / "data" / "town"
+
+
+@pytest.fixture
+def engine(tiny, machine) -> Engine:
+    return Engine.load(tiny("llama3"), machine)
+
+
+@pytest.fixture(scope="module")
+def town() -> Engine:
+    if not (TOWN / "config.json").is_file():
+        pytest.skip("data/town is not here")
+    return Engine.load("data/town", Machine.here(hbm="128 MiB", device="cpu"))
+
+
+# -- the text ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_greedy_ids_equal_transformers(tiny, machine, name):
+    """Catches wrong positions, masks or caches: anything that makes the model another one."""
+    folder = tiny(name)
+    engine = Engine.load(folder, machine)
+    ids = torch.tensor([engine.tokenizer.encode(PROMPTS[2])])
+    theirs, text = reference(folder), ids
+    for _ in range(12):
+        with torch.no_grad():
+            text = torch.cat((text, theirs(text).logits[:, -1:].argmax(-1)), 1)
+    ours = engine.generate(PROMPTS[2], GREEDY)[0]
+    assert list(ours.token_ids) == text[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM])
+def test_streamed_text_is_generated_text_is_decoded_ids(engine, params):
+    """Catches text that streaming loses, repeats or shows early."""
+    for prompt in PROMPTS:
+        pieces = list(engine.stream(prompt, params))
+        completion = engine.generate(prompt, params)[0]
+        assert "".join(piece.text for piece in pieces) == completion.text
+        assert completion.text == engine.tokenizer.decode(completion.token_ids)
+        assert tuple(piece.token_id for piece in pieces) == completion.token_ids
+        assert tuple(piece.logprob for piece in pieces) == completion.logprobs
+        assert [piece.index for piece in pieces] == list(range(12))
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM])
+@pytest.mark.parametrize("drop_oldest", [0.0, 0.5])
+def test_a_batch_equals_one_by_one(engine, params, drop_oldest):
+    """Catches a pad that is attended, a wrong row, or chance shared between requests."""
+    together = engine.generate(PROMPTS, params, drop_oldest=drop_oldest)
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        alone = engine.generate([prompt], params, drop_oldest=drop_oldest)[0]
+        assert completion.token_ids == alone.token_ids
+        assert completion.logprobs == pytest.approx(alone.logprobs, rel=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_prefill_in_chunks_equals_prefill_at_once(tiny, chunk):
+    """Catches a chunk that does not see the one before, or logits of the wrong chunk."""
+    whole = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"))
+    config = EngineConfig(prefill_chunk=chunk)
+    parts = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"), config)
+    for a, b in zip(*(e.generate(PROMPTS, GREEDY) for e in (whole, parts)), strict=True):
+        assert a.token_ids == b.token_ids
+        assert a.logprobs == pytest.approx(b.logprobs, rel=1e-4)
+    chunks = parts.trace.select(name="prefill")
+    longest = max(len(parts.tokenizer.encode(prompt)) for prompt in PROMPTS)
+    assert len(chunks) == -(-longest // max(1, chunk // len(PROMPTS)))
+
+
+def test_same_seed_same_text_and_another_seed_another(engine):
+    """Catches a seed that is ignored, or chance that goes on from request to request."""
+    texts = [c.text for c in engine.generate([PROMPTS[0]] * 2, WARM)]
+    other = SamplingParams(max_tokens=12, temperature=0.8, seed=6, ignore_eos=True)
+    assert texts[0] == texts[1] == "".join(p.text for p in engine.stream(PROMPTS[0], WARM))
+    assert texts[0] != engine.generate(PROMPTS[0], other)[0].text
+
+
+def test_a_prompt_may_be_ids(engine):
+    """Catches ids that are tokenized again, or get a second BOS."""
+    ids = engine.tokenizer.encode(PROMPTS[0])
+    by_text, by_ids = engine.generate([PROMPTS[0], ids], GREEDY)
+    assert by_text.token_ids == by_ids.token_ids
+    assert by_ids.prompt_tokens == len(ids)
+    assert "".join(p.text for p in engine.stream(ids, GREEDY)) == by_text.text
+
+
+def test_generation_ends_at_the_end_of_text(tiny, machine, tmp_path):
+    """Catches an end-of-text token that is shown, or ignored; `ignore_eos` goes on."""
+    third = Engine.load(tiny("llama3"), machine).generate(PROMPTS[0], GREEDY)[0].token_ids[2]
+    folder = shutil.copytree(tiny("llama3"), tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, third]}))
+    engine = Engine.load(folder, machine)
+    ended = engine.generate(PROMPTS[0], SamplingParams(max_tokens=12, temperature=0.0))[0]
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids[-1] == third and third not in ended.token_ids[:-1]
+    assert ended.text == engine.tokenizer.decode(ended.token_ids[:-1])
+    assert engine.generate(PROMPTS[0], GREEDY)[0].finish_reason == "length"
+
+
+def test_generation_ends_before_a_stop_string(engine):
+    """Catches a stop string in the text, and a row that goes on after it."""
+    text = engine.generate(PROMPTS[0], GREEDY)[0].text
+    stop = text[4:7]
+    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, stop=stop)
+    stopped = engine.generate([PROMPTS[0], "Tom"], params)[0]
+    assert stopped.text == text[: text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert "".join(p.text for p in engine.stream(PROMPTS[0], params)) == stopped.text
+
+
+def test_completion_tells_times_and_counts(engine):
+    """Catches times that are negative, or swapped; tpot of a single token is None, not 0."""
+    completion = engine.generate("Mia", GREEDY)[0]
+    assert completion.prompt_tokens == len(engine.tokenizer.encode("Mia"))
+    assert completion.ttft > 0 and completion.tpot > 0
+    assert engine.generate("Mia", SamplingParams(max_tokens=1, seed=1))[0].tpot is None
+
+
+def test_dropping_the_oldest_half_changes_what_follows(engine):
+    """Catches a drop that does nothing; the first token comes from prefill and stays the same."""
+    whole = engine.generate(PROMPTS[2], GREEDY)[0]
+    half = engine.generate(PROMPTS[2], GREEDY, drop_oldest=0.5)[0]
+    assert whole.token_ids[0] == half.token_ids[0]
+    assert whole.logprobs[0] == half.logprobs[0]
+    assert whole.logprobs[1:] != half.logprobs[1:]
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+def held(engine: Engine) -> tuple[dict[str, int], dict[str, int]]:
+    return dict(engine.machine.hbm.by_label), dict(engine.machine.dram.by_label)
+
+
+def test_a_request_gives_back_what_it_held(engine):
+    """Catches a KV cache kept after the end, after `break`, after an error, after Ctrl-C."""
+    before = held(engine)
+    assert before == (
+        {"weights": engine.model.model.embed_tokens.weight.untyped_storage().nbytes()},
+        {},
+    )
+    engine.generate(PROMPTS, GREEDY)
+    assert held(engine) == before
+    stream = engine.stream("Mia", GREEDY)
+    assert held(engine) == before, "nothing is held before the first token is asked for"
+    next(stream)
+    assert "kv" in engine.machine.hbm.by_label
+    stream.close()
+    assert held(engine) == before
+    for _ in engine.stream("Mia", GREEDY):
+        break
+    assert held(engine) == before
+    with pytest.raises(KeyboardInterrupt):
+        for _ in engine.stream("Mia", GREEDY):
+            raise KeyboardInterrupt
+    assert held(engine) == before
+
+
+def test_a_failure_inside_a_step_gives_all_back(engine, monkeypatch):
+    """Catches memory lost when a forward pass fails or is interrupted."""
+    before = held(engine)
+
+    def fails(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.model, "forward", fails)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(PROMPTS, GREEDY)
+    assert held(engine) == before
+
+
+def test_kv_bytes_are_tokens_times_bytes_per_token(engine):
+    """Catches a counter that is estimated: the trace, the tier and arithmetic must agree."""
+    completion = engine.generate(PROMPTS[0], GREEDY)[0]
+    config = engine.model_config
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert engine.kv_bytes_per_token == per_token
+    tokens = completion.prompt_tokens + GREEDY.max_tokens
+    counters = engine.trace.select(kind="counter", name="hbm", label="kv")
+    assert [event.nbytes for event in counters] == [tokens * per_token, 0]
+
+
+def test_streams_may_take_turns(engine):
+    """Catches state that two requests share."""
+    alone = [engine.generate(prompt, GREEDY)[0].text for prompt in PROMPTS[:2]]
+    a, b = (engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
+    turns = list(zip(a, b, strict=True))
+    assert ["".join(piece.text for piece in side) for side in zip(*turns, strict=True)] == alone
+
+
+def test_groups_fit_what_hbm_has_left(engine, tiny):
+    """Catches a batch that overdraws HBM where smaller ones would fit; the order is kept."""
+    requests = [engine._admit(prompt, GREEDY) for prompt in PROMPTS * 2]
+    largest = max(request.slots for request in requests)
+    room = 3 * largest * (engine.kv_bytes_per_token + 8)
+    machine = Machine.here(hbm=engine.machine.hbm.used + room, device="cpu")
+    small = Engine.load(tiny("llama3"), machine)
+    sizes = [len(g) for g in groups(requests, small.kv_bytes_per_token, machine.hbm)]
+    assert sum(sizes) == 10 and sizes[0] == 3
+    wanted = engine.generate(PROMPTS * 2, GREEDY)
+    found = small.generate(PROMPTS * 2, GREEDY)
+    assert [c.token_ids for c in found] == [c.token_ids for c in wanted]
+    assert machine.hbm.peak <= machine.hbm.capacity
+
+
+def test_hbm_too_small_for_the_weights_is_said_before_reading(tiny):
+    """Catches weights read for nothing, and a budget left overdrawn."""
+    machine = Machine.here(hbm="100 KiB", device="cpu")
+    with pytest.raises(OutOfMemory) as error:
+        Engine.load(tiny("llama3"), machine)
+    assert error.value.tier == "hbm" and machine.hbm.used == machine.dram.used == 0
+    assert not machine.trace.select(kind="transfer")
+
+
+def test_hbm_too_small_for_the_cache_is_said_and_the_engine_goes_on(tiny):
+    """Catches a first failure that spoils the engine for the next, smaller request."""
+    weights = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu")).machine.hbm.used
+    engine = Engine.load(tiny("llama3"), Machine.here(weights + 20_000, "cpu"))
+    with pytest.raises(OutOfMemory, match="HBM"):
+        next(engine.stream(PROMPTS[2], GREEDY))
+    with pytest.raises(OutOfMemory):
+        engine.generate(PROMPTS, GREEDY)
+    assert engine.machine.hbm.used == weights and engine.machine.dram.used == 0
+    assert engine.generate("Tom", GREEDY)[0].finish_reason == "length"
+
+
+def test_close_gives_the_weights_back(engine):
+    """Catches HBM that a notebook loses each time a cell that loads is run again."""
+    engine.close()
+    engine.close()
+    assert engine.machine.hbm.used == 0
+
+
+# -- the door ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        (None, "NoneType"),
+        (b"Mia", "bytes"),
+        (7, "int"),
+        ([1.5], "list"),
+        ([True], "list"),
+        ([384], "384"),
+        ([-1], "-1"),
+        ("\ud83d", "no UTF-8 form"),
+        ("Mia " * 300, "at most 255 tokens"),
+    ],
+)
+def test_a_bad_prompt_is_refused_at_once(engine, prompt, said):
+    """Catches a prompt fault that shows up inside the model, or only at the first token."""
+    before = held(engine)
+    with pytest.raises(PromptError, match=f"wanted .*{said}"):
+        engine.stream(prompt, GREEDY)
+    with pytest.raises(PromptError, match=said):
+        engine.generate(["Mia", prompt], GREEDY)
+    assert held(engine) == before
+
+
+def test_what_fits_the_context_is_said_and_fits(engine):
+    """Catches an advice that is off by one."""
+    ids = [5] * 250
+    with pytest.raises(PromptError, match="context of 256 .*250 .*max_tokens=7; .*max_tokens=6 "):
+        engine.stream(ids, SamplingParams(max_tokens=7))
+    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+    assert len(list(engine.stream(ids, params))) == 6
+    assert len(list(engine.stream([5] * 255, SamplingParams(max_tokens=1)))) == 1
+
+
+def test_a_smaller_context_can_be_asked_for_and_a_larger_one_not(tiny, machine):
+    """Catches positions that the model was never trained for."""
+    engine = Engine.load(tiny("llama3"), machine, EngineConfig(max_context=32))
+    with pytest.raises(PromptError, match="context of 32"):
+        engine.stream("Mia", SamplingParams(max_tokens=32))
+    with pytest.raises(ConfigError, match="max_context"):
+        Engine.load(tiny("llama3"), machine, EngineConfig(max_context=257))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_between_0_and_1(engine, share):
+    """Catches a negative slice that would drop the newest tokens."""
+    with pytest.raises(ConfigError, match="drop_oldest"):
+        engine.generate("Mia", GREEDY, drop_oldest=share)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(tiny, machine, tmp_path, lost):
+    """Catches a FileNotFoundError from deep inside; and memory reserved before the check."""
+    folder = shutil.copytree(tiny("llama3"), tmp_path / "model")
+    (folder / lost).unlink()
+    with pytest.raises(CheckpointError, match=lost):
+        Engine.load(folder, machine)
+    assert machine.hbm.used == 0
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, machine, tmp_path):
+    """Catches ids beyond the embedding table."""
+    folder = shutil.copytree(tiny("llama3"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
+    with pytest.raises(CheckpointError, match="tokenizer of at most 200 entries"):
+        Engine.load(folder, machine)
+    assert machine.hbm.used == 0
+
+
+# -- the trace --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced(tiny) -> tuple[Engine, list]:
+    """An engine that streamed one request of 12 tokens, and its trace's events."""
+    engine = Engine.load(tiny("llama"), Machine.here("64 MiB", "cpu"))
+    list(engine.stream(PROMPTS[0], GREEDY))
+    return engine, list(engine.trace.events)
+
+
+def test_weights_travel_once_from_ssd_to_dram_to_hbm(traced, tiny):
+    """Catches bytes that are moved and not recorded, or recorded twice."""
+    engine, _ = traced
+    stored = sum(p.nbytes for p in engine.model.parameters())
+    for source, target in (("ssd", "dram"), ("dram", "hbm")):
+        moves = engine.trace.select(label="weights", source=source, target=target, stage="load")
+        assert sum(move.nbytes for move in moves) == stored
+    assert engine.machine.hbm.by_label == {"weights": stored}
+
+
+def test_every_stage_of_every_token_is_in_the_trace(traced):
+    """Catches a stage, a copy or a token that goes unseen."""
+    engine, events = traced
+    prompt_tokens = len(engine.tokenizer.encode(PROMPTS[0]))
+    layers, vocabulary = engine.model_config.num_hidden_layers, engine.model_config.vocab_size
+    assert [e.nbytes for e in events if e.name == "tokenize"] == [len(PROMPTS[0])]
+    for token in range(12):
+        mine = [e for e in events if e.token == token and e.request == 0 and e.kind != "counter"]
+        names = [e.name for e in mine]
+        assert names.count("decode step" if token else "prefill") == 1
+        assert names.count("attention") == names.count("ffn") == layers
+        assert names.count("batch") == names.count("sample") == names.count("detokenize") == 1
+        [ids] = [e for e in mine if e.label == "ids" and e.kind == "transfer"]
+        assert (ids.stage, ids.source, ids.target) == ("tokens", "dram", "hbm")
+        assert ids.nbytes == 8 * (1 if token else prompt_tokens)
+        [logits] = [e for e in mine if e.label == "logits"]
+        assert (logits.stage, logits.source, logits.target) == ("decode", "hbm", "dram")
+        assert logits.nbytes == 4 * vocabulary
+    shown = sum(e.nbytes for e in events if e.name == "detokenize")
+    assert shown == len(engine.trace.meta["text"].encode())
+    assert {e.stage for e in events if e.kind != "counter"} == {"load", "tokens", "model", "decode"}
+
+
+def test_a_pass_reads_the_weights_and_the_cache_so_far(traced):
+    """Catches a predicted traffic that counts the embedding table, or a cache never filled."""
+    engine, events = traced
+    weights = sum(p.nbytes for p in engine.model.parameters())
+    weights -= engine.model.model.embed_tokens.weight.nbytes  # untied: one row of it is read
+    prompt_tokens = len(engine.tokenizer.encode(PROMPTS[0]))
+    passes = [e for e in events if e.name in ("prefill", "decode step")]
+    lengths = [(e.nbytes - weights) / engine.kv_bytes_per_token for e in passes]
+    assert lengths == [prompt_tokens + n for n in range(12)]
+    assert all("predicted" in e.detail for e in passes)
+
+
+def test_layers_lie_inside_their_pass_and_passes_in_order(traced):
+    """Catches clocks that disagree: a timeline drawn from them would lie."""
+    _, events = traced
+    passes = [e for e in events if e.name in ("prefill", "decode step")]
+    for earlier, later in zip(passes, passes[1:], strict=False):
+        assert earlier.end <= later.start
+    for event in events:
+        if event.name in ("attention", "ffn"):
+            assert passes[event.token].start <= event.start <= event.end <= passes[event.token].end
+
+
+def test_a_batch_stamps_each_request_with_its_number(engine):
+    """Catches a sample that is booked on another request."""
+    list(engine.stream("Mia", SamplingParams(max_tokens=1, seed=1)))
+    engine.generate(PROMPTS[:3], GREEDY)
+    samples = engine.trace.select(name="sample")
+    assert sorted({e.request for e in samples}) == [0, 1, 2, 3]
+    assert [e.token for e in samples if e.request == 2] == list(range(12))
+    assert {e.request for e in engine.trace.select(name="decode step")} == {None}
+
+
+def test_a_saved_trace_of_a_request_comes_back_equal(traced, tmp_path):
+    """Catches an event or a fact about the run that the file cannot hold."""
+    engine, events = traced
+    engine.trace.save(tmp_path / "run.json")
+    again = Trace.load(tmp_path / "run.json")
+    assert list(again.events) == events
+    assert again.meta == engine.trace.meta
+    assert {"model", "machine", "dtype", "prompt", "text"} <= again.meta.keys()
+
+
+# -- the shape of the code --------------------------------------------------------------------
+
+
+def test_step_is_at_most_15_lines_of_calls():
+    """Catches a main loop that no longer fits a glance."""
+    source = inspect.getsource(Engine.step)
+    assert len(source.splitlines()) <= 15
+    nodes = list(ast.walk(ast.parse(source.strip())))
+    assert not any(isinstance(node, (ast.If, ast.For, ast.While)) for node in nodes)
+
+
+def test_importing_minillm_starts_nothing():
+    """Catches an import that loads torch, prints, or chooses a device."""
+    code = "import sys, minillm; print('torch' in sys.modules, len(dir(minillm)) > 15)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False True\n", "")
+
+
+def test_a_first_token_needs_no_compiler(tiny):
+    """Catches an import of torch's compiler, a second or more before anything is shown."""
+    code = (
+        "import sys; from minillm import Engine; engine = Engine.load(sys.argv[1]); "
+        "next(engine.stream('Mia')); print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tiny("llama3"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_every_public_name_exists():
+    """Catches a name that moved and is still promised."""
+    import minillm
+
+    assert all(getattr(minillm, name) for name in minillm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = minillm.Missing
+
+
+# -- the shipped model ------------------------------------------------------------------------
+
+
+def test_the_shipped_model_recalls_and_forgets(town):
+    """Catches a model, tokenizer or cache that does not do what the tour shows."""
+    filler = "".join(f"On day {day} the weather was fine. " for day in range(1, 30))
+    prompt = f"The code of Mia's chest is 4713. {filler}\nWhat is the code of Mia's chest?"
+    params = SamplingParams(max_tokens=14, temperature=0.0, stop="\n")
+    assert "4713" in town.generate(prompt, params)[0].text
+    assert "4713" not in town.generate(prompt, params, drop_oldest=0.5)[0].text
+
+
+def test_the_shipped_models_text_streams_as_it_generates(town):
+    """Catches a stream that differs from the batch in bfloat16 or with the real vocabulary."""
+    params = SamplingParams(max_tokens=30, temperature=0.0)
+    completion = town.generate("Mia put the red key", params)[0]
+    assert "".join(p.text for p in town.stream("Mia put the red key", params)) == completion.text
+    assert town.tokenizer.decode(completion.token_ids) == completion.text

@@ -1,0 +1,156 @@
+"""The evaluation: which lines count, how they are grouped, and what the control leaves out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minillm import ConfigError, Engine, Machine, SamplingParams
+from minillm.evaluate import SKILLS, Line, Result, Score, Scores, beyond_half, evaluate, read_lines
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ("Mia put the red key", "The code of the chest", "Where is the key?")
+
+
+@pytest.fixture
+def engine(tiny, machine) -> Engine:
+    return Engine.load(tiny("llama3"), machine)
+
+
+@pytest.fixture
+def lines(engine) -> list[Line]:
+    """Three prompts, each with its own right answer, and one whose answer is wrong at its end."""
+    params = SamplingParams(max_tokens=5, temperature=0.0)
+    texts = [c.text.split("\n")[0] for c in engine.generate(list(PROMPTS), params)]
+    lines = [Line("where", p, t[:4], 0) for p, t in zip(PROMPTS, texts, strict=True)]
+    return [*lines, Line("recall", PROMPTS[0], texts[0][:4] + "\ue000", 130)]
+
+
+def test_a_line_counts_if_the_text_begins_with_its_answer(engine, lines):
+    """Catches a comparison that strips, searches inside, or forgives the last character."""
+    assert all(line.answer for line in lines)
+    scores = evaluate(engine, lines=lines, batch=3)
+    assert [result.right for result in scores.results] == [True, True, True, False]
+    assert scores.by_skill == {"where": Score(3, 3), "recall": Score(0, 1)}
+    assert scores.n == 4 and scores.total.share == 0.75
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_results_do_not_depend_on_the_batch(engine, lines, batch):
+    """Catches a result booked on another line, once lines are sorted by length."""
+    told = []
+    scores = evaluate(
+        engine, lines=lines, batch=batch, progress=lambda done, total: told.append((done, total))
+    )
+    assert [result.line for result in scores.results] == lines
+    assert [result.right for result in scores.results] == [True, True, True, False]
+    assert told[-1] == (4, 4) and told == sorted(told)
+
+
+def test_evaluation_leaves_memory_and_random_numbers_alone(engine, lines):
+    """Catches a greedy evaluation that still draws, and a batch that is not given back."""
+    before, state = engine.machine.hbm.used, torch.get_rng_state()
+    evaluate(engine, lines=lines, drop_oldest=0.5)
+    assert engine.machine.hbm.used == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("distance", "bucket"),
+    [(0, "–"), (1, "1–128"), (128, "1–128"), (129, "129–512"), (1025, "1,025–1,500"),
+     (1500, "1,025–1,500"), (2048, "1,501–2,048"), (2049, "> 2,048")],
+)  # fmt: skip
+def test_every_distance_has_its_bucket(distance, bucket):
+    """Catches bounds that are off by one, and a distance in no bucket."""
+    assert Line("recall", "p", " a", distance).bucket == bucket
+
+
+def test_the_table_shows_near_distances_first():
+    """Catches rows in the order of their text, where 1,025 comes before 129."""
+    distances = (1400, 20, 300)
+    results = tuple(Result(Line("recall", "p", " a", d), " a") for d in distances)
+    scores = Scores((*results, Result(Line("sums", "p", " 3", 0), " 4")))
+    assert list(scores.by_distance) == [
+        ("sums", "–"), ("recall", "1–128"), ("recall", "129–512"), ("recall", "1,025–1,500"),
+    ]  # fmt: skip
+    rows = [row.split() for row in scores.table().splitlines()]
+    assert rows[1] == ["recall", "all", "3", "100.0%"]
+    assert [row[0] for row in rows[2:5]] == ["1–128", "129–512", "1,025–1,500"]
+    assert rows[5] == ["sums", "all", "1", "0.0%"]
+    assert len(rows) == 6, "a skill of one distance needs no second row"
+
+
+def test_the_control_takes_recall_of_facts_in_the_older_half(engine):
+    """Catches facts in the half that stays, which would make the control look good or bad."""
+    prompt = "Mia put the red key in the chest. " * 3
+    tokens = len(engine.tokenizer.encode(prompt))
+    far = Line("recall", prompt, " a", tokens // 2 + 1)
+    near = Line("recall", prompt, " a", tokens // 2 - 1)
+    other = Line("where", prompt, " a", tokens)
+    assert beyond_half(engine, [near, far, other]) == [far]
+
+
+def test_a_share_of_nothing_is_nothing():
+    """Catches a division by zero in an empty group."""
+    assert Score(0, 0).share == 0.0
+    assert str(Score(3, 4)) == "75% (3 of 4)"
+
+
+GOOD = {"skill": "sums", "prompt": "What is 1 plus 2?", "answer": " 1 plus 2 is 3.", "distance": 0}
+
+
+def test_lines_are_read_and_blank_ones_skipped(tmp_path):
+    """Catches a last line without an end, and an empty one in between."""
+    file = tmp_path / "skills.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | {"distance": 9}))
+    assert read_lines(file) == [Line(**GOOD), Line(**GOOD | {"distance": 9})]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{", "[]", "7", "{}", json.dumps(GOOD | {"more": 1}), json.dumps(GOOD | {"distance": "far"}),
+     json.dumps(GOOD | {"answer": ""}), json.dumps(GOOD | {"distance": -1})],
+)  # fmt: skip
+def test_a_bad_line_is_named_by_its_number(tmp_path, bad):
+    """Catches a KeyError that does not tell which of 600 lines it was."""
+    file = tmp_path / "skills.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n" + bad + "\n")
+    with pytest.raises(ConfigError, match="skills.jsonl, line 2"):
+        read_lines(file)
+
+
+def test_a_missing_or_empty_file_is_named(tmp_path):
+    """Catches a table of no lines that looks like a result."""
+    with pytest.raises(ConfigError, match="none that can be read"):
+        read_lines(tmp_path / "skills.jsonl")
+    (tmp_path / "skills.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="wanted lines"):
+        read_lines(tmp_path / "skills.jsonl")
+
+
+def test_the_shipped_lines_fit_the_shipped_model():
+    """Catches an evaluation file of another tokenizer, or with answers that cannot be reached."""
+    if not (ROOT / SKILLS).is_file() or not (ROOT / "data/town/config.json").is_file():
+        pytest.skip("data/eval or data/town is not here")
+    lines = read_lines()
+    assert len(lines) >= 400
+    assert {"recall", "where", "glossary", "sums"} <= {line.skill for line in lines}
+    engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
+    for line in lines:
+        tokens = len(engine.tokenizer.encode(line.prompt))
+        answer = len(engine.tokenizer.encode(line.answer, add_special=False))
+        assert line.distance < tokens
+        assert tokens + answer + 4 <= engine.max_context
+    assert len(beyond_half(engine, lines)) >= 20, "the control needs lines to stand on"
+
+
+def test_the_shipped_model_has_its_skills():
+    """Catches a shipped model that answers no better than before training; a small sample."""
+    if not (ROOT / SKILLS).is_file() or not (ROOT / "data/town/config.json").is_file():
+        pytest.skip("data/eval or data/town is not here")
+    engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
+    sample = [line for line in read_lines() if len(line.prompt) < 1500][::12]
+    assert evaluate(engine, lines=sample).total.share > 0.6
