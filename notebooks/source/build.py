@@ -1,0 +1,118 @@
+"""Execute the notebook sources and write the notebooks that learners open: `make notebooks`.
+
+A source is `notebooks/source/NN_name.py` (jupytext py:percent: `# %%`, `# %% [markdown]`,
+`# %% tags=["nbval-ignore-output"]`); it becomes `notebooks/NN_name.ipynb`, executed in order from a
+fresh kernel that runs in `notebooks/`, as JupyterLab's and nbval's kernels do.
+
+    python notebooks/source/build.py             # all of them
+    python notebooks/source/build.py 00_tour     # one
+
+A cell that fails stops the build with its traceback and leaves the old notebook as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+SOURCES = Path(__file__).resolve().parent
+NOTEBOOKS = SOURCES.parent
+CELL_TIMEOUT_SECONDS = 300
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def read_source(path: Path) -> NotebookNode:
+    """The notebook a source describes: no outputs, no metadata but tags, stable cell ids."""
+    read = jupytext.read(path)
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
+    )
+    for cell in read.cells:
+        make = getattr(nbformat.v4, f"new_{cell.cell_type}_cell")
+        tags = cell.metadata.get("tags")
+        notebook.cells.append(make(cell.source, metadata={"tags": tags} if tags else {}))
+    for cell, name in zip(notebook.cells, _cell_ids(notebook.cells), strict=True):
+        cell.id = name
+    return notebook
+
+
+def _cell_ids(cells: list[NotebookNode]) -> list[str]:
+    """Ids made from the cells' text, so that editing one cell changes no other cell's id."""
+    names, seen = [], {}
+    for cell in cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        names.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+    return names
+
+
+def execute(notebook: NotebookNode) -> None:
+    """Run every cell in place. CellExecutionError, unless the cell is tagged raises-exception."""
+    NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_SECONDS,
+        kernel_name=KERNEL["name"],
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        record_timing=False,
+        store_widget_state=False,  # an export would show it only with the network on
+        coalesce_streams=True,
+    ).execute()
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Take out, in place, what depends on the machine that built it."""
+    notebook.metadata = {"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":  # a traceback names files: keep them, from here on
+                output.traceback = [_without_folders(line) for line in output.traceback]
+
+
+def _without_folders(text: str) -> str:
+    """File names of a traceback, relative to the project, or to the installed packages."""
+    text = text.replace(f"{NOTEBOOKS.parent}/", "")
+    text = text.replace(f"{NOTEBOOKS.parent}/".replace(str(Path.home()), "~", 1), "")
+    return re.sub(r"[^\s'\"]*/(?:site-packages|lib/python[\d.]+)/", "", text)
+
+
+def build(source: Path) -> Path:
+    """Execute one source; its notebook is replaced only when all cells ran."""
+    notebook = read_source(source)
+    execute(notebook)
+    clean(notebook)
+    nbformat.validate(notebook)
+    target = NOTEBOOKS / f"{source.stem}.ipynb"
+    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    return target
+
+
+def main(names: list[str]) -> int:
+    sources = [SOURCES / f"{Path(name).stem}.py" for name in names]
+    for source in sources or sorted(SOURCES.glob("[0-9]*.py")):
+        if not source.exists():
+            print(f"There is no source {source.name} in notebooks/source", file=sys.stderr)
+            return 2
+        start = time.perf_counter()
+        print(f"{source.stem} … ", end="", flush=True)
+        try:
+            target = build(source)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            print(f"failed; the notebook is left as it was\n{error}", file=sys.stderr)
+            return 1
+        kib = target.stat().st_size / 1024
+        print(f"{time.perf_counter() - start:.1f} s, {kib:.0f} KiB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

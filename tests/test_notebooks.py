@@ -1,0 +1,204 @@
+"""What every notebook keeps to: small cells, a fresh run in order, outputs that read well anywhere.
+
+nbval executes the notebooks (`make test`); this file reads them.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+CELL_LINES, DEFINITION_LINES, MEDIAN_LINES = 15, 25, 5
+CODE_IN_A_ROW, PROSE_WORDS, FILE_BYTES = 2, 90, 300_000
+WIDGET, STILLS = "application/vnd.jupyter.widget-view+json", {"image/png", "image/svg+xml"}
+
+
+def _load_builder():
+    path = ROOT / "notebooks" / "source" / "build.py"
+    spec = importlib.util.spec_from_file_location("notebook_builder", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = _load_builder()
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def opening(cell: NotebookNode) -> str:
+    """The first words of a cell, to find it by."""
+    return repr(cell.source[:60])
+
+
+def words(markdown: str) -> int:
+    """The words a reader reads: no fenced code, no table rows, no HTML tags, no link targets."""
+    text = re.sub(r"^```.*?^```", " ", markdown, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\s*\|.*$", " ", text, flags=re.MULTILINE)
+    text = re.sub(r"<[^>]+>|\]\([^)]*\)|\$[^$]+\$", " ", text)
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def defines(source: str) -> bool:
+    """Whether a cell's purpose is a definition: a function or class is most of it."""
+    try:
+        tree = ast.parse(re.sub(r"^(\s*)[%!]", r"\1#", source, flags=re.MULTILINE))
+    except SyntaxError:
+        return False
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)
+
+
+def test_there_is_a_tour() -> None:
+    """Catches a course without its first page, which `make lab` opens."""
+    assert "00_tour" in {path.stem for path in NOTEBOOKS}
+
+
+def test_every_source_is_built_and_every_notebook_has_a_source() -> None:
+    """Catches a lesson written and never built, and a notebook edited where no review sees it."""
+    sources = {source.stem for source in build.SOURCES.glob("[0-9]*.py")}
+    assert sources == {path.stem for path in NOTEBOOKS}, "run make notebooks"
+
+
+def test_notebook_equals_its_source(path: Path, notebook: NotebookNode) -> None:
+    """Catches a source edited without `make notebooks`, and a notebook edited by hand."""
+    source = build.read_source(build.SOURCES / f"{path.stem}.py")
+
+    def told(cells: list[NotebookNode]) -> list[tuple]:
+        return [(cell.cell_type, cell.source, sorted(tags(cell))) for cell in cells]
+
+    assert told(notebook.cells) == told(source.cells), f"run make notebooks NB={path.stem}"
+
+
+def test_code_cells_are_short(notebook: NotebookNode) -> None:
+    """Catches a cell that does not fit in a reader's head; definitions get some more room."""
+    lengths = []
+    for cell in code_cells(notebook):
+        lines = len(cell.source.splitlines())
+        limit = DEFINITION_LINES if defines(cell.source) else CELL_LINES
+        assert lines <= limit, f"{lines} lines, limit {limit}: {opening(cell)}"
+        lengths.append(lines)
+    assert statistics.median(lengths) <= MEDIAN_LINES, f"median of {sorted(lengths)}"
+
+
+def test_at_most_two_code_cells_in_a_row(notebook: NotebookNode) -> None:
+    """Catches code that nobody introduces."""
+    row = 0
+    for cell in notebook.cells:
+        row = row + 1 if cell.cell_type == "code" else 0
+        assert row <= CODE_IN_A_ROW, f"{row} code cells in a row at {opening(cell)}"
+
+
+def test_prose_is_short_and_polite(notebook: NotebookNode) -> None:
+    """Catches walls of text, and words that tell a reader who is stuck that it is easy."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert words(cell.source) <= PROSE_WORDS, f"{words(cell.source)} words: {opening(cell)}"
+            assert not re.search(r"\b(simply|obviously)\b", cell.source, re.I), opening(cell)
+
+
+def test_executed_in_order_from_a_fresh_kernel(notebook: NotebookNode) -> None:
+    """Catches outputs that no reader would get: cells run twice, out of order, or not at all."""
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), "run make notebooks"
+    skips = {"nbval-skip", "skip-execution"}
+    assert not [opening(cell) for cell in code_cells(notebook) if tags(cell) & skips]
+
+
+def test_outputs_hold_no_error_and_no_stderr(notebook: NotebookNode) -> None:
+    """Catches warnings and failures that were committed as if they belonged there."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            expected = output.output_type != "error" or "raises-exception" in tags(cell)
+            assert expected, f"{output.get('ename')} in {opening(cell)}"
+            assert output.get("name") != "stderr", f"{output.get('text')!r} from {opening(cell)}"
+
+
+def test_pictures_show_without_a_kernel(notebook: NotebookNode) -> None:
+    """Catches a widget that a code host or an export shows as nothing, and saved widget state."""
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = set(output.get("data", {}))
+            assert WIDGET not in data or data & STILLS, f"no still picture in {opening(cell)}"
+
+
+def test_nothing_is_hidden_or_installed(notebook: NotebookNode) -> None:
+    """Catches cells a reader cannot see, and cells that need a network or change the machine."""
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}, f"metadata {dict(cell.metadata)} in {opening(cell)}"
+        installs = re.search(r"^\s*[!%]\s*(pip|conda|mamba|uv|apt|curl|wget)\b", cell.source, re.M)
+        assert cell.cell_type != "code" or not installs, opening(cell)
+
+
+def test_file_is_small_and_names_no_machine(path: Path) -> None:
+    """Catches outputs too heavy for a repository, and a path of the machine that ran it."""
+    raw = path.read_text(encoding="utf-8")
+    assert len(raw.encode()) <= FILE_BYTES
+    raw = re.sub(r"\\u001b\[[\d;]*m", "", raw)  # colours, which would hide where a path begins
+    found = re.search(r"(?<![\w.+=/-])~?/(?:home|Users|root|work|tmp)/[^\s\"\\]+", raw)
+    assert not found, f"{found and found[0]}"
+    assert "site-packages" not in raw
+
+
+def test_the_builder_gives_cells_stable_ids(tmp_path: Path) -> None:
+    """Catches a rebuild that touches every cell: an edit changes its own cell's id only."""
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text("# %% [markdown]\n# # Title\n\n# %%\n1\n\n# %%\n1\n", encoding="utf-8")
+    new.write_text("# %% [markdown]\n# # Other\n\n# %%\n1\n\n# %%\n1\n", encoding="utf-8")
+    before, after = ([cell.id for cell in build.read_source(path).cells] for path in (old, new))
+    assert len(set(before)) == 3
+    assert before[0] != after[0] and before[1:] == after[1:]
+
+
+def test_the_builder_names_no_folder_of_its_machine() -> None:
+    """Catches a traceback that shows where the builder's checkout and Python happen to be."""
+    mine, library = build.NOTEBOOKS.parent / "minillm" / "trace.py", "/usr/lib/python3.11/json/x.py"
+    lines = [f"File {mine}:3", library]
+    error = nbformat.v4.new_output("error", ename="E", evalue="", traceback=lines)
+    cell = nbformat.v4.new_code_cell("1 / 0", outputs=[error], metadata={"tags": [], "id": 1})
+    made = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}})
+    build.clean(made)
+    assert made.cells[0].outputs[0].traceback == ["File minillm/trace.py:3", "json/x.py"]
+    assert set(made.metadata) == {"kernelspec", "language_info"} and not made.cells[0].metadata
+
+
+def test_nbval_fails_at_once_where_it_used_to_hang_or_pass(tmp_path: Path) -> None:
+    """Catches a new nbval that `nbval_gaps` no longer fits: a dead kernel would take 2,000 s."""
+    cells = {"dead": ("a = 1", "import os; os._exit(1)", "a"), "tame": ("b = 1", "b")}
+    for name, sources in cells.items():
+        tagged = {"tags": ["raises-exception"]} if name == "tame" else {}
+        made = [nbformat.v4.new_code_cell(source, metadata=tagged) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / f"{name}.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.nbval_gaps", "-p", "no:cacheprovider"]
+    command += ["--nbval", "--nbval-current-env", "--color=no", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert "2 failed, 1 passed, 2 skipped" in done.stdout, done.stdout + done.stderr
+    assert "the kernel died in this cell" in done.stdout
+    assert "tagged raises-exception, but it raised nothing" in done.stdout
