@@ -62,7 +62,10 @@ def _packages() -> list[Finding]:
     """Installed against pinned; another version than the pin's is only worth a note."""
     pins = ROOT / "requirements.txt"
     text = pins.read_text(encoding="utf-8") if pins.is_file() else ""
-    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+    # Some pins are for old Pythons only, others for the rest: `NAME==VERSION; python_version < …`.
+    found = re.findall(r"^([\w.-]+)==([\w.]+)(?:; python_version (<|>=))?", text, re.MULTILINE)
+    other = ">=" if sys.version_info < (3, 11) else "<"
+    pinned = {name: version for name, version, sign in found if sign != other}
     findings = []
     for name in {**dict.fromkeys(NEEDED), **pinned}:
         try:
