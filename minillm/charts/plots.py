@@ -1,0 +1,182 @@
+"""Charts of a run, each a plain function of its trace: memory, the journey of a token, stages.
+
+Every title is a sentence with numbers of this trace. A trace without what a chart needs raises
+MinillmError and says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+
+from minillm.charts import facts
+from minillm.charts.facts import Memory, Part, Window
+from minillm.charts.show import Chart, Table
+from minillm.charts.style import (
+    HEIGHT,
+    INK,
+    PAPER,
+    TEXT,
+    name_row,
+    new_figure,
+    panels,
+    percent,
+    seconds,
+    time_axis,
+)  # fmt: skip
+from minillm.errors import MinillmError, format_size
+from minillm.trace import Trace
+
+
+def memory(trace: Trace, budget: Mapping[str, int] | None = None) -> Chart:
+    """Bytes in HBM and DRAM over time, stacked by label, with the budget and the peak.
+
+    budget: bytes by tier, such as {"hbm": machine.hbm.capacity}. One that is more than twice the
+    peak is told in words, so that it does not press the data flat.
+    """
+    tiers = [tier for tier in (facts.memory(trace, name) for name in ("hbm", "dram")) if tier]
+    if not tiers:
+        raise MinillmError("wanted memory counters in the trace, found none; load an engine first")
+    asked = any(e.token is not None for e in trace.events)
+    views = [("weights in, once", facts.load(trace))]
+    views += [("one request", facts.request(trace))] if asked else []
+    views = [(title, window) for title, window in views if window]
+    held = [f"{format_size(n)} {_said(label)}" for label, n in tiers[0].at_peak().items() if n]
+    name, peak = tiers[0].tier.upper(), format_size(tiers[0].peak)
+    finding = f"{name} holds {peak} at its peak: {', '.join(held[:2])}"
+    figure = new_figure(finding, facts.provenance(trace))
+    grid = panels(figure, [1.0, 1.7][-len(views) :], 0.74, 1.4, rows=(1.8, 1.0)[: len(tiers)])
+    for tier, axes in zip(tiers, grid, strict=True):
+        for ax, (title, window) in zip(axes, views, strict=True):
+            first, last = axes is grid[0], axes is grid[-1]
+            _stack(ax, tier, window, title if first else "", last)
+        _size_axis(axes, tier, (budget or {}).get(tier.tier))
+    return Chart(figure, finding, f"Memory by tier over time. {finding}.")
+
+
+def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> None:
+    """Areas by label. A little more time on both sides shows memory being taken and given back."""
+    more = 0.05 * window.seconds
+    scale = time_axis(ax, title, -more, window.seconds + more, named)
+    times = [(t - window.start) / scale for t in tier.times] + [(window.seconds + more) / scale]
+    floor = [0] * len(times)
+    for rank, label in enumerate(tier.at_peak()):
+        levels = [*tier.levels[label], tier.levels[label][-1]]
+        roof = [low + level for low, level in zip(floor, levels, strict=True)]
+        area = ax.fill_between(times, floor, roof, step="post", linewidth=0.4, edgecolor=PAPER)
+        area.set(facecolor=INK[tier.tier].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
+        area.set(hatch=("", "////", "....")[min(rank, 2)])
+        floor = roof
+
+
+def _size_axis(axes: list[Axes], tier: Memory, budget: int | None) -> None:
+    """One height for all panels; the peak on the left; labels, and the budget, on the right."""
+    near = budget is not None and budget <= 2 * tier.peak
+    top = 1.12 * (budget if near and budget else tier.peak)
+    for ax in axes:
+        ax.set_ylim(0, top)
+        ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
+        if near:
+            ax.axhline(budget, color=INK["prediction"].colour, linestyle="--", linewidth=1)
+    name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
+    name_row(axes[0], tier.peak / 3, tier.tier.upper())
+    labels, floor = [], 0.0
+    for label, nbytes in _largest(tier.at_peak()).items():
+        labels.append((floor + nbytes / 2, f"{_said(label)} {format_size(nbytes)}"))
+        floor += nbytes
+    if budget is not None:
+        used = f"\n({percent(tier.peak, budget)} used)"
+        labels.append((budget if near else top, f"budget {format_size(budget)}{used}"))
+    _beside(axes[-1], labels)
+
+
+def _beside(ax: Axes, labels: list[tuple[float, str]]) -> None:
+    """Words to the right of the axes, from the lowest up, pushed apart where they would touch."""
+    line = 0.15 * ax.get_ylim()[1] / (ax.get_position().height * HEIGHT)  # 0.15 in, in bytes
+    free = 0.0
+    for y, text in labels:
+        half = line * (1 + text.count("\n")) / 2
+        y = max(y, free + half)
+        free = y + half
+        ax.annotate(
+            text, (1, y), xytext=(6, 0), textcoords="offset points", size=8, color=TEXT,
+            xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _largest(held: dict[str, int], count: int = 3) -> dict[str, int]:
+    """The largest labels by name, the rest of them together: they add up to the whole."""
+    labels = [label for label, nbytes in held.items() if nbytes]
+    if len(labels) <= count:
+        return {label: held[label] for label in labels}
+    shown = {label: held[label] for label in labels[: count - 1]}
+    return {**shown, "other": sum(held[label] for label in labels[count - 1 :])}
+
+
+def _said(label: str) -> str:
+    return "KV cache" if label == "kv" else label
+
+
+def journey(trace: Trace, request: int | None = None) -> Chart:
+    """Where the time of the first token went, and that of a typical later one, by activity.
+
+    Every instant counts once, for the innermost activity, so the bars of a token add up to it.
+    """
+    pieces = facts.tokens(facts.request(trace, request))
+    chosen = sorted({min(pieces), facts.typical(pieces)})
+    shares = {token: {p.name: p for p in facts.parts(pieces[token])} for token in chosen}
+    names = dict.fromkeys(name for share in shares.values() for name in share)
+    names = [*(name for name in names if name != "in between"), "in between"]
+    last = shares[chosen[-1]]
+    active = [part.name for part in last.values() if part.meaning != "idle"]
+    top = sorted(active, key=lambda name: -last[name].seconds)[:2]
+    whole = pieces[chosen[-1]].seconds
+    part = percent(sum(last[name].seconds for name in top), whole)
+    finding = f"Token {chosen[-1]} takes {seconds(whole)}: {part} is {' and '.join(top)}"
+    figure = new_figure(finding, facts.provenance(trace))
+    axes = panels(figure, [1.0] * len(chosen), left=1.3)[0]
+    for ax, token in zip(axes, chosen, strict=True):
+        _bars(ax, f"token {token}: {seconds(pieces[token].seconds)}", names, shares[token])
+    for y, name in enumerate(names):
+        name_row(axes[0], y + 0.5, name)
+    told = "; ".join(f"{part.name} {seconds(part.seconds)}" for part in last.values())
+    return Chart(figure, finding, f"Time of a token by activity. {finding}. {told}.")
+
+
+def _bars(ax: Axes, title: str, names: list[str], share: dict[str, Part]) -> None:
+    whole, longest = (f(part.seconds for part in share.values()) for f in (sum, max))
+    scale = time_axis(ax, title, 0, 1.6 * longest)  # room for the words behind the longest bar
+    ax.set_ylim(len(names) + 0.1, 0)
+    for y, name in enumerate(names):
+        if name not in share or not share[name].seconds:
+            continue
+        spent, ink = share[name].seconds, INK[share[name].meaning]
+        bar = ax.barh(y + 0.5, spent / scale, 0.64, color=ink.colour, edgecolor=PAPER, linewidth=0)
+        bar[0].set_hatch(ink.hatch)
+        said = f"  {seconds(spent)} · {percent(spent, whole)}"
+        ax.text(spent / scale, y + 0.5, said, size=7.5, color=TEXT, va="center")
+
+
+def stages(trace: Trace) -> Table:
+    """Stage · bytes · time · share: what each stage moved and how long it was at work.
+
+    The last row is their sum. Bytes that the engine predicts instead of counting say so.
+    """
+    facts.work(trace)  # an empty trace is an error that says what to do
+    totals = trace.by_stage()
+    rows = []
+    for total in totals:
+        mine = [e for e in trace.events if e.stage == total.stage]
+        guessed = any(e.detail.startswith("bytes predicted") for e in mine)
+        moved = format_size(total.nbytes) + (" (predicted)" if guessed else "")
+        bar = "█" * round(24 * total.share) or ("▏" if total.seconds else "")
+        share = f"{percent(total.share, 1)}".rjust(5)
+        rows.append((total.stage, moved, seconds(total.seconds), f"{share} {bar}"))
+    everything = sum(total.seconds for total in totals)
+    rows.append(("all", format_size(sum(t.nbytes for t in totals)), seconds(everything), "100 %"))
+    top = max(totals, key=lambda total: total.seconds)
+    return Table(
+        ("stage", "bytes", "time", "share of time"), tuple(rows),
+        f"The {top.stage} stage takes {percent(top.share, 1)} of the time: {seconds(top.seconds)}",
+    )  # fmt: skip

@@ -1,0 +1,385 @@
+# %% [markdown]
+# # 00 · What happens between pressing Enter and the first word?
+#
+# We type a question to a language model and press Enter. A moment later the first word appears. In
+# this tour we follow that one request, and the weights it needs, through the whole machine, and we
+# look at every byte that moves.
+#
+# <img src="images/strip.png" width="672" alt="The five stages of the course: 1 load, weights come
+# in; 2 tokens, text becomes ids; 3 model and KV cache, ids become scores; 4 parallel, GPUs share
+# the work; 5 decode, scores become text.">
+#
+# *Ten to fifteen minutes. The code behind it:
+# [`minillm/engine/engine.py`](../minillm/engine/engine.py).*
+
+# %% tags=["nbval-ignore-output"]
+from minillm import Engine, Machine, OutOfMemory, SamplingParams, Trace, charts, format_size
+
+machine = Machine.here(hbm="64 MiB")
+print(machine.describe())
+
+# %% [markdown]
+# That line is your machine. Six words are enough:
+#
+# - **weights**: the numbers a model has learned. They wait on the SSD.
+# - **HBM**: the fast memory of a GPU. Without a GPU we emulate it: a part of DRAM, with a budget.
+# - **token**: a piece of text, often a word; each has a number, its id.
+# - **logits**: one score for every token that could come next.
+# - **KV cache**: what the model keeps of the text so far.
+# - **trace**: a record of every byte moved and every second of work.
+
+# %% [markdown]
+# ## A model of sixteen weights
+#
+# Before the real one, a toy that we can follow by hand. It knows four words. For each of them it
+# holds four scores: how well does each word come next? To write, it looks at the last word, takes
+# the word with the highest score, and repeats.
+
+# %%
+words = ["Mia", "has", "a", "key"]
+scores = {"Mia": [0, 9, 1, 2], "has": [1, 0, 8, 3], "a": [2, 0, 1, 7], "key": [4, 3, 2, 0]}
+
+text = ["Mia"]
+while len(text) < 4:
+    logits = scores[text[-1]]
+    text.append(words[logits.index(max(logits))])
+print(" ".join(text))
+
+# %% [markdown]
+# Every language model writes like this: scores in, one token out, again from the start. Ours
+# chooses among 4,096 tokens and looks at the whole text. To score one token it uses *all* its
+# weights, so it must read them all.
+#
+# Say the toy does that too. Sixteen weights of 2 bytes are 32 bytes. A memory that gives 16 bytes
+# a second needs 2 seconds for them. No compute unit, however fast, makes the step shorter than
+# that.
+
+# %%
+toy_bytes, toy_bandwidth = 16 * 2, 16  # bytes, bytes per second
+print(f"{toy_bytes / toy_bandwidth:.0f} seconds for each token, at least")
+
+# %% [markdown]
+# ## Stage 1: load
+#
+# The model of this course is called *town*: it was trained to tell stories of a small town and to
+# answer questions about them. Its weights lie in two files on the SSD. One call brings them SSD →
+# DRAM → HBM.
+
+# %%
+engine = Engine.load("data/town", machine)
+
+weight_bytes = machine.hbm.by_label["weights"]
+print(f"{format_size(weight_bytes)} of weights are in HBM")
+
+# %% [markdown]
+# The trace has seen each copy on the way. We ask it: did every byte that left the SSD arrive in
+# HBM, once?
+
+# %%
+transfers = engine.trace.select(kind="transfer", label="weights")
+read = sum(event.nbytes for event in transfers if event.source == "ssd")
+arrived = sum(event.nbytes for event in transfers if event.target == "hbm")
+assert read == arrived == weight_bytes
+print(f"{len(transfers)} copies; off the SSD {read:,} bytes, into HBM {arrived:,} bytes")
+
+# %% [markdown]
+# ## Predict
+#
+# Two numbers follow from arithmetic, before anything runs.
+#
+# *Time.* A step reads all weights, so it takes at least weight bytes ÷ bandwidth of the memory. We
+# measure that bandwidth by adding up a block that no cache can hold.
+#
+# *Room.* For each token the KV cache keeps a key and a value, in each layer and for each kv head:
+# 2 · layers · kv heads · head size · bytes per number.
+
+# %% tags=["nbval-ignore-output"]
+import time
+import torch
+
+block = torch.ones(64 * 2**20, device=machine.device)  # 256 MiB
+
+
+def seconds_to_read() -> float:
+    start = time.perf_counter()
+    float(block.sum())
+    return time.perf_counter() - start
+
+
+bandwidth = block.nbytes / min(seconds_to_read() for _ in range(8))
+floor = weight_bytes / bandwidth
+print(f"measured {bandwidth / 1e9:.0f} GB/s, so predicted: at least {1e3 * floor:.2f} ms per token")
+
+# %%
+model = engine.model_config
+kv_bytes = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 2
+assert kv_bytes == engine.kv_bytes_per_token
+print(f"predicted: {kv_bytes:,} bytes of KV cache per token")
+
+# %% [markdown]
+# Now your guess. How many milliseconds will one token really take on this machine? Write a number
+# here. Below, it stands beside the prediction and the measurement.
+
+# %%
+my_guess = 2.0  # ms per token
+
+# %% [markdown]
+# ## Press Enter
+#
+# The first run of anything is slow: code is fetched, memory is touched for the first time. So we
+# ask a short question first, and the machine is awake. `temperature=0.0` means: always take the
+# token with the highest score.
+
+# %%
+greedy = SamplingParams(max_tokens=32, temperature=0.0, stop="\n")
+print(engine.generate("What does SSD stand for?", greedy)[0].text.strip())
+
+# %% [markdown]
+# Now the request that we follow. First the model is told a code. Then life in the town goes on for
+# a while, and someone tells another code. At the end we ask for the first one.
+
+# %%
+prompt = """The code of Mia's chest is 4713. Lily put the orange book in the basket. \
+Somewhere a dog barked. Leo and Noah talked about pirates. Now the blue lamp is under the bed. \
+The school clock struck twelve. Lily wrote a short note to an old friend. Noah went to the forge. \
+The sky turned pink and then dark blue. Leo hid the white book on the chair. It was time for tea. \
+The teacher opened the shop on Sunday. Noah prepared breakfast. Jam cost six coins. \
+The code of Leo's gate is 2926. Lily bought four shoes for Noah. Somewhere a door closed.
+What is the code of Mia's chest?"""
+
+# %%
+pieces = []
+for piece in engine.stream(prompt, greedy):
+    pieces.append(piece)
+    print(piece.text, end="", flush=True)
+
+answer = "".join(piece.text for piece in pieces)
+assert "4713" in answer
+
+# %% [markdown]
+# That was the request. Everything below is read from its trace: nothing is drawn by hand. First
+# the map again, now with the time that each stage has taken so far, and its share. Stage 4 has
+# nothing to do here: one device has nobody to share the work with.
+
+# %% tags=["nbval-ignore-output"]
+charts.strip(trace=engine.trace)
+
+# %% [markdown]
+# ## The timeline
+#
+# Three clocks side by side: the weights come in, the request runs, and one token is enlarged. Rows
+# are resources. White is waiting.
+#
+# Look at the row *compute*. The wide block is *prefill*: all tokens of the prompt go through the
+# model together, then the first token is out. Each narrow block is a *decode step*: one more
+# token.
+
+# %% tags=["nbval-ignore-output"]
+charts.timeline(engine.trace)
+
+# %% [markdown]
+# The SSD rests during the request: the weights are in HBM and stay there. Between HBM and DRAM
+# almost nothing moves: the id of the newest token goes in, its logits come out. We can count it.
+
+# %%
+into, out = engine.trace.select(kind="transfer", request=1, token=1)
+assert (into.label, into.target, out.label, out.target) == ("ids", "hbm", "logits", "dram")
+assert out.nbytes == 4 * model.vocab_size  # one score of 4 bytes for each token it could choose
+print(f"for one token: {into.nbytes} bytes of ids in, {out.nbytes:,} bytes of logits out")
+
+# %% [markdown]
+# ## Where did this token's microseconds go?
+#
+# On the left the first token, on the right a later one. Each instant counts once, so the bars of a
+# token add up to its time.
+
+# %% tags=["nbval-ignore-output"]
+charts.journey(engine.trace)
+
+# %% [markdown]
+# ## Guess, predicted, measured
+
+# %% tags=["nbval-ignore-output"]
+from statistics import median
+
+steps = engine.trace.select(name="decode step", request=1)
+assert len(steps) == len(pieces) - 1  # prefill gave the first token
+measured = median(step.seconds for step in steps)
+print(f"your guess              {my_guess:.2f} ms")
+print(f"predicted, at least     {1e3 * floor:.2f} ms")
+print(f"measured                {1e3 * measured:.2f} ms")
+print(f"weights read at {100 * floor / measured:.0f} % of the speed that this memory gives")
+
+# %% [markdown]
+# On most machines the measured step is several times the prediction. Our model is small. Reading
+# it is soon done, and what remains is a cost that does not shrink: a step starts about a hundred
+# small operations, and each takes some microseconds to get going. A model a hundred times as large
+# reads for a hundred times as long, and that cost stays the same. There the bytes decide, and the
+# prediction comes true.
+
+# %% [markdown]
+# ## What fills the memory
+
+# %% tags=["nbval-ignore-output"]
+charts.memory(engine.trace, {"hbm": machine.hbm.capacity})
+
+# %% [markdown]
+# The weights lie at the bottom and stay. The KV cache stands on top of them from Enter to the last
+# token: this engine reserves a place for every token of the prompt and every token it may still
+# write. Here is the sum.
+
+# %%
+slots = len(engine.tokenizer.encode(prompt)) + greedy.max_tokens
+reserved = max(event.nbytes for event in engine.trace.select(kind="counter", label="kv"))
+assert reserved == slots * kv_bytes and "kv" not in machine.hbm.by_label
+print(f"{slots} places of {kv_bytes:,} bytes: {format_size(reserved)}, all given back at the end")
+
+# %% tags=["nbval-ignore-output"]
+charts.stages(engine.trace)
+
+# %% [markdown]
+# In this table the bytes of *load* count the way to DRAM and the way to HBM. Those of *model* are
+# predicted: what the steps must read at least. They are many times the size of the model, because
+# each token reads all of it again.
+
+# %% [markdown]
+# ## The loop
+#
+# This is all of it in code: one token for each round. The comments name the way of the bytes.
+
+# %%
+import inspect
+
+print(inspect.getsource(Engine.step).rstrip())
+
+# %% [markdown]
+# ## Your turn: another prompt
+#
+# Change the text and run the cell again. `temperature=0.7` lets the model choose among good
+# tokens, `seed` says how the dice fall. Then draw `charts.timeline(engine.trace)` again: it shows
+# the newest request. What happens to prefill when your prompt is ten times as long?
+
+# %% tags=["nbval-ignore-output"]
+my_prompt = "Mia put the red key"
+
+print(my_prompt, end="")
+for piece in engine.stream(my_prompt, SamplingParams(max_tokens=60, temperature=0.7, seed=1)):
+    print(piece.text, end="", flush=True)
+
+# %% [markdown]
+# ## Two prompts at once
+#
+# A step reads all weights for one token. With two prompts in a *batch* it reads them once for
+# both. The second answer is nearly free.
+
+# %%
+before = len(engine.trace.select(name="decode step"))
+both = engine.generate(["What is 23 plus 45?", "What does HBM stand for?"], greedy)
+steps_together = 1 + len(engine.trace.select(name="decode step")) - before
+
+for completion in both:
+    print(completion.text.strip())
+written = [len(completion.token_ids) for completion in both]
+assert steps_together == max(written)
+print(f"{sum(written)} tokens in {steps_together} steps")
+
+# %% [markdown]
+# ## Turn the knob: less HBM
+#
+# Now we make HBM small, until the weights no longer fit. What would you want to be told? The error
+# says what was wanted, what was found, and what to do. It comes before a single weight is read.
+
+# %%
+try:
+    Engine.load("data/town", Machine.here(hbm="8 MiB"))
+except OutOfMemory as error:
+    print(error)
+
+# %% [markdown]
+# A budget for the weights and a hundred tokens is enough to load, but not for our prompt. The KV
+# cache is what fails now. This is the common case on real servers: the model fits, and the
+# *conversations* do not.
+
+# %%
+tight = Engine.load("data/town", Machine.here(hbm=weight_bytes + 100 * kv_bytes))
+try:
+    next(tight.stream(prompt, greedy))
+except OutOfMemory as error:
+    print(error)
+tight.close()
+
+# %% [markdown]
+# ## Break it: forget half of the cache
+#
+# The code of Mia's chest was told at the beginning, so its keys and values lie in the older half
+# of the KV cache. We drop that half after prefill and ask the same question. The weights are
+# untouched. What will the model say?
+
+# %%
+for share in (0.0, 0.5):
+    kept = "".join(piece.text for piece in engine.stream(prompt, greedy, drop_oldest=share))
+    print(f"{share:4.0%} of the cache dropped: {kept.strip()}")
+assert "4713" in answer and "4713" not in kept
+
+# %% [markdown]
+# The model does not know that it forgot. It answers in the same calm voice, and wrong. So whatever
+# we do with the cache in this course, paging it, moving it to the SSD, making its numbers smaller,
+# we check the *answers* too, and not only the speed.
+
+# %% [markdown]
+# ## Take the trace with you
+#
+# The trace is a file in a common format. Open [ui.perfetto.dev](https://ui.perfetto.dev) and drop
+# `tour_run.json` from the file list on it: you can zoom in to single microseconds. Or read it back
+# here, and draw it as before.
+
+# %%
+engine.trace.save("tour_run.json")
+again = Trace.load("tour_run.json")
+print("the same events:", again.events == engine.trace.events)
+
+# %% [markdown]
+# ## Five questions
+#
+# Answer first, then unfold.
+#
+# <details><summary>1. Which bytes move once, and which again for every token?</summary>
+# The weights go SSD → DRAM → HBM once. For every token they are read from HBM again, ids go in and
+# logits come out.
+# </details>
+#
+# <details><summary>2. Why does the first token take longer than the later ones?</summary>
+# Prefill runs all tokens of the prompt through the model. A later step runs only one.
+# </details>
+
+# %% [markdown]
+# <details><summary>3. What is the least time that a decode step can take?</summary>
+# Weight bytes ÷ bandwidth of the memory they lie in. The KV cache is read too; with long texts it
+# counts as well.
+# </details>
+#
+# <details><summary>4. A prompt grows to twice its length. What grows with it?</summary>
+# The part of the KV cache that holds the prompt. The weights stay as they are.
+# </details>
+#
+# <details><summary>5. Why does a batch of two cost hardly more than one prompt?</summary>
+# Both use the same weights, and a step reads them once.
+# </details>
+
+# %% [markdown]
+# ## Three takeaways, with the numbers of your run
+
+# %% tags=["nbval-ignore-output"]
+first = engine.trace.select(request=1, token=0)
+wait = max(event.end for event in first) - min(event.start for event in first)
+weights, cache = format_size(weight_bytes), format_size(reserved)
+print(f"1. {weights} of weights moved to HBM once. {len(pieces)} tokens read them")
+print(f"   {len(pieces)} times: {format_size(len(pieces) * weight_bytes)} (predicted).")
+print(f"2. The first token came after {1e3 * wait:.1f} ms, most of it prefill. A later step took")
+print(f"   {1e3 * measured:.2f} ms; reading the weights needs {1e3 * floor:.2f} ms (predicted).")
+print(f"3. HBM held {weights} of weights and {cache} of KV cache:")
+print(f"   {kv_bytes:,} bytes for each of {slots} tokens.")
+
+# %% [markdown]
+# **Next:** `01_machine_tiers`. How fast is each tier of *your* machine? There we measure the
+# ceilings that every number of the course is held against.

@@ -1,0 +1,324 @@
+"""Charts show the trace's own numbers: each test draws a made-up run whose seconds are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from minillm import charts
+from minillm.charts import facts
+from minillm.charts.style import percent, seconds
+from minillm.errors import MinillmError, format_size
+from minillm.trace import Trace
+
+MIB = 2**20
+
+
+class Clock:
+    """Seconds that pass only when told to, so that every span has a known length."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def add_load(trace: Trace, clock: Clock, tensors: int = 12) -> None:
+    """Read each tensor from SSD and copy it to HBM; HBM fills as the copies end."""
+    trace.count("dram", "staging", 2 * MIB)
+    for i in range(tensors):
+        nbytes = (4 if i == 0 else 1) * MIB
+        with trace.moving("read", stage="load", source="ssd", target="dram", nbytes=nbytes,
+                          label="weights"):
+            clock.now += nbytes / 1.6e9
+        with trace.moving("to HBM", stage="load", source="dram", target="hbm", nbytes=nbytes,
+                          label="weights"):
+            clock.now += nbytes / 9e9
+        trace.count("hbm", "weights", (4 + i) * MIB)
+    trace.count("dram", "staging", 0)
+
+
+def add_model(trace: Trace, clock: Clock, name: str, seconds: float) -> None:
+    """A pass through six layers; attention takes 4 parts of it, ffn 5, the rest 1."""
+    with trace.span(name, stage="model", resource="compute", nbytes=16 * MIB, label="weights"):
+        clock.now += 0.05 * seconds
+        for _ in range(6):
+            with trace.span("attention", stage="model", resource="compute"):
+                clock.now += 0.4 * seconds / 6
+            with trace.span("ffn", stage="model", resource="compute"):
+                clock.now += 0.5 * seconds / 6
+        clock.now += 0.05 * seconds
+
+
+def add_request(trace: Trace, clock: Clock, number: int | None = 0, tokens: int = 24) -> None:
+    """Tokenize, prefill and decode; 50 µs pass between one token and the next."""
+    with trace.at(request=number):
+        with trace.span("tokenize", stage="tokens", resource="cpu"):
+            clock.now += 300e-6
+        trace.count("hbm", "kv", 3 * MIB)
+        for k in range(tokens):
+            with trace.at(token=k):
+                with trace.moving("copy ids", stage="tokens", source="dram", target="hbm",
+                                  nbytes=8 * (400 if k == 0 else 1), label="ids"):
+                    clock.now += 30e-6
+                add_model(trace, clock, "decode step" if k else "prefill", 2.1e-3 if k else 31e-3)
+                with trace.moving("copy logits", stage="decode", source="hbm", target="dram",
+                                  nbytes=16 * 1024, label="logits"):
+                    clock.now += 40e-6
+                with trace.span("sample", stage="decode", resource="cpu"):
+                    clock.now += 90e-6 + 4e-6 * (k % 3)
+                with trace.span("detokenize", stage="decode", resource="cpu"):
+                    clock.now += 20e-6
+            clock.now += 50e-6
+        trace.count("hbm", "kv", 0)
+
+
+def make_run(tokens: int = 24, pause: float = 20.0) -> Trace:
+    """A load, a long pause (the reader thinks), and one request."""
+    clock = Clock()
+    trace = Trace(clock=clock)
+    trace.meta.update(model="town", device="cpu", emulated=True)
+    add_load(trace, clock)
+    clock.now += pause
+    add_request(trace, clock, tokens=tokens)
+    return trace
+
+
+DRAWN = {
+    "timeline": charts.timeline,
+    "memory": lambda trace: charts.memory(trace, {"hbm": 30 * MIB, "dram": 11 * 2**30}),
+    "journey": charts.journey,
+    "stages": charts.stages,
+    "strip": lambda trace: charts.strip(trace=trace),
+}
+
+
+def texts(figure: Figure) -> list[str]:
+    """Everything that is written in a picture."""
+    return [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
+
+
+def busy(trace: Trace, name: str) -> float:
+    return sum(e.seconds for e in trace.select(name=name))
+
+
+def test_tokens_cut_a_request_without_gap_or_overlap() -> None:
+    """Catches time that is lost between two tokens or counted for both."""
+    whole = facts.request(make_run())
+    pieces = list(facts.tokens(whole).values())
+    assert len(pieces) == 24
+    assert [p.start for p in pieces] == [whole.start, *(p.stop for p in pieces[:-1])]
+    assert sum(p.seconds for p in pieces) == pytest.approx(whole.seconds)
+
+
+def test_parts_add_up_to_their_token_and_nothing_nested_counts_twice() -> None:
+    """Catches a layer counted inside its step and again by itself."""
+    piece = facts.tokens(facts.request(make_run()))[5]
+    parts = {part.name: part.seconds for part in facts.parts(piece)}
+    assert sum(parts.values()) == pytest.approx(piece.seconds)
+    assert parts["attention"] == pytest.approx(0.4 * 2.1e-3)
+    assert parts["rest of the model"] == pytest.approx(0.1 * 2.1e-3)
+    assert parts["in between"] == pytest.approx(50e-6)
+
+
+def test_timeline_says_the_times_of_first_and_later_tokens() -> None:
+    """Catches a title whose numbers are not the run's."""
+    trace = make_run()
+    first = max(e.end for e in trace.select(token=0)) - trace.select(name="tokenize")[0].start
+    ends = [trace.select(name="detokenize", token=k)[0].end for k in range(24)]
+    gap = sorted(b - a for a, b in zip(ends, ends[1:], strict=False))[11]
+    chart = charts.timeline(trace)
+    assert chart.finding == f"The first token comes after {seconds(first)}, then one every " + (
+        seconds(gap)
+    )
+    assert chart.finding in texts(chart.figure)
+
+
+def test_timeline_rows_say_the_sums_of_the_trace() -> None:
+    """Catches a resource whose words and blocks tell of different events."""
+    trace = make_run()
+    said = " ".join(texts(charts.timeline(trace).figure))
+    steps = f"prefill {seconds(busy(trace, 'prefill'))}, 23 × decode step "
+    assert steps + seconds(busy(trace, "decode step")) in said
+    assert f"15.0 MiB → DRAM {seconds(busy(trace, 'read'))}" in said
+    assert f"15.0 MiB → HBM {seconds(busy(trace, 'to HBM'))}" in said
+
+
+def test_timeline_does_not_show_the_pause_between_load_and_request() -> None:
+    """Catches a page read slowly that makes a chart with two hairlines at its ends."""
+    long, short = make_run(pause=900.0), make_run(pause=0.5)
+    assert charts.timeline(long).finding == charts.timeline(short).finding
+    assert facts.request(long).seconds == pytest.approx(facts.request(short).seconds)
+    assert facts.load(long).seconds < 0.02
+
+
+def test_memory_says_the_peak_and_the_labels_that_make_it() -> None:
+    """Catches a stack whose parts do not add up to its height."""
+    trace = make_run()
+    hbm = facts.memory(trace, "hbm")
+    held = {"weights": 15 * MIB, "kv": 3 * MIB}
+    assert hbm.at_peak() == held and hbm.peak == sum(held.values())
+    chart = charts.memory(trace, {"hbm": 30 * MIB})
+    assert chart.finding == "HBM holds 18.0 MiB at its peak: 15.0 MiB weights, 3.0 MiB KV cache"
+    assert {"KV cache 3.0 MiB", "weights 15.0 MiB"} <= set(texts(chart.figure))
+    assert "budget 30.0 MiB\n(60 % used)" in texts(chart.figure)
+
+
+def test_many_labels_are_shown_as_three_that_add_up() -> None:
+    """Catches small labels that vanish from a stack or crowd its margin."""
+    trace = make_run()
+    for i in range(5):
+        trace.count("dram", f"buffer {i}", (5 - i) * MIB)
+    said = texts(charts.memory(trace).figure)
+    assert {"buffer 0 5.0 MiB", "buffer 1 4.0 MiB", "other 6.0 MiB"} <= set(said)
+
+
+def test_journey_bars_say_the_parts_of_their_token() -> None:
+    """Catches a bar whose length, words and share come from different numbers."""
+    trace = make_run()
+    pieces = facts.tokens(facts.request(trace))
+    chart = charts.journey(trace)
+    said = texts(chart.figure)
+    for token in (0, facts.typical(pieces)):
+        whole = pieces[token].seconds
+        assert f"token {token}: {seconds(whole)}" in said
+        for part in facts.parts(pieces[token]):
+            if part.seconds:
+                assert f"  {seconds(part.seconds)} · {percent(part.seconds, whole)}" in said
+    assert "81 % is ffn and attention" in chart.finding
+
+
+def test_stage_table_is_the_trace_by_stage_and_its_last_row_the_sum() -> None:
+    """Catches a table that adds up other events than the trace does."""
+    trace = make_run()
+    totals, table = trace.by_stage(), charts.stages(trace)
+    for total, row in zip(totals, table.rows, strict=False):
+        assert row[0] == total.stage and row[1].startswith(format_size(total.nbytes))
+        assert row[2] == seconds(total.seconds) and percent(total.share, 1) in row[3]
+    last = ("all", format_size(sum(t.nbytes for t in totals)))
+    assert table.rows[-1][:2] == last
+    assert table.rows[-1][2] == seconds(sum(t.seconds for t in totals))
+    assert "<caption><b>The model stage takes 83 %" in table._repr_mimebundle_()["text/html"]
+
+
+def test_strip_says_what_each_stage_did_and_where_we_are() -> None:
+    """Catches a map that marks another stage than the one asked for."""
+    trace = make_run()
+    said = texts(charts.strip(trace=trace).figure)
+    for total in trace.by_stage():
+        words = f"{seconds(total.seconds)} · {percent(total.share, 1)}"
+        assert (words if total.seconds else "nothing to do") in said
+    assert charts.strip(here="decode").finding.endswith("you are here: decode")
+    with pytest.raises(MinillmError, match="wanted one of load, tokens"):
+        charts.strip(here="lunch")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_an_empty_trace_is_refused_with_what_to_do(name: str) -> None:
+    """Catches an IndexError out of the drawing library for a reader who skipped a cell."""
+    with pytest.raises(MinillmError, match="load an engine"):
+        DRAWN[name](Trace())
+
+
+def test_a_trace_without_a_request_says_to_stream_a_prompt() -> None:
+    """Catches a chart of a request that shows the load instead."""
+    clock = Clock()
+    trace = Trace(clock=clock)
+    add_load(trace, clock)
+    for chart in (charts.timeline, charts.journey):
+        with pytest.raises(MinillmError, match="stream a prompt first"):
+            chart(trace)
+    assert "15.0 MiB weights" in charts.memory(trace).finding
+    assert charts.stages(trace).finding.startswith("The load stage takes 100 %")
+
+
+def test_the_last_request_is_drawn_unless_another_is_asked_for() -> None:
+    """Catches a chart that mixes two requests."""
+    clock = Clock()
+    trace = Trace(clock=clock)
+    add_request(trace, clock, number=0, tokens=9)
+    clock.now += 3
+    add_request(trace, clock, number=1, tokens=5)
+    assert len(facts.tokens(facts.request(trace))) == 5
+    assert len(facts.tokens(facts.request(trace, 0))) == 9
+    with pytest.raises(MinillmError, match="request 7"):
+        charts.timeline(trace, 7)
+
+
+def test_a_batch_is_drawn_as_one_run() -> None:
+    """Catches a batch, whose steps belong to no single request, drawn without its steps."""
+    clock = Clock()
+    trace = Trace(clock=clock)
+    add_request(trace, clock, number=0, tokens=9)
+    add_request(trace, clock, number=None, tokens=4)
+    assert list(facts.tokens(facts.request(trace))) == [0, 1, 2, 3]
+    assert "3 × decode step" in charts.timeline(trace).alt
+
+
+def test_a_request_of_one_token_is_drawn_without_a_close_look() -> None:
+    """Catches a median of no steps."""
+    trace = make_run(tokens=1)
+    assert charts.timeline(trace).finding.startswith("The first token comes after")
+    assert charts.journey(trace).finding.startswith("Token 0 takes")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_all_words_stay_inside_the_picture(name: str) -> None:
+    """Catches a long name or number that runs off the paper or into the next panel."""
+    chart = DRAWN[name](make_run())
+    if isinstance(chart, charts.Table):
+        return
+    renderer = FigureCanvasAgg(chart.figure).get_renderer()
+    drawn, (wide, high) = chart.figure.get_tightbbox(renderer), chart.figure.get_size_inches()
+    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= wide and drawn.y1 <= high, drawn
+    starts = sorted(ax.get_window_extent().x0 for ax in chart.figure.axes)
+    for ax in chart.figure.axes:
+        for text in ax.texts:
+            box = text.get_window_extent(renderer)
+            assert not [x for x in starts if box.x0 + 1 < x < box.x1], text.get_text()
+
+
+def test_a_chart_shows_as_png_with_words_and_alt_text(tmp_path: Path) -> None:
+    """Catches a picture that is nothing to a reader who cannot see it, or too heavy to commit."""
+    chart = charts.timeline(make_run())
+    data, about = chart._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 45_000
+    assert data["text/plain"] == repr(chart) == chart.finding
+    assert chart.finding in about["image/png"]["alt"]
+    assert (about["image/png"]["width"], about["image/png"]["height"]) == (672, 336)
+    for suffix in ("png", "svg"):
+        one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
+        chart.save(one)
+        charts.timeline(make_run()).save(two)
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_saved_trace_gives_the_same_charts(tmp_path: Path) -> None:
+    """Catches a chart that needs the live engine and not the trace alone."""
+    trace = make_run()
+    trace.save(tmp_path / "run.json")
+    again = Trace.load(tmp_path / "run.json")
+    for draw in DRAWN.values():
+        assert draw(again).finding == draw(trace).finding
+
+
+def test_charts_leave_pyplot_alone() -> None:
+    """Catches pyplot, whose global state a widget callback on another thread can corrupt."""
+    program = "import sys, minillm.charts; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.00241, "2.41 ms"), (0.9994, "999 ms"), (12.0, "12 s"), (0.0, "0 µs"), (3e-7, "0.3 µs"),
+     (0.09996, "100 ms")],
+)  # fmt: skip
+def test_seconds_are_said_with_three_digits(value: float, said: str) -> None:
+    """Catches 1e+02 ms, and a unit that is off by a thousand."""
+    assert seconds(value) == said
