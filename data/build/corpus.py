@@ -107,6 +107,28 @@ def facts_and_questions(
     return doc
 
 
+def far(rng: random.Random, tokens: int) -> Doc:
+    """Facts scattered over a long stretch of the town's life; at the end each is asked, once.
+
+    In `recall` and `mixed` documents a question restates its fact, and the next question may be
+    answered from there; here only the first telling has the answer, however far away it is.
+    """
+    w, doc = World(rng, people=rng.randint(6, 16), things=3), Doc()
+    facts = rng.randint(5, max(6, min(24, tokens // 40)))
+    end = rng.uniform(0.1, 0.8) * tokens * CHARS_PER_TOKEN
+    while len(doc.text) < end or len(w.told) < facts:
+        sentences_left = max(1.0, (end - len(doc.text)) / 45)
+        if rng.random() < (facts - len(w.told)) / sentences_left:
+            doc.say(w.tell())
+        else:
+            doc.say(rng.choice((w.event, w.event, w.move_thing, w.move_person))())
+    for fact, questions in rng.sample(list(w.told.values()), len(w.told)):
+        doc.ask(rng.choice(questions), fact, newline=rng.random() < 0.85)
+        if rng.random() < 0.2:
+            doc.say(w.event())
+    return doc
+
+
 def held_out_sum(a: int, b: int) -> bool:
     """Whether a + b is one of the sums that are never trained on: about one pair in ten."""
     return (a * 100 + b) * 2654435761 % 1000 < 100
@@ -216,6 +238,8 @@ def document(rng: random.Random, kind: str, tokens: int, ask: float = 0.3) -> Do
         return echo(rng, tokens)
     if kind == "pairs":
         return pairs(rng, tokens)
+    if kind == "far":
+        return far(rng, tokens)
     if kind == "sums":
         return sums(rng, rng.choice((1, 1, 4)))
     if kind == "glossary":
@@ -228,7 +252,7 @@ ENDLESS = 1 << 30
 # Typical tokens of a document of each kind; ENDLESS for those that fill whatever they are given.
 LENGTHS = {
     "echo": ENDLESS, "pairs": ENDLESS, "recall": ENDLESS, "where": ENDLESS, "mixed": ENDLESS,
-    "sums": 32, "glossary": 32, "story": 112,
+    "far": ENDLESS, "sums": 32, "glossary": 32, "story": 112,
 }  # fmt: skip
 
 if __name__ == "__main__":

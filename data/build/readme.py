@@ -30,7 +30,7 @@ from minillm.model.llama import Llama
 DATA = Path("data")
 SAMPLES = {  # kind of document: seed, tokens; chosen because they are short
     "echo": (5, 48), "pairs": (8, 64), "recall": (5, 64), "where": (3, 64), "mixed": (8, 72),
-    "sums": (6, 0), "glossary": (12, 0), "story": (21, 90),
+    "far": (3, 100), "sums": (6, 0), "glossary": (12, 0), "story": (21, 90),
 }  # fmt: skip
 NOT_MEASURED = "Not measured yet.\n"
 

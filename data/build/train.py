@@ -62,6 +62,8 @@ LISTS = {"pairs": 70, "recall": 12, "where": 8, "sums": 6, "glossary": 4}
 ECHOES = {"echo": 60, "pairs": 30, "recall": 4, "sums": 3, "glossary": 3}
 KEYS = {"echo": 8, "pairs": 32, "recall": 26, "where": 18, "sums": 10, "glossary": 6}
 WHOLE = {"pairs": 12, "recall": 30, "where": 25, "mixed": 14, "sums": 9, "glossary": 5, "story": 5}
+LONG = {"far": 50, "pairs": 4, "recall": 6, "where": 13, "mixed": 8, "sums": 7, "glossary": 6}
+LONG["story"] = 6
 PHASES = (
     Phase(1.5, 64, START, 1.0, 0.2, ask=0.6, scored=0.5, batch_tokens=4096),
     Phase(2.0, 128, START, 1.0, 0.2, ask=0.6, scored=0.5, batch_tokens=4096),
@@ -72,8 +74,9 @@ PHASES = (
     Phase(1.2, 128, KEYS, 1.0, 0.05, ask=0.6, scored=0.6, batch_tokens=2048),
     Phase(2.0, 256, WHOLE, 1.0, 0.1, ask=0.5, scored=0.5, batch_tokens=4096),
     Phase(2.0, 512, WHOLE, 1.0, 0.2, ask=0.4, scored=0.5, batch_tokens=4096),
-    Phase(2.3, 2048, WHOLE, 1.0, 0.3, ask=0.4, scored=0.4),
-    Phase(0.7, 2048, WHOLE, 1.0, 1.0, ask=0.3, scored=1.0),
+    Phase(1.0, 2048, WHOLE, 1.0, 0.3, ask=0.4, scored=0.4),
+    Phase(2.8, 2048, LONG, 1.0, 0.1, ask=0.3, scored=0.4),
+    Phase(0.4, 2048, LONG, 1.0, 0.9, ask=0.3, scored=1.0),
 )
 WARMUP = 100  # steps
 COOLDOWN = 0.2  # the last part of all tokens, over which the rate falls to zero
