@@ -16,6 +16,9 @@ NBVAL := -p tests.nbval_gaps --nbval --nbval-current-env --nbval-cell-timeout 12
 KEY := $(shell { cat requirements.txt pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 READY := $(VENV)/.ready-$(KEY)
 
+QUIET_LAB := '{"@jupyterlab/apputils-extension:notification": \
+	{"fetchNews": "false", "checkForUpdates": false}}'
+
 define CHECK_PYTHON
 import sys
 found = "%d.%d" % sys.version_info[:2]
@@ -61,16 +64,19 @@ $(READY):
 	@echo "Setting up $(VENV) with $$($(PYTHON) -V): once, some minutes, 1.5 GB and more."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e .
+	@# No question about news at the first start, and no look for updates: nothing here asks the network.
+	@mkdir -p $(VENV)/share/jupyter/lab/settings && printf '%s\n' $(QUIET_LAB) \
+		> $(VENV)/share/jupyter/lab/settings/overrides.json
 	@# Proves that it works, and builds matplotlib's font cache before a notebook has to.
 	@$(PY) -c "import jupyterlab, matplotlib.font_manager, minillm, torch"
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
-# The file browser shows the whole project, so that the code of a lesson is a click away. No news
-# feed: nothing here asks the network. As root, as in a container, JupyterLab wants a flag to start.
+# The file browser shows the whole project, so that the code of a lesson is a click away. As
+# root, as in a container, JupyterLab wants a flag to start.
 lab: setup
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb \
-		--LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
 test: setup
 	$(PY) -m pytest --durations 5 $(NBVAL) tests $(NOTEBOOKS) $(PYTEST_FLAGS)
@@ -80,7 +86,9 @@ notebooks: setup
 
 model: setup
 	$(PY) -m data.build.train town
-	$(PY) -m data.build.train town-draft
+	$(PY) -m data.build.train town-draft --scale 0.25
+	$(PY) -m data.build.skills
+	$(PY) -m data.build.readme
 
 lint: setup
 	$(PY) -m ruff check .

@@ -91,7 +91,7 @@ def test_a_document_is_a_function_of_its_seed(kind: str) -> None:
     assert len({doc.text for doc in documents(kind, 20)}) > 10
 
 
-@pytest.mark.parametrize("kind", ["recall", "where", "mixed", "story", "sums", "glossary"])
+@pytest.mark.parametrize("kind", ["recall", "where", "mixed", "far", "story", "sums", "glossary"])
 def test_every_answer_is_true(kind: str) -> None:
     """Catches a sentence that changes the town and does not say so, or says something else."""
     answers = 0
@@ -102,7 +102,7 @@ def test_every_answer_is_true(kind: str) -> None:
             assert doc.text[start:end] == " " + truth(doc.text[: asked.start()], asked[0])
             assert doc.text[end] == "\n"
             answers += 1
-    assert answers > 20
+    assert answers > 15
 
 
 def test_lists_are_read_back_as_they_were_last_told() -> None:

@@ -63,7 +63,8 @@ print(f"{toy_bytes / toy_bandwidth:.0f} seconds for each token, at least")
 #
 # The model of this course is called *town*: it was trained to tell stories of a small town and to
 # answer questions about them. Its weights lie in two files on the SSD. One call brings them SSD →
-# DRAM → HBM.
+# DRAM → HBM. (Files that were read a moment ago are often still in DRAM: the system keeps them. The
+# trace calls it SSD all the same; lesson 10 tells the two apart.)
 
 # %%
 engine = Engine.load("data/town", machine)
