@@ -36,7 +36,6 @@ PROMPTS = [
 ]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 WARM = SamplingParams(max_tokens=12, temperature=0.8, top_p=0.95, seed=5, ignore_eos=True)
-TOWN = Path(__file__).parent.parent / "data" / "town"
 
 
 @pytest.fixture
@@ -46,9 +45,26 @@ def engine(tiny, machine) -> Engine:
 
 @pytest.fixture(scope="module")
 def town() -> Engine:
-    if not (TOWN / "config.json").is_file():
-        pytest.skip("data/town is not here")
     return Engine.load("data/town", Machine.here(hbm="128 MiB", device="cpu"))
+
+
+# -- the shipped model ------------------------------------------------------------------------
+
+
+def test_the_shipped_model_gives_transformers_numbers():
+    """Catches a loader, a config or a layer that is right on tiny models only."""
+    float32 = EngineConfig(dtype="float32")
+    engine = Engine.load("data/town", Machine.here(hbm="128 MiB", device="cpu"), float32)
+    prompt = "The code of Mia's chest is 4713. It rained.\nWhat is the code of Mia's chest?"
+    ids = torch.tensor([engine.tokenizer.encode(prompt)])
+    theirs = reference(Path(__file__).parent.parent / "data" / "town")
+    with torch.inference_mode():
+        wanted, got = theirs(ids).logits, engine.model(ids)
+        written = theirs.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert ((got - wanted).abs() / wanted.abs().amax(-1, keepdim=True)).max() < 1e-4
+    ours = engine.generate(prompt, SamplingParams(max_tokens=12, temperature=0.0))[0]
+    assert list(ours.token_ids) == written.tolist()
+    assert ours.text.startswith(" The code of Mia's chest is 4713.")
 
 
 # -- the text ---------------------------------------------------------------------------------
