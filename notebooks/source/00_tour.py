@@ -212,11 +212,11 @@ print(f"measured                {1e3 * measured:.2f} ms")
 print(f"weights read at {100 * floor / measured:.0f} % of the speed that this memory gives")
 
 # %% [markdown]
-# On most machines the measured step is several times the prediction. Our model is small. Reading
-# it is soon done, and what remains is a cost that does not shrink: a step starts about a hundred
-# small operations, and each takes some microseconds to get going. A model a hundred times as large
-# reads for a hundred times as long, and that cost stays the same. There the bytes decide, and the
-# prediction comes true.
+# Is your measured step several times the prediction? On our two-core machine it is. The model is
+# small, so reading it is soon done, and what remains is a cost that does not shrink: a step starts
+# many small operations, and each takes some microseconds to get going. A much larger model reads
+# for much longer, while that cost grows only with its number of layers. There the bytes decide, and
+# the measurement comes closer to the prediction.
 
 # %% [markdown]
 # ## What fills the memory
