@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 STAGES = ("load", "tokens", "model", "parallel", "decode")
 RESOURCES = ("ssd", "copy", "cpu", "compute", "network")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened. Times are seconds since the trace began; sizes are bytes.
+
+    A tuple, for a busy engine makes thousands a second.
 
     kind      "span", "transfer" or "counter"
     stage     one of STAGES ("" for a counter)
     resource  what was busy, one of RESOURCES ("" for a counter)
     nbytes    bytes moved or, for a counter, bytes that `label` holds in tier `name` from now on
-    source    and target: tiers of a transfer, "ssd", "dram", "hbm" or "cpu"
+    source    and target: tiers of a transfer, "ssd", "dram", "hbm" or "cpu"; "hbm:3" is rank 3's
     label     whose bytes: weights, kv, ids, logits, text, …
     token     index of the generated token it was done for (prefill is for token 0)
     request   number of the request it was done for
     how       "measured", "emulated" or "predicted"
+    detail    which tensor, which layer; of tokenize and detokenize the text itself
     """
 
     kind: str

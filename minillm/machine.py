@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,10 +71,10 @@ class Tier:
 
 
 class Machine:
-    """The tiers of this machine, and the copies between them. Make one with `Machine.here()`.
+    """The tiers of this machine, and the copies between them: `Machine.here()`.
 
     ssd, dram, hbm: its tiers. device: where the model computes. emulated: whether HBM is a
-    budget in DRAM. trace: where every reservation and every copy is written.
+    budget in DRAM. trace: every reservation and every copy.
 
     >>> machine = Machine.here(hbm="64 MiB", device="cpu")
     >>> placed = machine.copy(torch.zeros(2**20), "hbm", label="weights", stage="load")
@@ -86,11 +85,12 @@ class Machine:
     def __init__(self, device: torch.device, ssd: int, dram: int, hbm: int, trace: Trace):
         self.device, self.trace = device, trace
         self.emulated = device.type == "cpu"
-        self.ssd, self.dram = Tier("ssd", ssd, trace), Tier("dram", dram, trace)
-        self.hbm = Tier("hbm", hbm, trace)
-        self._owned: dict[int, tuple[Tier, int, str]] = {}  # storage address: tier, bytes, label
+        sizes = {"ssd": ssd, "dram": dram, "hbm": hbm}
+        self.ssd, self.dram, self.hbm = (Tier(name, n, trace) for name, n in sizes.items())
+        self._owned: dict[int, tuple[Tier, int, str]] = {}  # address: tier, bytes, label
         self._lock = threading.Lock()
         self._link = None if self.emulated else CudaLink(device, trace)
+        trace.meta |= _facts(self)
 
     @classmethod
     def here(
@@ -106,7 +106,7 @@ class Machine:
         where, dram = find_device(device), available_dram()
         budget = _budget(where, dram, hbm)
         dram -= budget if where.type == "cpu" else 0
-        return cls(where, shutil.disk_usage(Path.cwd()).free, dram, budget, trace or Trace())
+        return cls(where, shutil.disk_usage(".").free, dram, budget, trace or Trace())
 
     def describe(self) -> str:
         """This machine in one line, for the head of a report."""
@@ -139,7 +139,7 @@ class Machine:
             stale = self._owned.get(_address(tensor))
             if nbytes:  # else it has no address
                 self._owned[_address(tensor)] = (tier, nbytes, label)
-        if stale:  # the address was given out again: its owner died without `free`
+        if stale:  # given out again: its owner died without `free`
             stale[0].release(*stale[1:])
 
     def free(self, tensor: Tensor) -> None:
@@ -170,9 +170,8 @@ class Machine:
         wait=False (CUDA) returns at once. Compute queued from here on waits for the copy, but
         the CPU may neither read it nor change its source before `sync()`, which records it.
         """
-        out = target
-        if not isinstance(out, Tensor):
-            out = self.empty(tensor.shape, tensor.dtype, target, label)
+        given = isinstance(target, Tensor)
+        out = target if given else self.empty(tensor.shape, tensor.dtype, target, label)
         begin, end = source or self.tier_of(tensor).name, self.tier_of(out).name
         fields = {
             "name": name or f"copy {label} {begin}->{end}", "stage": stage, "label": label,
@@ -212,6 +211,15 @@ def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:
             f"found {format_size(budget)}; choose another"
         )
     return budget
+
+
+def _facts(machine: Machine) -> dict[str, object]:
+    """What a trace's reader wants to know of the machine it was made on."""
+    tiers = (machine.ssd, machine.dram, machine.hbm)
+    return {
+        "machine": machine.describe(), "device": machine.device.type, "torch": torch.__version__,
+        "capacity": {tier.name: tier.capacity for tier in tiers},
+    }  # fmt: skip
 
 
 def _describe(machine: Machine) -> str:

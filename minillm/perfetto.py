@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from minillm.errors import MinillmError
 from minillm.event import RESOURCES, STAGES, Event
 
 _FORMAT = "minillm trace 1"
-_DEFAULTS = {field.name: field.default for field in fields(Event)}
-_REQUIRED = {name for name, default in _DEFAULTS.items() if default is MISSING}
+_DEFAULTS = Event._field_defaults
+_REQUIRED = set(Event._fields) - set(_DEFAULTS)
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "kind": ("span", "transfer", "counter"),
     "stage": (*STAGES, ""),
@@ -93,7 +92,7 @@ def _rows(events: Sequence[Event], tracks: Sequence[tuple[str, int]]) -> list[di
     rows = []
     for order, (event, track) in enumerate(zip(events, tracks, strict=True)):
         begin, end = _ticks(event)
-        said = {k: v for k, v in vars(event).items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
+        said = {k: v for k, v in event._asdict().items() if k in _REQUIRED or v != _DEFAULTS[k]}
         row = {"name": event.name, "cat": event.stage, "pid": 1, "ts": begin / 8, "order": order}
         if event.kind == "counter":
             labels = held.setdefault(event.name, {})
@@ -156,7 +155,7 @@ def _wrong(row: Any) -> str:
     said = _said(row) if isinstance(row, dict) else None
     if not isinstance(said, dict) or type(row.get("order")) is not int:
         return "no fields of an event or no order"
-    unknown, missing = set(said) - set(_DEFAULTS), _REQUIRED - set(said)
+    unknown, missing = set(said) - set(Event._fields), _REQUIRED - set(said)
     if unknown or missing:
         return f"fields unknown {sorted(unknown)} or missing {sorted(missing)}"
     for name, value in said.items():

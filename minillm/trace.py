@@ -25,15 +25,15 @@ __all__ = ["RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "by
 class Running:
     """A span or transfer under way, as `with trace.span(...) as running` hands it out.
 
-    What is known only at the end can be set until then: `running.nbytes = len(data)`. The event
-    is recorded when the block ends, also if it ends by an exception.
+    What is known only at the end can be set until then: `running.nbytes = len(data)`, and
+    `running.detail`. The event is recorded when the block ends, also if by an exception.
     """
 
-    __slots__ = ("nbytes", "_trace", "_kind", "_name", "_fields", "_start")
+    __slots__ = ("nbytes", "detail", "_trace", "_kind", "_name", "_fields", "_start")
 
     def __init__(self, trace: Trace, kind: str, name: str, nbytes: int, fields: dict[str, Any]):
         self._trace, self._kind, self._name = trace, kind, name
-        self.nbytes, self._fields = nbytes, fields
+        self.nbytes, self.detail, self._fields = nbytes, fields.pop("detail", ""), fields
 
     def __enter__(self) -> Running:
         self._start = self._trace.now()
@@ -42,8 +42,9 @@ class Running:
     def __exit__(self, *error: object) -> None:
         seconds = self._trace.now() - self._start
         self._trace._record(
-            self._kind, self._name, self._start, seconds, self.nbytes, **self._fields
-        )
+            self._kind, self._name, self._start, seconds, self.nbytes, detail=self.detail,
+            **self._fields,
+        )  # fmt: skip
 
 
 class At(threading.local):
@@ -115,8 +116,7 @@ class Trace:
         self.at = At()
         self._clock = clock
         self._origin = clock()
-        self._rows: list[tuple[Any, ...]] = []  # fields of Event, a third of what the object costs
-        self._events: list[Event] = []  # the rows that somebody has looked at
+        self._events: list[Event] = []
         self._audience = Audience()
         self._lock = threading.Lock()
 
@@ -162,12 +162,11 @@ class Trace:
         assert kind == "counter" or (stage in STAGES and resource in RESOURCES), (stage, resource)
         token = self.at.token if token is None else token
         request = self.at.request if request is None else request
-        row = (kind, name, stage, resource, start, seconds, nbytes, source, target, label,
-               token, request, how, detail)  # fmt: skip
+        event = Event(kind, name, stage, resource, start, seconds, nbytes, source, target, label,
+                      token, request, how, detail)  # fmt: skip
         with self._lock:
-            self._rows.append(row)
-        if self._audience.members:
-            self._audience.hear(Event(*row))
+            self._events.append(event)
+        self._audience.hear(event)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -175,8 +174,6 @@ class Trace:
     def events(self) -> tuple[Event, ...]:
         """All events so far, in the order in which they were recorded, which is as they ended."""
         with self._lock:
-            self._events += [Event(*row) for row in self._rows]
-            self._rows.clear()
             return tuple(self._events)
 
     def select(self, **wanted: Any) -> list[Event]:
@@ -199,7 +196,7 @@ class Trace:
         """
         held = {(e.name, e.label): e.nbytes for e in self.events if e.kind == "counter"}
         with self._lock:
-            self._rows, self._origin = [], self._clock()
+            self._origin = self._clock()
             self._events = [
                 Event("counter", tier, "", "", 0.0, 0.0, nbytes, label=label)
                 for (tier, label), nbytes in held.items()

@@ -148,7 +148,7 @@ class Batch:
                         "detokenize", stage="decode", resource="cpu", label="text"
                     ) as span:
                         piece = request.take(token_id, logprob, trace.now())
-                        span.nbytes = len(piece.text.encode())
+                        span.detail, span.nbytes = piece.text, len(piece.text.encode())
                 pieces.append(piece)
         if self.steps == 0 and self._drop_oldest:  # prefill is over
             for row, length in enumerate(self.lengths):

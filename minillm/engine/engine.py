@@ -76,8 +76,8 @@ class Engine:
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
         weights = load(model, checkpoint, machine, getattr(torch, dtype), config.reader)
         trace.meta.update(
-            model=Path(directory).name, dtype=dtype, machine=machine.describe(),
-            device=machine.device.type, torch=torch.__version__,
+            model=Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
+            kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
         )  # fmt: skip
         return cls(model, weights, tokenizer, machine, config)
 
@@ -135,7 +135,8 @@ class Engine:
             self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
         ):
             ids = prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
-            span.nbytes = len(prompt.encode()) if isinstance(prompt, str) else 0
+            span.detail = prompt if isinstance(prompt, str) else ""
+            span.nbytes = len(span.detail.encode())
         check_length(len(ids), params.max_tokens, self.max_context)
         self._requests += 1
         return Request(
