@@ -6,6 +6,8 @@ asserts hold, so an error of any other class is a mistake of ours.
 
 from __future__ import annotations
 
+import re
+
 
 class MinillmError(Exception):
     """The base of every error the package raises on purpose. `str(error)` is meant for people.
@@ -81,3 +83,22 @@ def format_size(nbytes: int) -> str:
         size /= 1024
         units.pop(0)
     return f"{size:.1f} {units[0]}"
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+
+
+def parse_size(size: int | str) -> int:
+    """A size in bytes: an int as it is, or a text. GB is 10**9, GiB is 2**30; case is ignored.
+
+    >>> parse_size("64 MiB"), parse_size("1.5 GB"), parse_size(4096)
+    (67108864, 1500000000, 4096)
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(size).lower(), re.ASCII)
+    unit = _UNITS.get(match[2] or "b") if match else None
+    if unit is None or not isinstance(size, str):
+        raise ConfigError(f'wanted a size such as "64 MiB" or "1.5 GB", found {size!r}; correct it')
+    return round(float(match[1]) * unit)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from minillm import charts
 from minillm.charts import facts
-from minillm.charts.style import percent, seconds
+from minillm.charts.show import pack
+from minillm.charts.style import INK, percent, seconds
 from minillm.errors import MinillmError, format_size
+from minillm.event import Event
 from minillm.trace import Trace
 
 MIB = 2**20
@@ -94,6 +101,7 @@ DRAWN = {
     "timeline": charts.timeline,
     "memory": lambda trace: charts.memory(trace, {"hbm": 30 * MIB, "dram": 11 * 2**30}),
     "journey": charts.journey,
+    "ladder": charts.ladder,
     "stages": charts.stages,
     "strip": lambda trace: charts.strip(trace=trace),
 }
@@ -127,6 +135,66 @@ def test_parts_add_up_to_their_token_and_nothing_nested_counts_twice() -> None:
     assert parts["in between"] == pytest.approx(50e-6)
 
 
+def parts_slowly(window: facts.Window) -> list[tuple[str, float]]:
+    """The same by looking at every event between any two edges: what `parts` must equal."""
+    parents = {id(e) for e in window.events for o in window.events
+               if o.resource == e.resource and e.start <= o.start and o.end <= e.end
+               and o.seconds < e.seconds}  # fmt: skip
+
+    def name(event: Event) -> str:
+        return f"rest of the {event.stage}" if id(event) in parents else facts.name_of(event)
+
+    edges = sorted({t for e in window.events for t in (e.start, e.end)})
+    edges = [window.start, *(t for t in edges if window.start < t < window.stop), window.stop]
+    spent = dict.fromkeys(map(name, window.events), 0.0) | {"in between": 0.0}
+    for left, right in zip(edges, edges[1:], strict=False):
+        active = [e for e in window.events if e.start <= left and right <= e.end]
+        active.sort(key=lambda e: (e.start, -e.seconds))
+        spent[name(active[-1]) if active else "in between"] += right - left
+    return list(spent.items())
+
+
+def test_parts_give_each_instant_to_the_innermost_event() -> None:
+    """Catches a faster way that gives a tie, an overlap or an edge to another event."""
+    chance = random.Random(0)
+    for _ in range(300):
+        events = tuple(
+            Event("span", chance.choice("ab"), "model", chance.choice(["cpu", "compute"]),
+                  chance.randint(0, 12) / 8, chance.randint(0, 8) / 8)
+            for _ in range(chance.randint(1, 14))
+        )  # fmt: skip
+        first, last = min(e.start for e in events), max(e.end for e in events)
+        window = facts.Window(first + chance.choice((0, 0.25)), last + 0.125, events)
+        found = {}
+        for part in facts.parts(window):
+            found[part.name] = found.get(part.name, 0.0) + part.seconds
+        assert found == pytest.approx(dict(parts_slowly(window)))
+
+
+class Watched(Event):
+    """An event that counts how often its end is asked for."""
+
+    asked = 0
+
+    @property
+    def end(self) -> float:
+        Watched.asked += 1
+        return self.start + self.seconds
+
+
+def test_parts_and_tokens_take_no_longer_per_event_in_a_long_window() -> None:
+    """Catches work that grows with the square of the window: a player asks for thousands."""
+    asked = {}
+    for steps in (100, 1000):
+        events = facts.request(make_run(tokens=steps)).events
+        window = facts.Window.around(Watched(*event) for event in events)
+        Watched.asked = 0
+        assert len(facts.tokens(window)) == steps
+        facts.parts(window)
+        asked[steps] = Watched.asked / len(events)
+    assert asked[1000] < 1.2 * asked[100] < 20
+
+
 def test_timeline_says_the_times_of_first_and_later_tokens() -> None:
     """Catches a title whose numbers are not the run's."""
     trace = make_run()
@@ -137,13 +205,13 @@ def test_timeline_says_the_times_of_first_and_later_tokens() -> None:
     assert chart.finding == f"The first token comes after {seconds(first)}, then one every " + (
         seconds(gap)
     )
-    assert chart.finding in texts(chart.figure)
+    assert chart.finding in texts(chart)
 
 
 def test_timeline_rows_say_the_sums_of_the_trace() -> None:
     """Catches a resource whose words and blocks tell of different events."""
     trace = make_run()
-    said = " ".join(texts(charts.timeline(trace).figure))
+    said = " ".join(texts(charts.timeline(trace)))
     steps = f"prefill {seconds(busy(trace, 'prefill'))}, 23 × decode step "
     assert steps + seconds(busy(trace, "decode step")) in said
     assert f"15.0 MiB → DRAM {seconds(busy(trace, 'read'))}" in said
@@ -166,8 +234,8 @@ def test_memory_says_the_peak_and_the_labels_that_make_it() -> None:
     assert hbm.at_peak() == held and hbm.peak == sum(held.values())
     chart = charts.memory(trace, {"hbm": 30 * MIB})
     assert chart.finding == "HBM holds 18.0 MiB at its peak: 15.0 MiB weights, 3.0 MiB KV cache"
-    assert {"KV cache 3.0 MiB", "weights 15.0 MiB"} <= set(texts(chart.figure))
-    assert "budget 30.0 MiB\n(60 % used)" in texts(chart.figure)
+    assert {"KV cache 3.0 MiB", "weights 15.0 MiB"} <= set(texts(chart))
+    assert "budget 30.0 MiB\n(60 % used)" in texts(chart)
 
 
 def test_many_labels_are_shown_as_three_that_add_up() -> None:
@@ -175,7 +243,7 @@ def test_many_labels_are_shown_as_three_that_add_up() -> None:
     trace = make_run()
     for i in range(5):
         trace.count("dram", f"buffer {i}", (5 - i) * MIB)
-    said = texts(charts.memory(trace).figure)
+    said = texts(charts.memory(trace))
     assert {"buffer 0 5.0 MiB", "buffer 1 4.0 MiB", "other 6.0 MiB"} <= set(said)
 
 
@@ -184,7 +252,7 @@ def test_journey_bars_say_the_parts_of_their_token() -> None:
     trace = make_run()
     pieces = facts.tokens(facts.request(trace))
     chart = charts.journey(trace)
-    said = texts(chart.figure)
+    said = texts(chart)
     for token in (0, facts.typical(pieces)):
         whole = pieces[token].seconds
         assert f"token {token}: {seconds(whole)}" in said
@@ -210,7 +278,7 @@ def test_stage_table_is_the_trace_by_stage_and_its_last_row_the_sum() -> None:
 def test_strip_says_what_each_stage_did_and_where_we_are() -> None:
     """Catches a map that marks another stage than the one asked for."""
     trace = make_run()
-    said = texts(charts.strip(trace=trace).figure)
+    said = texts(charts.strip(trace=trace))
     for total in trace.by_stage():
         words = f"{seconds(total.seconds)} · {percent(total.share, 1)}"
         assert (words if total.seconds else "nothing to do") in said
@@ -234,7 +302,7 @@ def test_a_trace_without_a_request_says_to_stream_a_prompt() -> None:
     for chart in (charts.timeline, charts.journey):
         with pytest.raises(MinillmError, match="stream a prompt first"):
             chart(trace)
-    assert "15.0 MiB weights" in charts.memory(trace).finding
+    assert charts.memory(trace).finding == "HBM holds 15.0 MiB at its peak, all of it weights"
     assert charts.stages(trace).finding.startswith("The load stage takes 100 %")
 
 
@@ -274,14 +342,81 @@ def test_all_words_stay_inside_the_picture(name: str) -> None:
     chart = DRAWN[name](make_run())
     if isinstance(chart, charts.Table):
         return
-    renderer = FigureCanvasAgg(chart.figure).get_renderer()
-    drawn, (wide, high) = chart.figure.get_tightbbox(renderer), chart.figure.get_size_inches()
+    renderer = FigureCanvasAgg(chart).get_renderer()
+    drawn, (wide, high) = chart.get_tightbbox(renderer), chart.get_size_inches()
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= wide and drawn.y1 <= high, drawn
-    starts = sorted(ax.get_window_extent().x0 for ax in chart.figure.axes)
-    for ax in chart.figure.axes:
+    starts = sorted(ax.get_window_extent().x0 for ax in chart.axes)
+    for ax in chart.axes:
         for text in ax.texts:
             box = text.get_window_extent(renderer)
             assert not [x for x in starts if box.x0 + 1 < x < box.x1], text.get_text()
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name != "stages"])
+def test_a_chart_is_a_figure_whose_title_is_its_finding(name: str) -> None:
+    """Catches a title and a text that tell of two things, and a chart nobody can add to."""
+    chart = DRAWN[name](make_run())
+    assert isinstance(chart, Figure) and isinstance(chart, charts.Chart)
+    assert chart.get_suptitle() == chart.finding == str(chart)
+    assert chart.finding in chart.alt
+
+
+def test_a_chart_made_by_hand_needs_its_finding_only(tmp_path: Path) -> None:
+    """Catches a constructor that others cannot use, and a save that fails late."""
+    chart = charts.Chart("Costs $5, then $6", note="by hand", size=(4, 2))
+    chart.add_axes((0.1, 0.1, 0.8, 0.5)).plot([1, 2])
+    data, about = chart._repr_mimebundle_()
+    assert data["text/plain"] == about["image/png"]["alt"] == "Costs $5, then $6"
+    assert (about["image/png"]["width"], about["image/png"]["height"]) == (384, 192)
+    with pytest.raises(MinillmError, match="ends in .png or .svg"):
+        chart.save(tmp_path / "chart.gif")
+
+
+@pytest.mark.parametrize("words", ["short", "a longer finding with its numbers " * 4, "o" * 200])
+def test_a_title_of_any_length_fits_its_chart(words: str) -> None:
+    """Catches a finding that runs off the paper, or shrinks until nobody can read it."""
+    chart = charts.Chart(words.strip(), note="n" * 150)
+    chart.dpi = 192  # as it is drawn: letters are a little wider on fewer dots
+    drawn = chart.get_tightbbox(FigureCanvasAgg(chart).get_renderer())
+    assert drawn.x0 >= 0 and drawn.x1 <= 7
+    assert " " not in words or chart._suptitle.get_fontsize() > 7
+    assert chart.get_suptitle().replace("\n", " ") == chart.finding
+
+
+def test_a_picture_keeps_its_inks() -> None:
+    """Catches a palette that turns a small orange mark brown: colour is meaning."""
+    chart = charts.Chart("inks", size=(3, 1))
+    ax = chart.add_axes((0, 0, 1, 0.5))
+    for i, ink in enumerate(INK.values()):
+        ax.plot(i, 0, "o", color=ink.colour, markersize=4)
+    ax.imshow([[i for i in range(500)]], extent=(-2, 30, 1, 2), aspect="auto")  # many colours
+    ax.set(xlim=(-2, 20), ylim=(-1, 2))
+    image = Image.open(io.BytesIO(chart.png())).convert("RGB")
+    colours = image.getcolors(image.width * image.height)
+    found = {f"#{red:02X}{green:02X}{blue:02X}" for _, (red, green, blue) in colours}
+    assert {ink.colour for ink in INK.values()} | {"#FFFFFF"} <= found
+
+
+def test_a_hairline_between_many_greys_keeps_its_hue() -> None:
+    """Catches a blue hairline that turns green because letters have so many shades of grey."""
+    image = Image.new("RGB", (256, 100))
+    image.putdata([(x, x, x) for _ in range(100) for x in range(256)])
+    for y in range(10):
+        image.putpixel((7, y), (128, 184, 216))
+    packed = Image.open(io.BytesIO(pack(image))).convert("RGB")
+    assert packed.getpixel((7, 3)) == (128, 184, 216)
+    assert len(packed.getcolors()) == 128
+
+
+def test_pyplot_in_a_notebook_does_not_take_over_the_picture(monkeypatch) -> None:
+    """Catches a second, heavy PNG without alt text: pyplot registers itself for every Figure."""
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: b"pyplot's")
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    chart = charts.strip(here="load")
+    data, about = shell.display_formatter.format(chart)
+    assert data["image/png"] == chart.png() and about["image/png"]["alt"] == chart.alt
+    assert shell.display_formatter.format(Figure())[0]["image/png"] == b"pyplot's"
 
 
 def test_a_chart_shows_as_png_with_words_and_alt_text(tmp_path: Path) -> None:
@@ -312,6 +447,67 @@ def test_charts_leave_pyplot_alone() -> None:
     """Catches pyplot, whose global state a widget callback on another thread can corrupt."""
     program = "import sys, minillm.charts; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def on_ranks(ranks: int = 8, steps: int = 3) -> Trace:
+    """A request that several GPUs compute together, each with its own HBM, copies and network."""
+    trace = Trace()
+    names = ["", *(f":{rank}" for rank in range(1, ranks))]
+    for rank, name in enumerate(names):
+        trace._events.append(Event("counter", f"hbm{name}", "", "", 0, 0, (9 + rank) * MIB,
+                                   label="weights"))  # fmt: skip
+    for k in range(steps):
+        for rank, name in enumerate(names):
+            start, nearly = 0.01 * k + 1e-5 * rank, 0.008 + 1e-4 * rank
+            at = {"token": k, "request": 0}
+            step = "decode step" if k else "prefill"
+            trace._events += [
+                Event("span", step, "model", f"compute{name}", start, nearly, 5 * MIB, **at),
+                Event("span", "attention", "model", f"compute{name}", start, nearly / 2, **at),
+                Event("span", "ffn", "model", f"compute{name}", start + nearly / 2, 0.002, **at),
+                Event("transfer", "sum", "parallel", f"network{name}", start, 1e-3, 2**20,
+                      f"hbm{name}", "hbm:1", "activations", **at, detail="nvlink"),
+            ]
+    return trace
+
+
+def test_each_rank_has_its_lane_and_the_words_are_the_busiest_ones() -> None:
+    """Catches eight GPUs drawn over each other, or their seconds added up to more than passed."""
+    chart = charts.timeline(on_ranks())
+    blocks = {round(path.vertices[0][1], 3) for ax in chart.axes[:1] for bars in ax.collections
+              for path in bars.get_paths()}  # fmt: skip
+    assert len(blocks) == 16  # compute and network, eight each
+    assert "compute of 8 ranks prefill 8.7 ms, 2 × decode step 17.4 ms" in chart.alt
+    assert {"compute\n8 ranks", "network\n8 ranks"} <= set(texts(chart))
+    drawn = chart.get_tightbbox(FigureCanvasAgg(chart).get_renderer())
+    assert drawn.x0 >= 0 and drawn.x1 <= 7
+
+
+def test_memory_shows_the_fullest_of_several_hbms() -> None:
+    """Catches eight HBMs added up, and a rank taken for another."""
+    chart = charts.memory(on_ranks(), {"hbm": 20 * MIB})
+    assert chart.finding == "HBM 7, the fullest of 8, holds 16.0 MiB at its peak, all of it weights"
+    assert {"HBM 7", "budget 20.0 MiB\n(80 % used)"} <= set(texts(chart))
+
+
+def test_other_charts_know_ranks_too() -> None:
+    """Catches a KeyError for the ink of 'compute:3'."""
+    assert charts.journey(on_ranks()).finding == "Token 2 takes 10 ms: 53 % is attention and ffn"
+    assert "GPU ↔ GPU NVLink is 1.7 × as fast as HBM" in charts.ladder(on_ranks()).finding
+
+
+def test_a_long_foreign_name_is_cut_where_it_stands() -> None:
+    """Catches a label read as a formula, or running off the paper."""
+    trace = make_run()
+    trace.count("hbm", "$activations_of_the_residual_stream$", 900 * MIB)
+    with trace.at(request=0, token=23), trace.span("a thing of a very long name that the CPU does",
+                                                   stage="decode", resource="cpu"):  # fmt: skip
+        trace.clock.now += 0.5
+    for draw in (charts.memory, charts.journey, charts.timeline):
+        chart = draw(trace)
+        drawn = chart.get_tightbbox(FigureCanvasAgg(chart).get_renderer())
+        assert drawn.x0 >= 0 and drawn.x1 <= 7, draw
+    assert any(text.startswith("$act") and "…" in text for text in texts(charts.memory(trace)))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,12 @@ against the trace.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import accumulate, groupby
 from statistics import median
 
 from minillm.errors import MinillmError
@@ -121,13 +125,18 @@ def tokens(window: Window) -> dict[int, Window]:
     for event in window.events:
         if event.token is not None:
             ends[event.token] = max(event.end, ends.get(event.token, 0.0))
-    pieces, start = {}, window.start
-    for token in sorted(ends):
-        stop = window.stop if token == max(ends) else ends[token]
-        inside = (e for e in window.events if start <= e.start + e.seconds / 2 <= stop)
-        pieces[token] = Window(start, stop, tuple(inside))
-        start = stop
-    return pieces
+    order = sorted(ends)
+    stops = [*accumulate((ends[token] for token in order[:-1]), max), window.stop][: len(order)]
+    starts = [window.start, *stops[:-1]]
+    inside: list[list[Event]] = [[] for _ in order]
+    for event in window.events:
+        middle = event.start + event.seconds / 2
+        piece = bisect_left(stops, middle)
+        while piece < len(order) and starts[piece] <= middle:  # on a cut, both sides have it
+            inside[piece].append(event)
+            piece += 1
+    cut = zip(order, starts, stops, inside, strict=True)
+    return {token: Window(start, stop, tuple(mine)) for token, start, stop, mine in cut}
 
 
 def typical(pieces: dict[int, Window]) -> int:
@@ -162,30 +171,42 @@ def parts(window: Window) -> list[Part]:
     moments = {t for e in window.events for t in (e.start, e.end)}
     inside = sorted(t for t in moments if window.start < t < window.stop)
     edges = [window.start, *inside, window.stop]
-    time: dict[tuple[str, str], float] = {}
-    parents = {id(e) for e in window.events if _holds_others(e, window.events)}
-    for event in window.events:
-        time[_part_name(event, parents)] = 0.0
+    parents = _parents(window.events)
+    time = {_part_name(event, parents): 0.0 for event in window.events}
+    coming = sorted(enumerate(window.events), key=lambda item: -item[1].start)
+    # What began last is innermost; of two that began at once, the shorter, then the later one.
+    active: list[tuple[float, float, int, Event]] = []  # a heap: the innermost is its first
     for left, right in zip(edges, edges[1:], strict=False):
-        active = [e for e in window.events if e.start <= left and right <= e.end]
-        active.sort(key=lambda e: (e.start, -e.seconds))
-        key = _part_name(active[-1], parents) if active else ("in between", "idle")
+        while coming and coming[-1][1].start <= left:
+            i, event = coming.pop()
+            heappush(active, (-event.start, event.seconds, -i, event))
+        while active and active[0][3].end <= left:
+            heappop(active)
+        key = _part_name(active[0][3], parents) if active else ("in between", "idle")
         time[key] = time.get(key, 0.0) + right - left
     idle = time.pop(("in between", "idle"), 0.0)
     return [*(Part(*key, spent) for key, spent in time.items()), Part("in between", "idle", idle)]
 
 
 def _part_name(event: Event, parents: set[int]) -> tuple[str, str]:
-    name = f"rest of the {event.stage}" if id(event) in parents else name_of(event)
-    return name, meaning(event)
+    rest = id(event) in parents
+    return f"rest of the {event.stage}" if rest else name_of(event), meaning(event)
 
 
-def _holds_others(event: Event, events: Sequence[Event]) -> bool:
-    return any(
-        event.start <= e.start and e.end <= event.end and e.seconds < event.seconds
-        for e in events
-        if e.resource == event.resource
-    )
+def _parents(events: Sequence[Event]) -> set[int]:
+    """The ids of events that hold a shorter one on their resource: one sweep from the last back.
+
+    An event holds another if one that begins no earlier ends no later.
+    """
+    found: set[int] = set()
+    soonest: dict[str, float] = {}  # by resource, the first end of those seen
+    ordered = sorted(events, key=lambda e: (-e.start, e.seconds))
+    for _, alike in groupby(ordered, key=lambda e: (e.start, e.seconds)):
+        same = list(alike)  # of one start and length: they do not hold each other
+        found |= {id(e) for e in same if soonest.get(e.resource, math.inf) <= e.end}
+        for event in same:
+            soonest[event.resource] = min(event.end, soonest.get(event.resource, math.inf))
+    return found
 
 
 def memory(trace: Trace, tier: str) -> Memory | None:
@@ -203,23 +224,36 @@ def memory(trace: Trace, tier: str) -> Memory | None:
     return Memory(tier, tuple(times), {label: tuple(v) for label, v in levels.items()})
 
 
+def bare(name: str) -> str:
+    """A tier or resource without its rank: 'hbm:3' -> 'hbm'."""
+    return name.partition(":")[0]
+
+
+def rank_of(name: str) -> int:
+    """The rank of a tier or resource: 3 for 'hbm:3', 0 for 'hbm'."""
+    return int(name.partition(":")[2] or 0)
+
+
 def meaning(event: Event) -> str:
     """The ink of an event: its link, the tier it copies to, or the unit that works."""
-    if event.resource == "copy":
-        return event.target if event.target in ("hbm", "dram") else "cpu"
-    return "ffn" if event.name == "ffn" else event.resource
+    unit, target = bare(event.resource), bare(event.target)
+    if unit == "copy":
+        return target if target in ("hbm", "dram") else "cpu"
+    return "ffn" if event.name == "ffn" else unit
 
 
 def name_of(event: Event) -> str:
     """What a reader calls it: 'logits → DRAM' for a transfer, else its name."""
     if event.kind == "transfer":
-        return f"{event.label or event.name} → {event.target.upper()}"
+        return f"{event.label or event.name} → {bare(event.target).upper()}"
     return event.name
+
+
+WHO = ("model", "dtype", "device")  # what of a trace's meta stands below a title
 
 
 def provenance(trace: Trace) -> str:
     """One line on where the numbers come from: measured or not, which model, which machine."""
     how = {e.how for e in trace.events if e.kind != "counter"}
-    words = sorted(how - {"emulated"}) + [str(trace.meta[k]) for k in ("model", "dtype", "device")
-                                          if trace.meta.get(k)]
+    words = [*sorted(how - {"emulated"}), *(str(trace.meta[k]) for k in WHO if trace.meta.get(k))]
     return " · ".join([*words, *["HBM emulated in DRAM"] * ("emulated" in how)])

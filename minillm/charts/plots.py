@@ -18,12 +18,13 @@ from minillm.charts.style import (
     INK,
     PAPER,
     TEXT,
+    cut,
     name_row,
-    new_figure,
     panels,
     percent,
     seconds,
     time_axis,
+    width_of,
 )  # fmt: skip
 from minillm.errors import MinillmError, format_size
 from minillm.trace import Trace
@@ -35,24 +36,56 @@ def memory(trace: Trace, budget: Mapping[str, int] | None = None) -> Chart:
     budget: bytes by tier, such as {"hbm": machine.hbm.capacity}. One that is more than twice the
     peak is told in words, so that it does not press the data flat.
     """
-    tiers = [tier for tier in (facts.memory(trace, name) for name in ("hbm", "dram")) if tier]
+    every = _tiers(trace)
+    tiers = [max(every[name], key=lambda tier: tier.peak) for name in ("hbm", "dram")
+             if name in every]  # fmt: skip
     if not tiers:
         raise MinillmError("wanted memory counters in the trace, found none; load an engine first")
-    asked = any(e.token is not None for e in trace.events)
-    views = [("weights in, once", facts.load(trace))]
-    views += [("one request", facts.request(trace))] if asked else []
-    views = [(title, window) for title, window in views if window]
-    held = [f"{format_size(n)} {_said(label)}" for label, n in tiers[0].at_peak().items() if n]
-    name, peak = tiers[0].tier.upper(), format_size(tiers[0].peak)
-    finding = f"{name} holds {peak} at its peak: {', '.join(held[:2])}"
-    figure = new_figure(finding, facts.provenance(trace))
-    grid = panels(figure, [1.0, 1.7][-len(views) :], 0.74, 1.4, rows=(1.8, 1.0)[: len(tiers)])
-    for tier, axes in zip(tiers, grid, strict=True):
+    names = [_tier_name(tier, len(every[facts.bare(tier.tier)])) for tier in tiers]
+    finding = _fullest(tiers[0], names[0], len(every[facts.bare(tiers[0].tier)]))
+    chart = Chart(finding, f"Memory by tier over time. {finding}.", note=facts.provenance(trace))
+    views = _views(trace)
+    grid = panels(chart, [1.0, 1.7][-len(views) :], 0.8, 1.4, rows=(1.8, 1.0)[: len(tiers)])
+    for tier, name, axes in zip(tiers, names, grid, strict=True):
         for ax, (title, window) in zip(axes, views, strict=True):
             first, last = axes is grid[0], axes is grid[-1]
             _stack(ax, tier, window, title if first else "", last)
-        _size_axis(axes, tier, (budget or {}).get(tier.tier))
-    return Chart(figure, finding, f"Memory by tier over time. {finding}.")
+        room = budget or {}
+        _size_axis(axes, tier, name, room.get(tier.tier, room.get(facts.bare(tier.tier))))
+    return chart
+
+
+def _views(trace: Trace) -> list[tuple[str, Window]]:
+    """What is worth a panel: the load and the last request; without both, everything."""
+    moved = any(e.kind == "transfer" for e in trace.events)
+    asked = any(e.token is not None for e in trace.events)
+    views = [("weights in, once", facts.load(trace))] if moved else []
+    views += [("one request", facts.request(trace))] if asked else []
+    whole = Window(0.0, max(e.end for e in trace.events) or 1.0, trace.events)
+    return [(title, window) for title, window in views if window] or [("the whole run", whole)]
+
+
+def _tier_name(tier: Memory, count: int) -> str:
+    name = facts.bare(tier.tier).upper()
+    return name if count == 1 else f"{name} {facts.rank_of(tier.tier)}"
+
+
+def _fullest(tier: Memory, name: str, count: int) -> str:
+    """What the tier holds at its peak, and of several such tiers that it is the fullest."""
+    held = [(format_size(n), _said(label)) for label, n in tier.at_peak().items() if n]
+    name += f", the fullest of {count}," if count > 1 else ""
+    whole = f"{name} holds {format_size(tier.peak)} at its peak"
+    if len(held) < 2:
+        return whole + "".join(f", all of it {label}" for _, label in held)
+    return f"{whole}: {', '.join(' '.join(words) for words in held[:2])}"
+
+
+def _tiers(trace: Trace) -> dict[str, list[Memory]]:
+    """Every tier that was counted, by its name without rank: {"hbm": [of rank 0, of rank 1], …}."""
+    found: dict[str, list[Memory]] = {}
+    for name in sorted({e.name for e in trace.events if e.kind == "counter"}, key=facts.rank_of):
+        found.setdefault(facts.bare(name), []).append(facts.memory(trace, name))
+    return found
 
 
 def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> None:
@@ -65,25 +98,27 @@ def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> N
         levels = [*tier.levels[label], tier.levels[label][-1]]
         roof = [low + level for low, level in zip(floor, levels, strict=True)]
         area = ax.fill_between(times, floor, roof, step="post", linewidth=0.4, edgecolor=PAPER)
-        area.set(facecolor=INK[tier.tier].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
+        area.set(facecolor=INK[facts.bare(tier.tier)].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
         area.set(hatch=("", "////", "....")[min(rank, 2)])
         floor = roof
 
 
-def _size_axis(axes: list[Axes], tier: Memory, budget: int | None) -> None:
+def _size_axis(axes: list[Axes], tier: Memory, name: str, budget: int | None) -> None:
     """One height for all panels; the peak on the left; labels, and the budget, on the right."""
     near = budget is not None and budget <= 2 * tier.peak
-    top = 1.12 * (budget if near and budget else tier.peak)
+    top = 1.12 * (budget if near and budget else tier.peak) or 1.0
     for ax in axes:
         ax.set_ylim(0, top)
         ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
         if near:
             ax.axhline(budget, color=INK["prediction"].colour, linestyle="--", linewidth=1)
     name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
-    name_row(axes[0], tier.peak / 3, tier.tier.upper())
+    name_row(axes[0], tier.peak / 3, name)
     labels, floor = [], 0.0
     for label, nbytes in _largest(tier.at_peak()).items():
-        labels.append((floor + nbytes / 2, f"{_said(label)} {format_size(nbytes)}"))
+        size = f" {format_size(nbytes)}"
+        room = 1.28 - width_of(size, 8)  # of the margin on the right
+        labels.append((floor + nbytes / 2, cut(_said(label), room, 8) + size))
         floor += nbytes
     if budget is not None:
         used = f"\n({percent(tier.peak, budget)} used)"
@@ -102,6 +137,7 @@ def _beside(ax: Axes, labels: list[tuple[float, str]]) -> None:
         ax.annotate(
             text, (1, y), xytext=(6, 0), textcoords="offset points", size=8, color=TEXT,
             xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
+            parse_math=False,
         )  # fmt: skip
 
 
@@ -128,20 +164,22 @@ def journey(trace: Trace, request: int | None = None) -> Chart:
     shares = {token: {p.name: p for p in facts.parts(pieces[token])} for token in chosen}
     names = dict.fromkeys(name for share in shares.values() for name in share)
     names = [*(name for name in names if name != "in between"), "in between"]
+    names = [name for name in names if any(s[name].seconds for s in shares.values() if name in s)]
     last = shares[chosen[-1]]
     active = [part.name for part in last.values() if part.meaning != "idle"]
     top = sorted(active, key=lambda name: -last[name].seconds)[:2]
     whole = pieces[chosen[-1]].seconds
     part = percent(sum(last[name].seconds for name in top), whole)
     finding = f"Token {chosen[-1]} takes {seconds(whole)}: {part} is {' and '.join(top)}"
-    figure = new_figure(finding, facts.provenance(trace))
-    axes = panels(figure, [1.0] * len(chosen), left=1.3)[0]
+    chart = Chart(finding, note=facts.provenance(trace))
+    axes = panels(chart, [1.0] * len(chosen), left=1.3, right=0.2)[0]
     for ax, token in zip(axes, chosen, strict=True):
         _bars(ax, f"token {token}: {seconds(pieces[token].seconds)}", names, shares[token])
     for y, name in enumerate(names):
-        name_row(axes[0], y + 0.5, name)
+        name_row(axes[0], y + 0.5, cut(name, 1.15, 8.5))
     told = "; ".join(f"{part.name} {seconds(part.seconds)}" for part in last.values())
-    return Chart(figure, finding, f"Time of a token by activity. {finding}. {told}.")
+    chart.alt = f"Time of a token by activity. {finding}. {told}."
+    return chart
 
 
 def _bars(ax: Axes, title: str, names: list[str], share: dict[str, Part]) -> None:
@@ -152,10 +190,11 @@ def _bars(ax: Axes, title: str, names: list[str], share: dict[str, Part]) -> Non
         if name not in share or not share[name].seconds:
             continue
         spent, ink = share[name].seconds, INK[share[name].meaning]
-        bar = ax.barh(y + 0.5, spent / scale, 0.64, color=ink.colour, edgecolor=PAPER, linewidth=0)
+        long = max(spent, 0.005 * longest) / scale  # what took time is seen
+        bar = ax.barh(y + 0.5, long, 0.64, color=ink.colour, edgecolor=PAPER, linewidth=0)
         bar[0].set_hatch(ink.hatch)
         said = f"  {seconds(spent)} · {percent(spent, whole)}"
-        ax.text(spent / scale, y + 0.5, said, size=7.5, color=TEXT, va="center")
+        ax.text(long, y + 0.5, said, size=7.5, color=TEXT, va="center")
 
 
 def stages(trace: Trace) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from minillm.charts import facts
@@ -36,8 +35,10 @@ def strip(here: str | None = None, trace: Trace | None = None) -> Chart:
         raise MinillmError(f"wanted one of {', '.join(STAGES)}, found {here!r}; take one of them")
     below, above = (0.28 if trace else 0.06), (0.22 if here else 0.06)
     height = below + HIGH + above
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER)
-    ax = figure.add_axes((0, 0, 1, 1))
+    finding = " → ".join(STAGES) + (f"; you are here: {here}" if here else "")
+    finding = "; ".join([finding, *(f"{stage} {did}" for stage, did in _done(trace))])
+    chart = Chart(finding, f"The five stages: {finding}.", size=(WIDTH, height), titled=False)
+    ax = chart.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, WIDTH), ylim=(0, height))
     ax.axis("off")
     for i, stage in enumerate(STAGES):
@@ -45,23 +46,21 @@ def strip(here: str | None = None, trace: Trace | None = None) -> Chart:
         _box(ax, left, below, stage, stage == here)
         if i:
             _arrow(ax, left - STEP + BOX + 0.01, left - 0.01, below + HIGH / 2, TEXT, 9)
-    said = _figures(ax, trace) if trace else []
-    finding = " → ".join(STAGES) + (f"; you are here: {here}" if here else "")
-    finding = "; ".join([finding, *said])
-    return Chart(figure, finding, f"The five stages: {finding}.")
-
-
-def _figures(ax: Axes, trace: Trace) -> list[str]:
-    """Time and share under each box."""
-    facts.work(trace)  # an empty trace is an error that says what to do
-    said = []
-    for i, total in enumerate(trace.by_stage()):
-        did = f"{seconds(total.seconds)} · {percent(total.share, 1)}"
-        did = did if total.seconds else "nothing to do"
+    for i, (_, did) in enumerate(_done(trace)):
         middle = 0.05 + i * STEP + BOX / 2
         ax.text(middle, 0.14, did, ha="center", va="center", size=8, color=TEXT)
-        said.append(f"{total.stage} {did}")
-    return said
+    return chart
+
+
+def _done(trace: Trace | None) -> list[tuple[str, str]]:
+    """Each stage, and its time and share; nothing without a trace."""
+    if trace is None:
+        return []
+    facts.work(trace)  # an empty trace is an error that says what to do
+    return [
+        (t.stage, f"{seconds(t.seconds)} · {percent(t.share, 1)}" if t.seconds else "nothing to do")
+        for t in trace.by_stage()
+    ]
 
 
 def _box(ax: Axes, left: float, bottom: float, stage: str, here: bool) -> None:

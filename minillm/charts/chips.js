@@ -1,0 +1,111 @@
+// The text of a request: its prompt, faint, and each generated token as a chip to choose.
+
+import { formatSeconds } from "./run.js";
+import { quoted } from "./journey.js";
+
+const shownText = (text) => text.trimStart().replaceAll("\n", "⏎") || (text ? "␣" : "·");
+const LONG = 400; // letters of a prompt; of a longer one the end is shown
+const joined = (token, before) => before && token.text !== "" && !/^\s/.test(token.text);
+
+// onChoose(token); onRequest(+1 or -1). `show` tells which request, what time, which choice.
+export function tokenChips(box, run, { onChoose, onRequest }) {
+  const head = document.createElement("div"), words = document.createElement("div");
+  head.className = "minillm-requests";
+  words.className = "minillm-words";
+  words.setAttribute("role", "group");
+  words.setAttribute("aria-label", "generated tokens: choose one to see its journey");
+  box.append(head, words);
+  const name = document.createElement("span");
+  const steps = [-1, 1].map((step) => {
+    const button = document.createElement("button");
+    button.className = "minillm-round minillm-small";
+    button.dataset.lmSuppressShortcuts = "true";
+    button.textContent = step < 0 ? "‹" : "›";
+    button.setAttribute("aria-label", step < 0 ? "request before" : "next request");
+    button.addEventListener("click", () => onRequest(step));
+    return button;
+  });
+  head.append(steps[0], name, steps[1]);
+  let number = null, chips = [], marked = -2, chosen = null;
+
+  const label = (chip, token, before) => { // while live, a token comes before its text
+    if (chip.token && chip.token.text === token.text && chip.token.stop === token.stop) return;
+    chip.token = token;
+    chip.textContent = shownText(token.text);
+    if (joined(token, before)) delete chip.dataset.first; else chip.dataset.first = "";
+    const last = chip.previousElementSibling;
+    if (chip.dataset.first === "") last.dataset.last = ""; else delete last.dataset.last;
+    const took = formatSeconds(token.stop - token.start);
+    chip.title = `token ${token.index} ${quoted(token.text)} · ${took}`;
+  };
+  const add = (token) => {
+    const chip = document.createElement("button");
+    chip.className = "minillm-chip";
+    chip.dataset.lmSuppressShortcuts = "true";
+    chip.dataset.when = "later";
+    chip.tabIndex = token.index === 0 ? 0 : -1; // one stop for Tab; arrows go from token to token
+    chip.setAttribute("aria-pressed", "false");
+    chip.addEventListener("click", () => onChoose(chip.token));
+    words.append(chip);
+    return chip;
+  };
+  const begin = (request) => {
+    const prompt = document.createElement("span");
+    prompt.className = "minillm-prompt";
+    const said = request.prompt.trimEnd();
+    prompt.textContent = said.length > LONG ? `… ${said.slice(-LONG)}` : said;
+    prompt.title = said.length > LONG ? said : "";
+    words.replaceChildren(prompt);
+    [number, chips, marked, chosen] = [request.number, [], -2, null];
+  };
+  const into = (chip) => { // into view, without moving the page
+    const top = chip.offsetTop, bottom = top + chip.offsetHeight;
+    const high = words.clientHeight;
+    if (bottom > words.scrollTop + high) words.scrollTop = bottom - high + 4;
+    else if (top < words.scrollTop) words.scrollTop = Math.max(0, top - 4);
+  };
+  const mark = (current) => { // chips before `current` are done, those behind it come later
+    if (current === marked) return;
+    const from = Math.max(0, Math.min(current, marked) - 1);
+    for (let i = from; i <= Math.max(current, marked, 0) && i < chips.length; i++) {
+      chips[i].dataset.when = i < current ? "done" : i === current ? "now" : "later";
+    }
+    marked = current;
+    if (chips[current]) into(chips[current]);
+  };
+
+  return {
+    show(request, t, selection, atRest) {
+      box.hidden = !request;
+      if (!request) return;
+      const all = run.requests, place = all.findIndex((r) => r.number === request.number);
+      head.hidden = all.length < 2;
+      name.textContent = `request ${request.number} · ${place + 1} of ${all.length}`;
+      steps[0].disabled = place === 0;
+      steps[1].disabled = place === all.length - 1;
+      if (request.number !== number) begin(request);
+      for (let i = chips.length; i < request.tokens.length; i++) {
+        chips.push(add(request.tokens[i]));
+        marked = Math.min(marked, i - 1);
+      }
+      request.tokens.forEach((token, i) => label(chips[i], token, request.tokens[i - 1]));
+      const current = request.tokens.findIndex((token) => t <= token.stop + 1e-10);
+      mark(current < 0 || atRest ? chips.length : t < request.start ? -1 : current);
+      const mine = selection && selection.request === request.number;
+      const choice = mine ? chips[selection.index] : null;
+      if (choice === chosen) return;
+      if (chosen) chosen.setAttribute("aria-pressed", "false");
+      for (const chip of choice ? chips : []) chip.tabIndex = chip === choice ? 0 : -1;
+      if (choice) {
+        choice.setAttribute("aria-pressed", "true");
+        into(choice);
+      }
+      chosen = choice;
+    },
+    // Keyboard steps keep the focus with the chosen chip, if it was on a chip.
+    focus() {
+      const there = words.contains(words.getRootNode().activeElement);
+      if (chosen && there) chosen.focus({ preventScroll: true });
+    },
+  };
+}

@@ -1,0 +1,34 @@
+// Numbers for people, said as in Python: charts/style.py and minillm.errors.format_size.
+
+// Powers of two: 12130816 -> "11.6 MiB", 48 -> "48 B".
+export function formatBytes(n) {
+  if (Math.abs(n) < 1024) return `${Math.round(n)} B`;
+  const units = ["KiB", "MiB", "GiB", "TiB"];
+  n /= 1024;
+  while (Math.abs(n) >= 1023.95 && units.length > 1) { n /= 1024; units.shift(); }
+  return `${n.toFixed(1)} ${units[0]}`;
+}
+
+// Three digits and a unit: 0.00241 -> "2.41 ms".
+export function formatSeconds(s) {
+  const units = [["s", 1], ["ms", 1e-3], ["µs", 1e-6]];
+  const [unit, scale] = units.find(([, size]) => Math.abs(s) >= size) || units[2];
+  return `${threeDigits(s / scale)} ${unit}`;
+}
+
+// Powers of ten: 3.2e9 -> "3.2 GB/s".
+export function formatRate(r) {
+  const units = [["TB/s", 1e12], ["GB/s", 1e9], ["MB/s", 1e6], ["kB/s", 1e3], ["B/s", 1]];
+  const [unit, scale] = units.find(([, size]) => Math.abs(r) >= size) || units[4];
+  return `${threeDigits(r / scale)} ${unit}`;
+}
+
+function threeDigits(x) {
+  return Math.abs(x) >= 99.95 ? x.toFixed(0) : String(Number(x.toPrecision(3)));
+}
+
+// "43 %"; a part that is there but small is "< 1 %", never "0 %".
+export function formatPercent(part, whole = 1) {
+  const share = whole ? (100 * part) / whole : 0;
+  return share > 0 && share < 0.5 ? "< 1 %" : `${share.toFixed(0)} %`;
+}

@@ -1,0 +1,104 @@
+// Where the microseconds of a token went, and which bytes moved for it.
+
+import { baseOf, findParents, formatBytes, formatPercent, formatSeconds } from "./run.js";
+
+export const quoted = (text) => `“${(text.trim() || text).replaceAll("\n", "⏎")}”`;
+
+// {said: "token 3 “key” took 2.41 ms: 61 % attention, …", parts, moved: "11.6 MiB read from …"}
+export function journeyOf(run, token) {
+  const whole = token.stop - token.start;
+  const parts = run.parts(token.start, token.stop).filter((part) => part.seconds > 0);
+  const largest = parts.slice().sort((a, b) => b.seconds - a.seconds);
+  const named = largest.filter((part) => part.seconds >= 0.01 * whole).slice(0, 4);
+  const shares = named.map((part) => `${formatPercent(part.seconds, whole)} ${part.name}`);
+  if (named.length < parts.length) shares.push("…");
+  const text = token.text ? ` ${quoted(token.text)}` : "";
+  return {
+    said: `token ${token.index}${text} took ${formatSeconds(whole)}: ${shares.join(", ")}`,
+    moved: bytesMoved(run, token), parts, whole,
+  };
+}
+
+// "11.6 MiB read from HBM (predicted), 8 B of ids in, 16 KiB of logits out"
+export function bytesMoved(run, token) {
+  const all = run.between(token.start, token.stop);
+  const events = all.filter((e) => e.nbytes && e.start + e.seconds / 2 <= token.stop
+    && e.start + e.seconds / 2 >= token.start);
+  const reads = events.filter((e) => e.kind === "span" && baseOf(e.resource) === "compute");
+  const inside = new Set(); // a layer's bytes are in the bytes of its pass
+  for (const parent of findParents(reads)) {
+    for (const e of reads) {
+      const within = parent.start <= e.start && e.end <= parent.end && e.seconds < parent.seconds;
+      if (within && e.resource === parent.resource) inside.add(e);
+    }
+  }
+  const sums = new Map();
+  const add = (what, nbytes) => sums.set(what, (sums.get(what) || 0) + nbytes);
+  for (const e of reads) {
+    const how = e.detail.includes("predicted") ? " (predicted)" : "";
+    if (!inside.has(e)) add(`read from HBM${how}`, e.nbytes);
+  }
+  for (const e of events) if (e.kind === "transfer") add(wayOf(e), e.nbytes);
+  return [...sums].map(([what, nbytes]) => `${formatBytes(nbytes)} ${what}`).join(", ");
+}
+
+// "of ids in" is what goes into HBM, "of logits out" what comes back; other ways by their ends.
+function wayOf(e) {
+  const what = `of ${e.label || "data"}`, from = baseOf(e.source), to = baseOf(e.target);
+  if (baseOf(e.resource) === "network") {
+    return `${what} over ${e.detail.includes("infiniband") ? "InfiniBand" : "NVLink"}`;
+  }
+  if (from === "dram" && to === "hbm") return `${what} in`;
+  if (from === "hbm" && to === "dram") return `${what} out`;
+  return `${what} ${from.toUpperCase()} → ${to.toUpperCase()}`;
+}
+
+// The token after the first whose time is the median: the one to show if none was chosen.
+export function typicalToken(request) {
+  const later = request.tokens.slice(1).sort((a, b) => a.stop - a.start - (b.stop - b.start));
+  return later[(later.length - 1) >> 1] || request.tokens[0] || null;
+}
+
+// The box below the chips: a sentence, a bar with a name under each part, a line on bytes.
+export function journeyBox(box, run) {
+  let shown = null;
+  const line = (name, words) => {
+    const p = document.createElement("p");
+    p.className = name;
+    p.textContent = words;
+    return p;
+  };
+  const stack = ({ parts, whole }) => {
+    const bar = document.createElement("div");
+    bar.className = "minillm-stack";
+    bar.setAttribute("role", "img");
+    bar.setAttribute("aria-label", parts.map((p) => `${p.name} ${formatSeconds(p.seconds)}`).join(", "));
+    for (const part of parts) {
+      const piece = document.createElement("div"), ink = document.createElement("i");
+      const name = document.createElement("span");
+      piece.style.flex = `${part.seconds / whole} 1 0`;
+      ink.style.setProperty("--ink", `var(--m-${part.meaning})`);
+      ink.dataset.meaning = part.meaning;
+      piece.title = `${part.name}: ${formatSeconds(part.seconds)}, ${formatPercent(part.seconds, whole)}`;
+      const room = (box.clientWidth * part.seconds) / whole, time = formatSeconds(part.seconds);
+      const wordings = [`${part.name} ${time}`, part.name, time];
+      name.textContent = wordings.find((words) => 6.3 * words.length < room) || "";
+      piece.append(ink, name);
+      bar.append(piece);
+    }
+    return bar;
+  };
+  return {
+    // token: the chosen one, or a typical one as an example; null leaves the box empty
+    show(token, isExample = false) {
+      const key = token && `${token.request} ${token.index} ${isExample} ${box.clientWidth}`;
+      if (key === shown) return;
+      shown = key;
+      if (!token) return box.replaceChildren();
+      const { said, moved, ...journey } = journeyOf(run, token);
+      const hint = isExample ? "Choose a word to see its own journey." : "";
+      box.replaceChildren(line("", isExample ? `A typical word: ${said}` : said), stack(journey),
+        line("minillm-moved", [moved, hint].filter(Boolean).join(" · ")));
+    },
+  };
+}

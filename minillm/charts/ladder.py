@@ -1,0 +1,219 @@
+"""The ladder of tiers: how fast bytes went over each link on their way from SSD to the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from minillm.charts import facts
+from minillm.charts.show import Chart
+from minillm.charts.style import (
+    FAINT,
+    INK,
+    PAPER,
+    RULE,
+    TEXT,
+    WIDTH,
+    amount,
+    log_axis,
+    name_row,
+    percent,
+    quiet,
+    seconds,
+    times,
+)  # fmt: skip
+from minillm.errors import MinillmError, format_size
+from minillm.trace import Event, Trace
+
+LEFT, COLUMN, STEP = 1.65, 0.82, 0.44  # inches: names, a column, a row
+HEAD, LOW = 0.78, 0.42  # inches: above and below the rows
+WAY = (
+    ("ssd", "dram"), ("dram", "ssd"), ("dram", "hbm"), ("hbm", "dram"), ("infiniband", ""),
+    ("nvlink", ""), ("network", ""), ("hbm", "compute"),
+)  # fmt: skip
+NAMES = {
+    "infiniband": "GPU ↔ GPU InfiniBand", "nvlink": "GPU ↔ GPU NVLink", "network": "GPU ↔ GPU",
+    "compute": "compute", "cpu": "CPU",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What went over one kind of link in a trace.
+
+    name: 'SSD → DRAM'. ink: a key of style.INK. links: how many there are of it, such as one a GPU.
+    rate: bytes/s of one link while busy. best: bytes/s of the fastest single transfer. ceiling:
+    bytes/s, None if unknown. how: measured, … of the seconds; guessed: the bytes are predicted.
+    """
+
+    name: str
+    ink: str
+    nbytes: int
+    rate: float
+    best: float
+    ceiling: float | None
+    how: str
+    guessed: bool
+    count: int
+    links: int
+
+    @property
+    def transfers(self) -> str:
+        """'56 × 211.6 KiB, emulated': count times mean size is the bytes that went."""
+        said = f"{self.count:,} × {format_size(round(self.nbytes / self.count))}"
+        return f"{said} predicted" if self.guessed else f"{said}, {self.how}"
+
+
+def ladder(trace: Trace, ceilings: Mapping[str, float] | None = None) -> Chart:
+    """Bytes/s that each link of this run reached, its ceiling, and what the weights take over it.
+
+    ceilings: bytes/s by "ssd", "copy" (DRAM to HBM), "hbm" (what compute reads) and "network"; by
+    default `trace.meta["ceilings"]`, where "nvlink" and "infiniband" go before "network".
+    HBM → compute is what the engine predicts that a step reads, over the step's time.
+    Raises MinillmError if no byte moved.
+
+    >>> ladder(engine.trace).finding
+    'HBM is read 6.1 × as fast as it is filled: 3.2 TB/s against 52 GB/s'
+    """
+    known = (trace.meta.get("ceilings") or {}) if ceilings is None else ceilings
+    hops = find_hops(trace, known)
+    note = facts.provenance(trace)
+    if any(hop.ceiling and hop.best > 1.05 * hop.ceiling for hop in hops):
+        note += " · beyond a ceiling: probably from a cache"
+    finding = _finding(hops)
+    told = "; ".join(f"{h.name} {_in_words(h)}" for h in hops)
+    high = HEAD + STEP * max(2, len(hops)) + LOW
+    chart = Chart(finding, f"Ladder of tiers. {finding}. {told}.", note=note, size=(WIDTH, high))
+    columns = _columns(hops, trace.meta.get("weight_bytes"))
+    wide = WIDTH - LEFT - COLUMN * len(columns) - 0.1
+    ax = chart.add_axes((LEFT / WIDTH, LOW / high, wide / WIDTH, 1 - (HEAD + LOW) / high))
+    _draw(ax, hops)
+    for i, (title, cells) in enumerate(columns.items()):
+        _column(ax, 1 + (0.12 + COLUMN * i) / wide, title, cells)
+    return chart
+
+
+def _columns(hops: Sequence[Hop], weights: int | None) -> dict[str, list[tuple[str, str]]]:
+    """Title to one cell a hop: its large and its small line."""
+    columns = {"reached": [(amount(h.rate, "B/s"), f"best {amount(h.best, 'B/s')}") for h in hops]}
+    if any(hop.ceiling for hop in hops):
+        columns["of ceiling"] = [
+            (percent(h.rate, h.ceiling), amount(h.ceiling, "B/s")) if h.ceiling else ("–", "")
+            for h in hops
+        ]
+    if weights:
+        columns["weights take"] = [
+            (seconds(weights / h.rate), f"by one of {h.links}" if h.links > 1 else "") for h in hops
+        ]
+    return columns
+
+
+def _in_words(hop: Hop) -> str:
+    how = f", time {hop.how}" if hop.guessed else ""
+    said = f"{amount(hop.rate, 'B/s')}, best {amount(hop.best, 'B/s')} ({hop.transfers}{how})"
+    return said + (f", ceiling {amount(hop.ceiling, 'B/s')}" if hop.ceiling else "")
+
+
+def find_hops(trace: Trace, ceilings: Mapping[str, float]) -> list[Hop]:
+    """One hop for each kind of link over which bytes went, in the order of the way."""
+    groups: dict[tuple[str, str], list[Event]] = {}
+    some = [e for e in facts.work(trace) if e.nbytes and e.seconds > 0]
+    # A layer's bytes are part of its step's, but a copy within the time of another is not.
+    spans = facts.outermost(e for e in some if e.kind == "span")
+    for event in [*(e for e in some if e.kind == "transfer"), *spans]:
+        if way := _way(event):
+            groups.setdefault(way, []).append(event)
+    if not groups:
+        raise MinillmError("wanted a trace in which bytes moved, found none; load an engine first")
+    order = sorted(groups, key=lambda way: WAY.index(way) if way in WAY else len(WAY))
+    return [_hop(way, groups[way], ceilings) for way in order]
+
+
+def _way(event: Event) -> tuple[str, str] | None:
+    """From where to where; None for work that moved nothing over a link."""
+    if event.kind == "transfer":
+        ends = facts.bare(event.source), facts.bare(event.target)
+        between = facts.bare(event.resource) == "network" or ends == ("hbm", "hbm")
+        link = event.detail if event.detail in ("nvlink", "infiniband") else "network"
+        return (link, "") if between else ends
+    return ("hbm", "compute") if facts.bare(event.resource) == "compute" else None
+
+
+def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float]) -> Hop:
+    links: dict[tuple[str, ...], list[Event]] = {}
+    for event in events:  # each rank, and each direction, is a link of its own
+        links.setdefault((event.source, event.target, event.resource), []).append(event)
+    nbytes = sum(e.nbytes for e in events)
+    rate = nbytes / sum(busy_seconds(link) for link in links.values())
+    key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
+    ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
+    how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
+    guessed = any(e.detail.startswith("bytes predicted") for e in events)
+    ends = [NAMES.get(end, end.upper()) for end in way if end]
+    best = max(e.nbytes / e.seconds for e in events)
+    name, ink = " → ".join(ends), facts.meaning(events[0])
+    return Hop(name, ink, nbytes, rate, best, ceiling, how, guessed, len(events), len(links))
+
+
+def busy_seconds(events: Iterable[Event]) -> float:
+    """Seconds in which at least one of them was under way."""
+    total = until = 0.0
+    for event in sorted(events, key=lambda e: e.start):
+        total += max(0.0, event.end - max(until, event.start))
+        until = max(until, event.end)
+    return total
+
+
+def _finding(hops: Sequence[Hop]) -> str:
+    """How HBM is read against how it is filled; without both, the fastest against the slowest."""
+    by_name = {hop.name: hop for hop in hops}
+    read, fill = by_name.get("HBM → compute"), by_name.get("DRAM → HBM")
+    if read and fill and fill.nbytes < 0.5 * read.nbytes / read.count:
+        fill = None  # no load: only ids came in, and their rate is that of a tiny copy
+    fast, slow = max(hops, key=lambda h: h.rate), min(hops, key=lambda h: h.rate)
+    if fast is slow:
+        share = f", {percent(fast.rate, fast.ceiling)} of its ceiling" if fast.ceiling else ""
+        return f"{fast.name} moves {amount(fast.rate, 'B/s')}{share}"
+    if read and fill and read.rate >= fill.rate:
+        fast, slow, said = read, fill, "HBM is read {} as fast as it is filled"
+    elif read and fill:
+        fast, slow, said = fill, read, "HBM is filled {} as fast as it is read"
+    else:
+        said = f"{fast.name} is {{}} as fast as {slow.name}"
+    rates = f"{amount(fast.rate, 'B/s')} against {amount(slow.rate, 'B/s')}"
+    return f"{said.format(times(fast.rate / slow.rate))}: {rates}"
+
+
+def _draw(ax: Axes, hops: Sequence[Hop]) -> None:
+    """A row each: a mark at the rate, a line to the best transfer, the ceiling hatched beyond."""
+    known = [v for h in hops for v in (h.rate, h.best, h.ceiling or h.rate)]
+    quiet(ax, "bytes per second (log axis)")
+    log_axis(ax.xaxis, min(known) / 2.5, max(known) * 2.5, lambda x: amount(x, "B/s"))
+    pad = max(0, 2 - len(hops)) / 2
+    ax.set_ylim(len(hops) + pad, -pad)
+    end = ax.get_xlim()[1]
+    for y, hop in enumerate(hops):
+        ink = INK[hop.ink].colour
+        ax.axhline(y + 0.5, color=RULE, linewidth=0.6, zorder=0)
+        if hop.ceiling:
+            ax.barh(y + 0.5, end - hop.ceiling, 0.56, hop.ceiling, facecolor=PAPER, linewidth=0,
+                    edgecolor=RULE, hatch="////", zorder=1)  # fmt: skip
+            ax.plot((hop.ceiling,) * 2, (y + 0.22, y + 0.78), color=TEXT, linewidth=1.4, zorder=2)
+        ax.plot((hop.rate, hop.best), (y + 0.5,) * 2, color=ink, linewidth=2.4, zorder=3)
+        ax.plot(hop.best, y + 0.5, "|", color=ink, markersize=9, markeredgewidth=2, zorder=3)
+        ax.plot(hop.rate, y + 0.5, "s" if "emulated" in hop.how else "o", color=ink, markersize=9,
+                markerfacecolor=PAPER if hop.how == "predicted" else ink, zorder=4)  # fmt: skip
+        name_row(ax, y + 0.36, hop.name)
+        name_row(ax, y + 0.7, hop.transfers, small=True)
+
+
+def _column(ax: Axes, x: float, title: str, cells: Sequence[tuple[str, str]]) -> None:
+    """Words to the right of the axes, one or two lines a row, under a faint title."""
+    place = ax.get_yaxis_transform()
+    ax.text(x, 1, title, transform=ax.transAxes, size=8, color=FAINT, va="bottom")
+    for y, (upper, lower) in enumerate(cells):
+        ax.text(x, y + (0.36 if lower else 0.5), upper, transform=place, size=8.5, color=TEXT,
+                va="center")  # fmt: skip
+        ax.text(x, y + 0.7, lower, transform=place, size=7, color=FAINT, va="center")

@@ -1,0 +1,244 @@
+"""The machine: where its parts stand, and a still of what a run held and moved in them.
+
+The living picture is machine_view.js; both take their geometry from `layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from minillm.charts import facts
+from minillm.charts.machine_layout import layout
+from minillm.charts.machine_still import draw
+from minillm.charts.show import Chart
+from minillm.charts.style import amount, times
+from minillm.errors import format_size
+from minillm.trace import Event, Trace
+
+__all__ = ["Flow", "Peak", "crossed", "layout", "machine", "peaks", "plan"]
+
+
+@dataclass
+class Flow:
+    """What crossed a link in one direction. Seconds in which two moved at once count once."""
+
+    nbytes: int = 0
+    seconds: float = 0.0
+    label: str = ""
+    how: str = "measured"
+    ceiling: float | None = None  # bytes/s
+    ink: str = ""  # a key of style.INK
+    until: float = field(default=-1.0, repr=False)
+    most: int = field(default=-1, repr=False)
+
+    @property
+    def rate(self) -> float:
+        """Bytes/s while it moved."""
+        return self.nbytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Peak:
+    """A memory at the moment it held most: bytes by label, largest first; its capacity if known."""
+
+    levels: dict[str, int]
+    capacity: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.levels.values())
+
+
+@dataclass
+class Did:
+    """A run on a layout: flows by step, peaks and busy seconds by box, the last request's text."""
+
+    flows: dict[str, Flow]
+    held: dict[str, Peak]
+    busy: dict[str, float]
+    prompt: str
+    words: list[str]
+
+
+def machine(trace: Trace) -> Chart:
+    """The machine: what each memory held at its peak, and what crossed each link, at which rate.
+
+    Raises MinillmError for a trace in which nothing happened.
+
+    >>> machine(engine.trace).finding
+    '11.6 MiB of weights came in once; compute then read 934 MiB from HBM, 80 × as much'
+    """
+    facts.work(trace)  # an empty trace is an error that says what to do
+    sheet = plan(trace)
+    did = Did(crossed(trace, sheet), peaks(trace, sheet), _busy(trace, sheet), *_words(trace))
+    finding = _finding(did.flows, sheet)
+    said = [f"{sheet['boxes'][box]['title']} held {format_size(peak.nbytes)}"
+            for box, peak in did.held.items() if peak.nbytes]  # fmt: skip
+    said += [_in_words(step, flow, sheet) for step, flow in did.flows.items()]
+    emulated = trace.meta.get("device") == "cpu"
+    chart = draw(sheet, did, finding, facts.provenance(trace), emulated)
+    chart.alt = f"The machine of this run. {finding}. {'; '.join(said)}."
+    return chart
+
+
+def plan(trace: Trace, narrow: bool = False) -> dict[str, Any]:
+    """The layout of the machine that a trace was made on: its ranks, or what its meta says."""
+    names = {n for e in trace.events for n in (e.name, e.resource, e.source, e.target) if ":" in n}
+    ranks = [rank + 1 for rank in map(facts.rank_of, names) if rank < 4096]
+    gpus = max([1, int(trace.meta.get("gpus", 1)), *ranks])
+    return layout(gpus, int(trace.meta.get("nodes", 1)), narrow)
+
+
+def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
+    """Each memory box at its peak. The DRAM of several ranks of a node is one box.
+
+    What lies on the disk is not counted: of it we know the weights, which came from there.
+    """
+    home, capacity = sheet["home"], _capacities(trace)
+    held: dict[str, dict[tuple[str, str], int]] = {}
+    most = {box: Peak({}, capacity.get(facts.bare(box))) for box in sheet["boxes"]
+            if "tank" in sheet["boxes"][box]}  # fmt: skip
+    if trace.meta.get("weight_bytes"):
+        most["ssd"].levels["weights"] = int(trace.meta["weight_bytes"])
+    for event in trace.events:
+        box = home.get(_plain(event.name)) if event.kind == "counter" else None
+        if box is None:
+            continue
+        levels = held.setdefault(box, {})
+        levels[event.name, event.label] = event.nbytes
+        if sum(levels.values()) > most[box].nbytes:
+            most[box].levels = _by_label(levels)
+    for box, peak in most.items():
+        peak.capacity = capacity.get(box, capacity.get(facts.bare(box.split("@")[0])))
+    return most
+
+
+def _ink(event: Event, kind: str, end: str) -> str:
+    """The meaning of a link's dots: what is on the network is that all along its way."""
+    if facts.bare(event.resource) == "network":
+        return "network"
+    return {"disk": "ssd", "read": "hbm"}.get(kind, facts.bare(end))
+
+
+def _capacities(trace: Trace) -> dict[str, int]:
+    return {_plain(tier): n for tier, n in trace.meta.get("capacity", {}).items()}
+
+
+def _by_label(levels: dict[tuple[str, str], int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for (_, label), nbytes in levels.items():
+        sums[label] = sums.get(label, 0) + nbytes
+    return dict(sorted(((k, n) for k, n in sums.items() if n), key=lambda item: -item[1]))
+
+
+def crossed(trace: Trace, sheet: dict[str, Any]) -> dict[str, Flow]:
+    """What crossed each link, by step: "+pcie" along the link of that name, "-pcie" against it."""
+    flows: dict[str, Flow] = {}
+    ceilings = trace.meta.get("ceilings", {})
+    for event, begin, end in _moves(trace):
+        for step in _way(sheet, begin, end):
+            link = sheet["links"][step[1:]]
+            flow = flows.setdefault(step, Flow())
+            flow.seconds += max(0.0, event.end - max(flow.until, event.start))
+            flow.until = max(flow.until, event.end)
+            flow.nbytes += event.nbytes
+            if event.nbytes > flow.most:
+                guessed = event.kind == "span" and "predicted" in event.detail
+                flow.most, flow.how = event.nbytes, "predicted" if guessed else event.how
+                flow.label = event.label if event.kind == "transfer" else "weights, KV"
+                flow.ink = _ink(event, link["kind"], end)
+            key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
+            shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
+            flow.ceiling = None if shared else ceilings.get(link["kind"], ceilings.get(key))
+    return flows
+
+
+def _busy(trace: Trace, sheet: dict[str, Any]) -> dict[str, float]:
+    """Seconds for which each unit was at work; what runs inside other work counts once."""
+    busy: dict[str, float] = {}
+    until: dict[str, float] = {}
+    for event in facts.work(trace):
+        box = sheet["home"].get(_plain(event.resource)) if event.kind == "span" else None
+        if box is not None:
+            done = until.get(box, 0.0)
+            busy[box] = busy.get(box, 0.0) + max(0.0, event.end - max(done, event.start))
+            until[box] = max(done, event.end)
+    return busy
+
+
+def _words(trace: Trace) -> tuple[str, list[str]]:
+    """Prompt and tokens of the last request."""
+    texts = [e for e in facts.work(trace) if e.name in ("tokenize", "detokenize")]
+    mine = [e for e in texts if e.request == texts[-1].request]
+    words = [e.detail for e in mine if e.name == "detokenize"]
+    return "".join(e.detail for e in mine if e.name == "tokenize"), words
+
+
+def _moves(trace: Trace) -> Iterator[tuple[Event, str, str]]:
+    """Events that move bytes, with both ends: transfers, and what compute reads from its HBM.
+
+    Of a span that lies in another one with bytes, the outer one counts.
+    """
+    until: dict[str, float] = {}
+    for event in facts.work(trace):
+        if event.kind == "transfer":
+            yield event, _plain(event.source), _plain(event.target)
+        elif event.nbytes and facts.bare(event.resource) == "compute":
+            if event.end > until.get(event.resource, -1.0):
+                until[event.resource] = event.end
+                unit = _plain(event.resource)
+                yield event, unit.replace("compute", "hbm"), unit
+
+
+def _way(sheet: dict[str, Any], begin: str, end: str) -> list[str]:
+    """The steps from one tier to another. One without a rank is of the other one's node."""
+    rank = facts.rank_of(begin) or facts.rank_of(end)
+    one, two = (_home(sheet, unit, rank) for unit in (begin, end))
+    if f"{one} {two}" in sheet["routes"]:
+        return sheet["routes"][f"{one} {two}"]
+    back = sheet["routes"].get(f"{two} {one}", [])
+    return [("-" if step[0] == "+" else "+") + step[1:] for step in reversed(back)]
+
+
+def _home(sheet: dict[str, Any], unit: str, rank: int) -> str | None:
+    shared = unit in ("ssd", "dram", "cpu") and rank
+    return sheet["home"].get(f"{unit}:{rank}" if shared else unit)
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(":0")
+
+
+def _finding(flows: dict[str, Flow], sheet: dict[str, Any]) -> str:
+    """What the run moved, in one sentence: what came in, and how often it was read."""
+    by_kind: dict[str, list[Flow]] = {}
+    for step, flow in flows.items():
+        by_kind.setdefault(step[0] + sheet["links"][step[1:]]["kind"], []).append(flow)
+    load, read = (sum(f.nbytes for f in by_kind.get(k, [])) for k in ("+disk", "+read"))
+    if load and read:
+        what = "of weights " if by_kind["+disk"][0].label == "weights" else ""
+        return (f"{_size(load)} {what}came in once; compute then read {_size(read)} from HBM, "
+                f"{times(read / load)} as much")  # fmt: skip
+    for nbytes, kind, words in ((read, "+read", "Compute read {} from HBM at {}"),
+                                (load, "+disk", "{} came in from SSD at {}")):  # fmt: skip
+        if nbytes:
+            busy = max(f.seconds for f in by_kind[kind])
+            return words.format(_size(nbytes), amount(nbytes / busy if busy else 0.0, "B/s"))
+    moved = max((f for f in flows.values()), key=lambda f: f.nbytes, default=None)
+    if moved is None:
+        return "No bytes moved between the memories in this run"
+    return f"{_size(moved.nbytes)} of {moved.label or 'data'} moved, at {amount(moved.rate, 'B/s')}"
+
+
+def _size(nbytes: int) -> str:
+    return amount(nbytes, "B")
+
+
+def _in_words(step: str, flow: Flow, sheet: dict[str, Any]) -> str:
+    link = sheet["links"][step[1:]]
+    ends = [sheet["boxes"][link[end]]["title"] for end in ("from", "to")]
+    begin, end = ends if step[0] == "+" else reversed(ends)
+    return (f"{begin} to {end}: {format_size(flow.nbytes)} at {amount(flow.rate, 'B/s')}, "
+            f"{flow.how}")  # fmt: skip

@@ -1,0 +1,215 @@
+// Memory: how full each tier was, by label, over the run.
+import { baseOf, formatBytes, formatPercent } from "./run.js";
+import { dashed, line } from "./sheet.js";
+import { clipTo, crisp } from "./time_axis.js";
+import { TimeView } from "./time_view.js";
+import { labelWords, memoryFacts, memoryPanels, memoryWords } from "./memory_panels.js";
+import { pointAt } from "./memory_panels.js";
+
+export const MEMORY_CSS = `
+.minillm-memory-sheet { margin-top: 6px; }
+`;
+
+const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
+
+// {draw(t, view), destroy()}, as the player wants it. onSeek(t): the trace time under a click.
+export function memoryView(el, run, { onSeek = () => {} } = {}) {
+  const view = new MemoryView(el, run, onSeek);
+  return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };
+}
+
+class MemoryView extends TimeView {
+  constructor(el, run, onSeek) {
+    super(el, "memory", run, onSeek);
+    Object.assign(this, { panels: [], chosen: 0 }); // chosen: the panel of the arrow keys
+  }
+
+  layOut() { this.panels = memoryPanels(this.run); }
+
+  place() { this.bottom = placePanels(this.panels, hasMargin(this.sheet, this.scale)); }
+
+  words() { return memoryWords(this.panels); }
+
+  inkPlot(g) {
+    const { run, sheet, scale } = this, emulated = run.meta.device === "cpu";
+    for (const panel of this.panels) {
+      clipTo(g, scale, panel.y, panel.y + panel.height + 1);
+      paintAreas(g, sheet, scale, panel, run.clock.length);
+      g.restore();
+      paintLevels(g, sheet, scale, panel, emulated);
+    }
+  }
+
+  shinePlot(g) {
+    const at = this.stretch.pointer ?? this.run.clock.play(this.t);
+    for (const panel of this.panels) shineValues(g, this.sheet, this.scale, panel, at);
+  }
+
+  hover(x, y) {
+    const { scale, stretch } = this, inside = x >= scale.left && x <= scale.right;
+    stretch.point(inside ? scale.at(x) : null);
+    const panel = inside && this.panels.find((p) => y >= p.y - 4 && y <= p.y + p.height + 4);
+    if (panel) this.tell(x, { y, height: 0 }, memoryFacts(panel, scale.at(x)), false);
+    else this.sheet.card.hide();
+  }
+
+  leave() {
+    this.stretch.point(null);
+    this.sheet.card.hide();
+  }
+
+  open() { this.stretch.fit(); }
+
+  // Left and right to the next change of a tier, up and down to the next tier.
+  step(key) {
+    const { panels, stretch } = this, down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
+    if (!panels.length) return false;
+    this.chosen = Math.min(Math.max(this.chosen + down, 0), panels.length - 1);
+    const panel = panels[this.chosen], { points } = panel;
+    let at = stretch.pointer ?? stretch.from;
+    if (key === "ArrowRight") at = (points.find((p) => p.at > at + 1e-9) || points.at(-1)).at;
+    if (key === "ArrowLeft") at = (points.findLast((p) => p.at < at - 1e-9) || points[0]).at;
+    this.reach(at, at);
+    stretch.point(at);
+    this.tell(this.scale.x(at), panel, memoryFacts(panel, at), true);
+    return true;
+  }
+
+  enter() {
+    const { pointer } = this.stretch;
+    if (pointer !== null) this.onSeek(this.run.clock.trace(pointer));
+    return pointer !== null;
+  }
+}
+
+const hasMargin = (sheet, scale) => sheet.width - scale.right > 60;
+
+// Gives each panel its y and height; without a margin its words need a line above it.
+function placePanels(panels, margin) {
+  let y = 8;
+  for (const panel of panels) {
+    panel.y = y += margin || panel.small ? 0 : 10;
+    panel.height = panel.small ? 26 : baseOf(panel.tier) === "hbm" ? 100 : 82;
+    y += panel.height + (panel.small ? 4 : 12);
+  }
+  return Math.max(y - 8, 30);
+}
+
+const heightOf = (panel, nbytes) => panel.y + panel.height * (1 - nbytes / panel.top);
+
+// Stacked steps. Of the changes within one pixel the fullest is kept: a peak is never lost.
+function paintAreas(g, sheet, scale, panel, end) {
+  const points = thinned(panel.points, scale, end), ink = sheet.inkOf(baseOf(panel.tier));
+  if (!points.length) return;
+  const floor = points.map(() => 0);
+  panel.labels.forEach((label, i) => {
+    const [strength, hatch] = SHADES[i];
+    g.beginPath();
+    points.forEach(({ x0, x1, held }, k) => {
+      const y = heightOf(panel, floor[k] + held[i]);
+      g.lineTo(x0, y);
+      g.lineTo(x1, y);
+    });
+    for (let k = points.length - 1; k >= 0; k--) {
+      const y = heightOf(panel, floor[k]);
+      g.lineTo(points[k].x1, y);
+      g.lineTo(points[k].x0, y);
+      floor[k] += points[k].held[i];
+    }
+    g.closePath();
+    Object.assign(g, { fillStyle: ink.colour, globalAlpha: strength });
+    g.fill();
+    g.globalAlpha = 1;
+    if (hatch) {
+      g.fillStyle = sheet.hatchOf(hatch);
+      g.fill();
+    }
+  });
+}
+
+function thinned(points, scale, end) {
+  const kept = [];
+  for (let i = 0; i < points.length; i++) {
+    const until = i + 1 < points.length ? points[i + 1].at : end;
+    if (until < scale.from || points[i].at > scale.to) continue;
+    const x0 = Math.max(scale.x(points[i].at), scale.left);
+    const x1 = Math.min(scale.x(until), scale.right);
+    const last = kept.at(-1), { held, used } = points[i];
+    if (last && x1 - last.x0 < 1) {
+      last.x1 = x1;
+      if (used > last.used) Object.assign(last, { held, used });
+    } else kept.push({ x0, x1, held, used });
+  }
+  return kept;
+}
+
+// Name and peak in the gutter, the lines of peak and budget across the plot.
+function paintLevels(g, sheet, scale, panel, emulated) {
+  const { ink } = sheet, { y, height, peak, small, tier } = panel, low = y + height;
+  Object.assign(g, { strokeStyle: ink.rule, lineWidth: 1, fillStyle: ink.text,
+    textAlign: "right", textBaseline: "middle", font: sheet.font(11) });
+  line(g, scale.left, low + 0.5, scale.right, low + 0.5);
+  if (small) {
+    g.fillText(panel.name, scale.left - 10, y + height / 2);
+  } else {
+    g.fillText(panel.name, scale.left - 10, low - 22);
+    Object.assign(g, { fillStyle: ink.faint, font: sheet.font(10) });
+    if (tier === "hbm" && emulated) g.fillText("emulated", scale.left - 10, low - 9);
+  }
+  const top = crisp(heightOf(panel, peak.nbytes)), x = scale.x(panel.peakAt);
+  if (!small) {
+    Object.assign(g, { fillStyle: ink.text, strokeStyle: ink.text, font: sheet.font(10) });
+    dashed(g, [1, 3], scale.left, top, scale.right, top);
+    g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, top);
+  }
+  if (x >= scale.left && x <= scale.right) {
+    g.fillStyle = ink.text;
+    g.beginPath();
+    g.arc(x, top, small ? 2 : 3, 0, 7);
+    g.fill();
+  }
+  if (!panel.near) return;
+  const most = crisp(heightOf(panel, panel.budget));
+  Object.assign(g, { strokeStyle: ink.prediction, globalAlpha: small ? 0.6 : 1 });
+  dashed(g, [5, 4], scale.left, most, scale.right, most);
+  g.globalAlpha = 1;
+}
+
+// What each label holds at `at`: right of the plot beside its area, or in a line above it.
+function shineValues(g, sheet, scale, panel, at) {
+  const margin = hasMargin(sheet, scale), { ink } = sheet, point = pointAt(panel, at);
+  const used = point ? point.used : 0, { y, height, budget, peak } = panel;
+  Object.assign(g, { textAlign: "left", textBaseline: "middle", fillStyle: ink.text,
+    font: sheet.font(10) });
+  let x = margin ? scale.right + 10 : scale.left, middle = y + height - 6;
+  if (panel.small) {
+    const words = formatBytes(used) + (budget ? ` · ${formatPercent(used, budget)}` : "");
+    if (!margin) g.textAlign = "right";
+    g.fillText(words, margin ? x : scale.right - 4, y + (margin ? height / 2 : 11));
+    return;
+  }
+  panel.labels.forEach((label, i) => {
+    const nbytes = point ? point.held[i] : 0, words = `${labelWords(label)} ${formatBytes(nbytes)}`;
+    if (!margin && !nbytes) return;
+    paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
+    g.fillStyle = nbytes ? ink.text : ink.faint;
+    g.fillText(words, x + 12, margin ? middle : y - 5.5);
+    if (margin) middle -= 15; else x += g.measureText(words).width + 22;
+  });
+  if (budget === null || !margin) return;
+  g.fillStyle = ink.faint;
+  const most = `${formatPercent(peak.nbytes, budget)} used at peak`;
+  const lines = [`budget ${formatBytes(budget)}`, most];
+  const top = panel.near ? heightOf(panel, budget) : y + 4;
+  lines.forEach((words, i) => g.fillText(words, x, top + 13 * i));
+}
+
+function paintSwatch(g, sheet, panel, i, x, middle) {
+  const [strength, hatch] = SHADES[i];
+  Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
+  g.fillRect(x, middle - 4, 8, 8);
+  g.globalAlpha = 1;
+  if (!hatch) return;
+  g.fillStyle = sheet.hatchOf(hatch);
+  g.fillRect(x, middle - 4, 8, 8);
+}

@@ -1,0 +1,9 @@
+// The page of its own that charts/replay.py writes: the run is in it as JSON.
+
+import { Run, unpackRows } from "./run.js";
+import { player } from "./player.js";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const run = new Run(data.meta);
+run.append(unpackRows(data.columns));
+player(document.getElementById("run"), run, { views: data.views });

@@ -1,0 +1,253 @@
+"""The roofline: how fast work runs, and which of two roofs holds it down.
+
+Work that does few operations on each byte waits for memory, work that does many for the arithmetic
+units. (S. Williams, A. Waterman, D. Patterson: Roofline, CACM 52:4, 2009.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from matplotlib.axes import Axes
+
+from minillm.charts import facts
+from minillm.charts.place import Box, along, free_place
+from minillm.charts.show import Chart
+from minillm.charts.style import (
+    FAINT,
+    HEIGHT,
+    INK,
+    PAPER,
+    RULE,
+    TEXT,
+    WIDTH,
+    amount,
+    log_axis,
+    percent,
+    quiet,
+    width_of,
+)  # fmt: skip
+from minillm.errors import MinillmError
+from minillm.trace import Trace
+
+Given = float | Sequence[float]
+LEFT, LOW, WIDE, TALL = 0.86, 0.42, 5.9, 2.36  # inches: the axes' place and size
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kind of work under the roof. flops, nbytes and seconds are of one event, the median."""
+
+    name: str
+    flops: float
+    nbytes: float
+    seconds: float
+    roof: float  # FLOP/s that the machine allows at this intensity
+    bound: str  # "memory" or "compute": which roof that is
+    how: str  # measured, emulated or predicted: the seconds
+    guessed: bool  # whether the bytes are predicted and not counted
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte."""
+        return self.flops / self.nbytes
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s reached."""
+        return self.flops / self.seconds
+
+
+def roofline(
+    trace: Trace | None, flops: Mapping[str, Given], bandwidth: float, peak_flops: float
+) -> Chart:
+    """Speed against arithmetic intensity, under the roofs of memory and of the arithmetic units.
+
+    flops: name of an event to the FLOPs of one such event; its bytes and seconds come from the
+    trace. Or, by hand, to (flops, nbytes, seconds), with "predicted" or "emulated" as a fourth if
+    they are not measured; the trace may then be None.
+    bandwidth: bytes/s of the memory; peak_flops: FLOP/s. Raises MinillmError for an event that the
+    trace does not hold or whose bytes it does not know.
+
+    >>> roofline(engine.trace, {"decode step": 1.2e7}, bandwidth=43e9, peak_flops=700e9).finding
+    'decode step reaches 7 % of the memory roof'
+    """
+    for name, value in {"bandwidth": bandwidth, "peak_flops": peak_flops}.items():
+        _positive(value, name)
+    points = find_points(trace, flops, bandwidth, peak_flops)
+    chart = Chart(_finding(points), note=_note(trace, points))
+    ax = chart.add_axes((LEFT / WIDTH, LOW / HEIGHT, WIDE / WIDTH, TALL / HEIGHT))
+    _axes(ax, points, bandwidth, peak_flops)
+    taken = _roofs(ax, bandwidth, peak_flops)
+    for x, y in (_inches(ax, point.intensity, point.rate) for point in points):
+        taken.append((x - 0.07, y - 0.07, x + 0.07, y + 0.07))
+    for point in points:
+        _draw(ax, point, taken, full=len(points) <= 5)
+    roofs = f"{amount(bandwidth, 'B/s')} memory and {amount(peak_flops, 'FLOP/s')} compute"
+    told = "; ".join(f"{p.name} {_said(p)} at {p.intensity:.3g} FLOP/byte" for p in points)
+    chart.alt = f"Roofline of {roofs}. {chart.finding}. {told}."
+    return chart
+
+
+def find_points(
+    trace: Trace | None, flops: Mapping[str, Given], bandwidth: float, peak_flops: float
+) -> list[Point]:
+    """The points of the chart, in the order of `flops`; see `roofline`."""
+    if not flops:
+        raise MinillmError("wanted the FLOPs of at least one event, found none; "
+                           "give them by name, such as {'decode step': 1.2e7}")  # fmt: skip
+    points = []
+    for name, given in flops.items():
+        numbers, how, guessed = _numbers(trace, name, given)
+        for value, what in zip(numbers, ("FLOPs", "bytes", "seconds"), strict=True):
+            _positive(value, f"{what} of {name!r}")
+        reach = bandwidth * numbers[0] / numbers[1]
+        bound = "memory" if reach < peak_flops else "compute"
+        points.append(Point(name, *numbers, min(reach, peak_flops), bound, how, guessed))
+    return points
+
+
+def _numbers(trace: Trace | None, name: str, given: Given) -> tuple[Sequence[float], str, bool]:
+    """FLOPs, bytes and seconds of one event, how the seconds came about, whether bytes are not."""
+    if isinstance(given, Sequence):
+        how = given[3] if len(given) == 4 else "measured"
+        if len(given) not in (3, 4) or how not in ("measured", "emulated", "predicted"):
+            raise MinillmError(f"wanted {name!r} as (flops, nbytes, seconds), found {given!r}; "
+                               "'predicted' or 'emulated' may follow")  # fmt: skip
+        return given[:3], how, how == "predicted"
+    work = [] if trace is None else facts.work(trace)
+    mine = [e for e in work if e.name == name and e.nbytes]
+    if not mine:
+        known = ", ".join(dict.fromkeys(e.name for e in work if e.kind == "span" and e.nbytes))
+        raise MinillmError(
+            f"wanted an event {name!r} with bytes in the trace, found {known or 'none'}; "
+            "name one of those, or give (flops, nbytes, seconds) by hand"
+        )
+    how = "emulated" if any(e.how == "emulated" for e in mine) else mine[0].how
+    guessed = any(e.detail.startswith("bytes predicted") for e in mine)
+    return (given, median(e.nbytes for e in mine), median(e.seconds for e in mine)), how, guessed
+
+
+def _positive(value: object, what: str) -> None:
+    try:
+        good = 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise MinillmError(f"wanted {what} above zero, found {value!r}; give a number")
+
+
+def _finding(points: Sequence[Point]) -> str:
+    """Which roof each meets, and how near it comes; many points are counted."""
+    under = {b: [p.name for p in points if p.bound == b] for b in ("memory", "compute")}
+    best = max(points, key=lambda p: p.rate / p.roof)
+    highest = f"the highest, {best.name}, reaches {percent(best.rate, best.roof)} of its roof"
+    if len(points) <= 2:
+        told = [f"{p.name}{' reaches' * (p is points[0])} {percent(p.rate, p.roof)} "
+                f"of the {p.bound} roof" for p in points]  # fmt: skip
+    elif len(points) <= 4:
+        told = [f"{_and(names)} {'meet' if names[1:] else 'meets'} the {bound} roof"
+                for bound, names in under.items() if names]  # fmt: skip
+    else:
+        told = [f"{len(names)} of {len(points)} meet the {bound} roof"
+                for bound, names in under.items() if names]  # fmt: skip
+    finding = ", ".join(told) + (f"; {highest}" if len(points) > 2 else "")
+    return finding[0].upper() + finding[1:]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def _note(trace: Trace | None, points: Sequence[Point]) -> str:
+    """Where the numbers of these points come from: the trace may hold others."""
+    words = _and(list(dict.fromkeys(p.how for p in points)))
+    words += " time, predicted bytes" * any(p.guessed and p.how != "predicted" for p in points)
+    words = [words, *(str(trace.meta[k]) for k in facts.WHO if trace and trace.meta.get(k))]
+    if any(p.rate > 1.02 * p.roof for p in points):
+        words.append("above a roof: the bytes came from a cache, or the ceiling is set too low")
+    return " · ".join(words)
+
+
+def _said(point: Point) -> str:
+    """'3.2 GFLOP/s, 7 % of its roof'; what is not measured says so."""
+    said = f"{amount(point.rate, 'FLOP/s')}, {percent(point.rate, point.roof)} of its roof"
+    return said + ("" if point.how == "measured" else f" ({point.how})")
+
+
+def _axes(ax: Axes, points: Sequence[Point], bandwidth: float, peak_flops: float) -> None:
+    """Log axes that hold all points and the ridge, and enough of both roofs for their names."""
+    ridge = peak_flops / bandwidth
+    xs = [ridge, *(p.intensity for p in points)]
+    low, high = min(xs) / 4, max(xs) * 8
+    high = max(high, ridge * (ridge / low) ** 0.45)
+    low = min(low, ridge / (high / ridge) ** 0.45)
+    ys = [bandwidth * low, peak_flops, *(p.rate for p in points)]
+    quiet(ax, "arithmetic intensity (FLOP per byte, log axis)")
+    log_axis(ax.xaxis, low, high, lambda x: f"{x:,.6g}")
+    room = max(2.0, (max(ys) / min(ys)) ** 0.08)
+    log_axis(ax.yaxis, min(ys) / room, max(ys) * 2 * room, lambda y: amount(y, "FLOP/s"))
+    ax.text(-0.7 / WIDE, 1 + 0.07 / TALL, "speed (log axis)", size=8, color=FAINT,
+            transform=ax.transAxes)  # fmt: skip
+
+
+def _roofs(ax: Axes, bandwidth: float, peak_flops: float) -> list[Box]:
+    """Both roofs with their names, hatched above; the ridge where they meet. What they take up."""
+    (low, high), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    ridge = peak_flops / bandwidth
+    xs, ys = (low, ridge, high), (bandwidth * low, peak_flops, peak_flops)
+    above = ax.fill_between(xs, ys, [top] * 3, facecolor="none", edgecolor=RULE, linewidth=0)
+    above.set(hatch="////", zorder=0)
+    ax.plot(xs[:2], ys[:2], color=INK["hbm"].colour, linewidth=2, zorder=1)
+    ax.plot(xs[1:], ys[1:], color=INK["compute"].colour, linewidth=2, zorder=1)
+    ax.plot((ridge, ridge), (bottom, peak_flops), ":", color=FAINT, linewidth=1, zorder=0)
+    begin, edge, end = (_inches(ax, x, y) for x, y in zip(xs, ys, strict=True))
+    slope = math.degrees(math.atan2(edge[1] - begin[1], edge[0] - begin[0]))
+    names = [(begin, edge, slope, f"memory roof {amount(bandwidth, 'B/s')}"),
+             (edge, end, 0, f"compute roof {amount(peak_flops, 'FLOP/s')}")]  # fmt: skip
+    for start, stop, turn, name in names:
+        up = math.radians(turn + 90)
+        x, y = ((a + b) / 2 + 0.1 * f(up) for a, b, f in zip(start, stop, (math.cos, math.sin),
+                                                            strict=True))
+        ax.text(x / WIDE, y / TALL, name, transform=ax.transAxes, rotation=turn, size=8,
+                ha="center", va="center", rotation_mode="anchor", color=TEXT,
+                bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1})  # fmt: skip
+    said = f"ridge {ridge:.3g} FLOP/byte"
+    ax.text(edge[0] / WIDE + 0.008, 0.02, said, transform=ax.transAxes, size=7.5, color=FAINT)
+    foot = (edge[0], 0.0, edge[0] + 0.1 + width_of(said, 7.5), 0.2)
+    return [foot, *along(begin, edge, 0.12), *along(edge, end, 0.12)]
+
+
+def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
+    """Where a point of the data stands, from the lower left corner of the axes."""
+    right, up = (ax.transData + ax.transAxes.inverted()).transform((x, y))
+    return right * WIDE, up * TALL
+
+
+def _draw(ax: Axes, point: Point, taken: list[Box], full: bool) -> None:
+    """The mark, dotted up to its roof; its name and figures where there is room."""
+    grey = INK["prediction"].colour
+    open_ = {"markerfacecolor": PAPER, "markeredgecolor": grey, "markeredgewidth": 1.6}
+    style = open_ if point.how == "predicted" else {"color": TEXT}
+    ax.plot((point.intensity,) * 2, (point.rate, point.roof), ":", color=TEXT, linewidth=1)
+    mark = "s" if point.how == "emulated" else "o"
+    ax.plot(point.intensity, point.rate, mark, markersize=7, zorder=3, **style)
+    said = _said(point)
+    lines = [(point.name, 8, "bold"), (said, 7.5, "normal")]
+    if not full:  # one short line
+        lines = [(f"{point.name} {percent(point.rate, point.roof)}", 7.5, "normal")]
+    wide, high = max(width_of(*line) for line in lines), 0.135 * len(lines)
+    x, y = _inches(ax, point.intensity, point.rate)
+    left, low = free_place(x, y, wide, high, taken, (WIDE, TALL))
+    for i, (words, size, weight) in enumerate(reversed(lines)):
+        ax.text(left / WIDE, (low + 0.02 + 0.13 * i) / TALL, words, transform=ax.transAxes,
+                size=size, weight=weight, color=TEXT, parse_math=False, zorder=4,
+                bbox={"facecolor": PAPER, "linewidth": 0, "pad": 0.6, "alpha": 0.85})  # fmt: skip
+    near = min(max(x, left), left + wide), min(max(y, low), low + high)
+    if math.dist(near, (x, y)) > 0.2:
+        ax.plot((x / WIDE, near[0] / WIDE), (y / TALL, near[1] / TALL), color=FAINT, linewidth=0.7,
+                transform=ax.transAxes, zorder=5)  # fmt: skip
+    taken += [(left - 0.04, low - 0.02, left + wide + 0.04, low + high + 0.02)]

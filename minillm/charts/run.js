@@ -1,0 +1,201 @@
+// The run as the browser holds it: events in, questions answered. Views only read it.
+//
+// An event is an object with the fields of minillm.trace.Event, and its end and rank. Times are
+// seconds since the trace began. Rank 0 is written without its suffix: "hbm:0" becomes "hbm".
+
+import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
+import { cutClock, firstAbove } from "./clock.js";
+import { findLinks, findRequests } from "./moves.js";
+export { FIELDS, INK, baseOf, findParents, meaningOf, nameOf, rankOf, unpackRows } from "./events.js";
+export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
+
+const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
+
+export class Run {
+  constructor(meta = {}) {
+    this.meta = meta;
+    this._rows = [];
+    this._forget();
+  }
+
+  // Rows in the order of FIELDS, in any order of time. Nothing is worked out until it is asked for.
+  append(rows) {
+    for (const row of rows) this._rows.push(asEvent(row));
+    if (rows.length) this._forget();
+  }
+
+  // All events anew, with what the trace says of itself at the end.
+  replace(rows, meta) {
+    [this._rows, this.meta] = [[], meta];
+    this._forget();
+    this.append(rows);
+  }
+
+  // While live: of more than `many` events the older half goes, but not memory and text.
+  forgetBeyond(many) {
+    if (this._rows.length <= many) return;
+    const kept = (e) => e.kind === "counter" || e.label === "text";
+    this._rows = this.events.filter((e, i, all) => kept(e) || i > all.length / 2);
+    this._forget();
+  }
+
+  _forget() { this._known = new Map(); }
+
+  _once(key, make) {
+    if (!this._known.has(key)) this._known.set(key, make());
+    return this._known.get(key);
+  }
+
+  // -- what happened -----------------------------------------------------------------------------
+
+  // By start, an outer event before what runs inside it.
+  get events() {
+    return this._once("events", () => this._rows = this._rows.slice().sort(
+      (a, b) => a.start - b.start || b.seconds - a.seconds));
+  }
+
+  get work() { return this._once("work", () => this.events.filter((e) => e.kind !== "counter")); }
+  get begin() { return this.work.length ? this.work[0].start : 0; }
+  get end() { return this._once("end", () => this.work.reduce((t, e) => Math.max(t, e.end), 0)); }
+  get clock() { return this._once("clock", () => cutClock(this.work, this.begin, this.end)); }
+  get requests() { return this._once("requests", () => findRequests(this.work)); }
+
+  // Events (no counters) that overlap from … to, by start. One without length counts at its moment.
+  between(from, to) {
+    const { work } = this;
+    const reach = this._once("reach", () => { // the latest end so far: where a search may begin
+      let latest = -Infinity;
+      return work.map((e) => (latest = Math.max(latest, e.end)));
+    });
+    const found = [];
+    for (let i = firstAbove(reach, from, (end) => end); i < work.length; i++) {
+      const e = work[i];
+      if (e.start >= to) break;
+      if (e.end > from || e.start >= from) found.push(e);
+    }
+    return found;
+  }
+
+  // The token being made at t, at its last moment too; of requests in a batch that of the first.
+  tokenAt(t) {
+    for (const one of this.requests) {
+      if (t < one.start || t > one.stop) continue;
+      const token = one.tokens[firstAbove(one.tokens, t - 1e-10, (x) => x.stop)];
+      if (token) return token;
+    }
+    return null;
+  }
+
+  // -- memory ------------------------------------------------------------------------------------
+
+  get tiers() {
+    return this._once("tiers", () => {
+      const names = new Set(Object.keys(this.meta.capacity || {}).map(plain));
+      for (const e of this.events) {
+        for (const name of e.kind === "counter" ? [e.name] : [e.source, e.target]) names.add(name);
+      }
+      const order = ["ssd", "dram", "hbm"];
+      const tiers = [...names].filter((name) => order.includes(baseOf(name)));
+      return tiers.sort((a, b) => order.indexOf(baseOf(a)) - order.indexOf(baseOf(b))
+        || rankOf(a) - rankOf(b));
+    });
+  }
+
+  capacity(tier) {
+    const given = this.meta.capacity || {};
+    return given[tier] ?? given[`${tier}:0`] ?? given[baseOf(tier)] ?? null;
+  }
+
+  // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time.
+  series(tier) {
+    return this._once(`series ${tier}`, () => {
+      const series = [];
+      let levels = {}, peak = 0;
+      for (const e of this.events) {
+        if (e.kind !== "counter" || e.name !== tier) continue;
+        levels = { ...levels, [e.label]: e.nbytes };
+        peak = Math.max(peak, total(levels));
+        series.push({ t: e.start, levels, used: total(levels), peak });
+      }
+      return series;
+    });
+  }
+
+  _held(tier, t) {
+    const series = this.series(tier);
+    return series[firstAbove(series, t, (s) => s.t) - 1] || { levels: {}, used: 0, peak: 0 };
+  }
+
+  levels(tier, t) { return this._held(tier, t).levels; }
+
+  peak(tier) {
+    const series = this.series(tier);
+    const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
+    return { nbytes: top.used, t: top.t, levels: top.levels };
+  }
+
+  // -- answers for the views -----------------------------------------------------------------------
+
+  // Who had the time from … to: every instant goes to the innermost event under way, once, so that
+  // the seconds add up to to - from. The same as charts/facts.py parts; nbytes are of the events
+  // whose middle lies inside.
+  parts(from, to) {
+    const events = this.between(from, to), parents = findParents(events), found = new Map();
+    const part = (name, meaning) => {
+      const key = `${name}\n${meaning}`;
+      if (!found.has(key)) found.set(key, { name, meaning, seconds: 0, nbytes: 0 });
+      return found.get(key);
+    };
+    const mine = events.map((e) => {
+      const at = part(parents.has(e) ? `rest of the ${e.stage}` : nameOf(e), meaningOf(e));
+      const middle = e.start + e.seconds / 2;
+      if (from <= middle && middle <= to) at.nbytes += e.nbytes;
+      return at;
+    });
+    const idle = { name: "in between", meaning: "idle", seconds: 0, nbytes: 0 };
+    const inside = events.flatMap((e) => [e.start, e.end]).filter((t) => from < t && t < to);
+    const edges = [from, ...inside.sort((a, b) => a - b), to];
+    const active = []; // indices; the last one pushed is the innermost, for events come by start
+    for (let i = 0, next = 0; i + 1 < edges.length; i++) {
+      const left = edges[i];
+      while (next < events.length && events[next].start <= left) active.push(next++);
+      while (active.length && events[active.at(-1)].end <= left) active.pop();
+      (active.length ? mine[active.at(-1)] : idle).seconds += edges[i + 1] - left;
+    }
+    return [...found.values(), idle];
+  }
+
+  // What the diagram shows at t, from the events that overlap (t - window, t]:
+  // tiers  {name: {levels, used, capacity, peak}}, peak so far
+  // links  [{from, to, kind: "copy" | "read" | "nvlink" | "infiniband", rate (bytes/s while it
+  //        moved), nbytes, label, how, share (of its ceiling) | null, age (s since it ended)}]
+  // busy   {"cpu": "sample", "compute:1": "ffn"}; token, prompt, words: see tokenAt, requests
+  scene(t, window) {
+    const events = this.between(t - window, t + 1e-9).filter((e) => e.end > t - window);
+    const latest = (all) => all.reduce((a, b) => (Math.min(b.end, t) >= Math.min(a.end, t) ? b : a));
+    const tiers = {}, busy = {};
+    for (const tier of this.tiers) {
+      const { levels, used, peak } = this._held(tier, t);
+      tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
+    }
+    const spans = events.filter((e) => e.kind === "span");
+    for (const unit of new Set(spans.map((e) => e.resource))) {
+      busy[unit] = latest(spans.filter((e) => e.resource === unit)).name;
+    }
+    const request = this.requestAt(t);
+    const done = request ? request.tokens.filter((token) => token.stop <= t) : [];
+    return {
+      t, tiers, busy, links: findLinks(events, t, this.meta.ceilings || {}),
+      stage: events.length ? latest(events).stage : null,
+      token: this.tokenAt(t), prompt: request ? request.prompt : "",
+      words: done.map((token) => token.text), how: [...new Set(events.map((e) => e.how))],
+    };
+  }
+
+  // The request of the token being made, else the last one that has begun; null before the first.
+  requestAt(t) {
+    const token = this.tokenAt(t);
+    const begun = this.requests.filter((r) => r.start <= t);
+    return (token && begun.find((r) => r.number === token.request)) || begun.at(-1) || null;
+  }
+}

@@ -1,0 +1,192 @@
+// How the timeline draws its rows: names, blocks, and above them requests and tokens.
+import { formatBytes, formatPercent, formatRate, formatSeconds, nameOf } from "./run.js";
+import { fitting, line, shortened } from "./sheet.js";
+import { clipTo, crisp } from "./time_axis.js";
+import { STRIP, firstSeen, rowTotals } from "./timeline_rows.js";
+
+export const NESTED = 44; // px from which an event shows what runs inside it
+const HEADER = 14; // px of such an event for its own name
+
+export const headerOf = (height) => (height >= 30 ? HEADER : Math.min(4, height / 3));
+
+export function paintRule(g, sheet, scale, y) {
+  Object.assign(g, { strokeStyle: sheet.ink.rule, lineWidth: 1 });
+  line(g, scale.left, y, scale.right, y);
+}
+
+// The name to the left; to the right how busy it was in what is seen, and what it moved.
+export function paintNames(g, sheet, row, scale, end) {
+  const { ink } = sheet, middle = row.y + row.height / 2, many = row.tracks.length > 1;
+  Object.assign(g, { fillStyle: ink.text, font: sheet.font(11), textAlign: "right",
+    textBaseline: "middle" });
+  const lines = many ? row.name.split(" ") : [row.name]; // ranks need some of the room
+  lines.forEach((words, i) => g.fillText(words, scale.left - (many ? 20 : 10),
+    middle + 13 * (i - (lines.length - 1) / 2)));
+  if (many) {
+    Object.assign(g, { fillStyle: ink.faint, font: sheet.font(8.5) });
+    row.tracks.forEach(({ rank, y, height }, i) => { // of thin lines the first and the last
+      const end = i === 0 || i === row.tracks.length - 1;
+      if (end || height > 9) g.fillText(rank, scale.left - 8, y + height / 2 + 0.5);
+    });
+  }
+  if (sheet.width - scale.right < 60) return;
+  const { share, words } = totalWords(row, scale.from, Math.min(scale.to, end));
+  Object.assign(g, { font: sheet.font(10), textAlign: "left" });
+  g.fillStyle = share ? ink.text : ink.faint;
+  g.fillText(share ? `${formatPercent(share)} busy` : "idle", scale.right + 10,
+    middle - (words ? 6 : 0));
+  g.fillStyle = ink.faint;
+  if (words) g.fillText(words, scale.right + 10, middle + 7);
+}
+
+function totalWords(row, from, to) {
+  const { share, nbytes, seconds } = rowTotals(row, from, to);
+  if (!nbytes || row.key === "cpu") return { share, words: "" };
+  const rate = row.key === "staging" || !seconds ? "" : ` · ${formatRate(nbytes / seconds)}`;
+  return { share, words: formatBytes(nbytes) + rate };
+}
+
+// The outermost events of a lane, and inside the wide ones what runs in them.
+export function paintLane(g, sheet, scale, lane, y, height) {
+  const header = headerOf(height), pen = new Pen(g, sheet);
+  for (let i = firstSeen(lane, scale.from); i < lane.from.length && lane.from[i] < scale.to;) {
+    const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]), next = lane.next[i];
+    if (next > i + 1 && x1 - x0 >= NESTED) {
+      pen.frame(lane.events[i], lane.ink[i], x0, x1, y, height, header, scale);
+      for (let j = i + 1; j < next; j++) {
+        const a = scale.x(lane.from[j]), b = scale.x(lane.to[j]);
+        if (b > scale.left && a < scale.right) {
+          pen.block(lane.events[j], lane.ink[j], a, b, y + header, height - header, scale);
+        }
+      }
+      pen.flush();
+    } else pen.block(lane.events[i], lane.ink[i], x0, x1, y, height, scale);
+    i = next;
+  }
+  pen.flush();
+}
+
+// Draws blocks. Those narrower than a pixel are gathered by ink, as dense as they were busy.
+class Pen {
+  constructor(g, sheet) {
+    Object.assign(this, { g, sheet, narrow: new Map() });
+    Object.assign(g, { font: sheet.font(10), textAlign: "left", textBaseline: "middle" });
+  }
+
+  block(e, meaning, x0, x1, y, height, scale) {
+    const { g } = this, wide = x1 - x0;
+    if (wide < 1.5) return this.gather(meaning, x0, x1, y, height);
+    const ink = this.sheet.inkOf(meaning), gap = wide > 4 ? 1 : 0.5;
+    g.fillStyle = ink.colour;
+    if (e.how === "predicted") return this.dashed(ink, x0, x1, y, height);
+    g.fillRect(x0, y, wide - gap, height);
+    if (ink.hatch && wide > 6) {
+      g.fillStyle = ink.hatch;
+      g.fillRect(x0, y, wide - gap, height);
+    }
+    if (wide > 34 && height > 10) this.label(e, ink, x0, x1, y + height / 2, scale);
+  }
+
+  // In place, on a plate of the ink so that the hatch does not cross the letters.
+  label(e, ink, x0, x1, middle, scale) {
+    const { g } = this, left = Math.max(x0, scale.left), right = Math.min(x1, scale.right);
+    const name = nameOf(e), wordings = [`${name}  ${formatSeconds(e.seconds)}`, name];
+    if (e.kind === "transfer") wordings.push(e.label);
+    const words = fitting(g, wordings, right - left - 6);
+    if (!words) return;
+    const half = g.measureText(words).width / 2, x = (left + right) / 2;
+    g.fillStyle = ink.colour;
+    if (ink.hatch) g.fillRect(x - half - 3, middle - 7, 2 * half + 6, 14);
+    g.fillStyle = ink.on;
+    g.fillText(words, x - half, middle + 0.5);
+  }
+
+  dashed(ink, x0, x1, y, height) {
+    const { g } = this;
+    Object.assign(g, { strokeStyle: ink.colour, lineWidth: 1 });
+    g.setLineDash([4, 3]);
+    g.strokeRect(x0 + 0.5, y + 0.5, Math.max(x1 - x0 - 1.5, 0.5), height - 1);
+    g.setLineDash([]);
+  }
+
+  // An event that shows its inside: a pale field with its name on top.
+  frame(e, meaning, x0, x1, y, height, header, scale) {
+    this.flush();
+    const { g, sheet } = this, ink = sheet.inkOf(meaning);
+    Object.assign(g, { fillStyle: ink.colour, globalAlpha: 0.16 });
+    g.fillRect(x0, y, x1 - x0 - 1, height);
+    g.globalAlpha = 1;
+    g.fillRect(x0, y, x1 - x0 - 1, 1.5);
+    if (header < 10) return;
+    const left = Math.max(x0, scale.left) + 4, room = Math.min(x1, scale.right) - left - 4;
+    const bytes = e.nbytes ? ` · ${formatBytes(e.nbytes)}` : "", time = formatSeconds(e.seconds);
+    g.fillStyle = sheet.ink.text;
+    g.fillText(fitting(g, [`${e.name}  ${time}${bytes}`, `${e.name}  ${time}`, e.name], room),
+      left, y + header / 2 + 1);
+  }
+
+  gather(meaning, x0, x1, y, height) {
+    const last = this.narrow.get(meaning);
+    if (last && x0 - last.x1 < 1) {
+      last.x1 = Math.max(last.x1, x1);
+      last.busy += x1 - x0;
+      return;
+    }
+    if (last) this.fill(last, meaning);
+    this.narrow.set(meaning, { x0, x1, y, height, busy: x1 - x0 });
+  }
+
+  fill({ x0, x1, y, height, busy }, meaning) {
+    const { g } = this, wide = Math.max(x1 - x0, 1);
+    g.fillStyle = this.sheet.inkOf(meaning).colour;
+    g.globalAlpha = wide < 2 ? 0.9 : Math.min(1, Math.max(wide < 8 ? 0.35 : 0.2, busy / wide));
+    g.fillRect(x0, y, wide, height);
+    g.globalAlpha = 1;
+  }
+
+  flush() {
+    for (const [meaning, last] of this.narrow) this.fill(last, meaning);
+    this.narrow.clear();
+  }
+}
+
+// Above the rows: the load, each request with its prompt, and below them the tokens as cells.
+export function paintStrip(g, sheet, run, scale, stages, chosen) {
+  const { ink } = sheet, edge = (t) => scale.x(run.clock.play(t));
+  clipTo(g, scale, 0, STRIP);
+  Object.assign(g, { textBaseline: "middle", strokeStyle: ink.rule, lineWidth: 1 });
+  for (const { start, stop, words, tokens } of stages) {
+    const begin = edge(start), end = edge(stop);
+    const x0 = Math.max(begin, scale.left), x1 = Math.min(end, scale.right);
+    if (x1 <= x0) continue;
+    paintCell(g, sheet, x0, x1, tokens.length ? 0.1 : 0, "");
+    if (end - begin > 2.5 * tokens.length) {
+      for (const { start: a, stop: b, index, text } of tokens) {
+        const left = Math.max(edge(a), scale.left), right = Math.min(edge(b), scale.right);
+        if (right > left) paintCell(g, sheet, left, right, index % 2 ? 0.09 : 0, text);
+      }
+    }
+    if (x1 - x0 < 8) continue;
+    Object.assign(g, { font: sheet.font(10.5, 600), textAlign: "left" });
+    g.fillText(shortened(g, words, x1 - x0 - 14), x0 + 5, 10);
+    line(g, crisp(x0), 3, crisp(x0), 18);
+  }
+  if (chosen) {
+    const x0 = edge(chosen.start);
+    g.fillStyle = ink.accent;
+    g.fillRect(x0, 34, Math.max(edge(chosen.stop) - x0, 2), 2);
+  }
+  g.restore();
+}
+
+// A cell of the strip, with the text of its token where there is room.
+function paintCell(g, sheet, x0, x1, shade, text) {
+  Object.assign(g, { fillStyle: sheet.ink.text, globalAlpha: shade });
+  g.fillRect(x0, 20, x1 - x0, 15);
+  g.globalAlpha = 1;
+  const room = x1 - x0 - 4, letters = room < 8 ? "" : text.replaceAll("\n", "⏎").trim();
+  if (!letters) return;
+  Object.assign(g, { font: sheet.font(10), textAlign: "center" });
+  const words = fitting(g, [letters], room) || (room > 24 ? shortened(g, letters, room) : "");
+  g.fillText(words, (x0 + x1) / 2, 28);
+}

@@ -1,0 +1,180 @@
+// Where each event of a run lies on the timeline. Nothing here draws.
+import { baseOf, meaningOf, rankOf } from "./run.js";
+
+export const STRIP = 40; // px above the rows, for requests and tokens
+const BETWEEN = 9; // px between two rows
+
+const ROW_NAMES = {
+  ssd: "SSD", staging: "staging", copy: "copy engine", cpu: "CPU", compute: "compute",
+  nvlink: "NVLink", infiniband: "InfiniBand", network: "network",
+};
+const MOST_LANES = 3; // more at once on one resource are drawn over each other
+
+// The rows an event lies on. A transfer lies on that of its resource, and one with an end in DRAM
+// also on "staging", where it fills or empties a buffer. Without an end in HBM no copy engine runs.
+export function rowsOf(e) {
+  if (e.kind === "counter") return [];
+  const resource = baseOf(e.resource);
+  if (e.kind === "span") return [resource];
+  const ends = [baseOf(e.source), baseOf(e.target)];
+  if (resource === "network") {
+    return [["nvlink", "infiniband"].find((name) => e.detail.includes(name)) || "network"];
+  }
+  const rows = ends.includes("dram") ? ["staging"] : [];
+  if (resource === "copy" && rows.length && !ends.includes("hbm")) return rows;
+  return [resource, ...rows];
+}
+
+// [{key, name, tracks: [{rank, lanes}]}] in the order of ROW_NAMES, only rows that occur.
+// A track is one unit: compute of GPU 3. A lane of it holds what never overlaps, save inside each
+// other, as arrays of equal length: events by start; from and to on the cut clock; depth, 0 for
+// the outermost; next, the index after all that runs inside; ink, a meaning.
+export function timelineRows(run) {
+  const rows = new Map();
+  for (const e of run.work) {
+    for (const key of rowsOf(e)) {
+      if (!rows.has(key)) rows.set(key, new Map());
+      const tracks = rows.get(key), rank = trackOf(e, key);
+      if (!tracks.has(rank)) tracks.set(rank, []);
+      putInLane(tracks.get(rank), e, run.clock, key);
+    }
+  }
+  return Object.keys(ROW_NAMES).filter((key) => rows.has(key)).map((key) => {
+    const tracks = [...rows.get(key)].sort((a, b) => a[0] - b[0]);
+    for (const [, lanes] of tracks) lanes.forEach(findNext);
+    return { key, name: ROW_NAMES[key], tracks: tracks.map(([rank, lanes]) => ({ rank, lanes })) };
+  });
+}
+
+// The unit: of a network transfer it is the sender.
+function trackOf(e, key) {
+  if (key === "staging") return 0;
+  return baseOf(e.resource) === "network" ? rankOf(e.source) : e.rank;
+}
+
+// In the first lane where it is alone or, being a span, inside another: a layer of a step. Two
+// transfers at once are never parts of one another.
+function putInLane(lanes, e, clock, key) {
+  let lane = null;
+  for (let i = 0; i < MOST_LANES && !lane; i++) {
+    const one = (lanes[i] ||= { events: [], from: [], to: [], depth: [], ink: [], open: [] });
+    while (one.open.length && one.open.at(-1) <= e.start) one.open.pop();
+    const inside = e.kind === "span" && e.end <= one.open.at(-1);
+    if (!one.open.length || inside) lane = one;
+  }
+  if (!lane) {
+    lane = lanes.at(-1);
+    lane.open = []; // not inside what is under way, but over it
+  }
+  lane.events.push(e);
+  lane.from.push(clock.play(e.start));
+  lane.to.push(clock.play(e.end));
+  lane.depth.push(lane.open.length);
+  lane.ink.push(key === "staging" ? baseOf(e.target) : meaningOf(e));
+  lane.open.push(e.end);
+}
+
+function findNext(lane) {
+  const { depth } = lane, outer = []; // indices whose inside is not over yet, seen from the end
+  lane.next = new Array(depth.length);
+  for (let i = depth.length - 1; i >= 0; i--) {
+    while (outer.length && depth[outer.at(-1)] > depth[i]) outer.pop();
+    lane.next[i] = outer.length ? outer.at(-1) : depth.length;
+    outer.push(i);
+  }
+}
+
+// Where rows and lanes lie: each row gets y, height, and lanes [{lane, y, height}]. Of many units
+// each is a thin line, so that eight GPUs still fit on the page.
+export function layoutRows(run) {
+  let y = STRIP + 8;
+  return timelineRows(run).map((row) => {
+    const many = row.tracks.length > 1, deep = row.key === "compute";
+    const tall = many ? (deep ? 13 : 8) : (deep ? 40 : 22);
+    const start = y, lanes = [];
+    for (const track of row.tracks) {
+      const share = tall / track.lanes.length;
+      const each = track.lanes.length > 1 ? Math.max(many ? 4 : 12, share) : tall;
+      track.y = y;
+      for (const lane of track.lanes) {
+        lanes.push({ lane, y, height: each - (track.lanes.length > 1 ? 1 : 0) });
+        y += each;
+      }
+      track.height = y - track.y;
+      y += many ? 2 : 0;
+    }
+    y += BETWEEN;
+    return { ...row, y: start, height: y - BETWEEN - start, lanes };
+  });
+}
+
+// The index of the first outermost event that ends after `at`, in play seconds.
+export function firstSeen(lane, at) {
+  const { from, depth } = lane;
+  let low = 0, high = from.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (from[middle] > at) high = middle; else low = middle + 1;
+  }
+  for (low = Math.max(0, low - 1); low > 0 && depth[low] > 0;) low--;
+  return low < from.length && lane.to[low] <= at ? lane.next[low] : low;
+}
+
+// The index of the event at `at`, give or take `slack`; the innermost if `inside`. -1 for none.
+export function indexAt(lane, at, slack, inside) {
+  let best = -1, nearest = Infinity;
+  const consider = (i) => {
+    const away = Math.max(0, lane.from[i] - at, at - lane.to[i]);
+    if (away > slack || away > nearest) return;
+    [best, nearest] = [i, away];
+  };
+  for (let i = firstSeen(lane, at - slack); i < lane.from.length; i = lane.next[i]) {
+    if (lane.from[i] > at + slack) break;
+    consider(i);
+    if (inside(i)) for (let j = i + 1; j < lane.next[i]; j++) consider(j);
+  }
+  return best;
+}
+
+// Bytes that moved or were at work in from … to (play seconds), and the share of the time.
+export function rowTotals(row, from, to) {
+  let busy = 0, seconds = 0, nbytes = 0;
+  for (const { lanes } of row.tracks) {
+    let until = from; // two lanes at once take their time once
+    const spans = [];
+    for (const lane of lanes) {
+      for (let i = firstSeen(lane, from); i < lane.from.length && lane.from[i] < to;) {
+        spans.push([lane.from[i], lane.to[i]]);
+        if ((lane.from[i] + lane.to[i]) / 2 >= from && (lane.from[i] + lane.to[i]) / 2 <= to) {
+          nbytes += lane.events[i].nbytes;
+          seconds += lane.events[i].seconds;
+        }
+        i = lane.next[i];
+      }
+    }
+    if (lanes.length > 1) spans.sort((a, b) => a[0] - b[0]);
+    for (const [start, stop] of spans) {
+      busy += Math.max(0, Math.min(stop, to) - Math.max(start, until));
+      until = Math.max(until, Math.min(stop, to));
+    }
+  }
+  return { share: busy / Math.max(1e-12, row.tracks.length * (to - from)), nbytes, seconds };
+}
+
+// What goes on over all rows: [{start, stop (trace seconds), words, tokens}]: the load, then each
+// request. Those that run at once are one, with the tokens of the first, for they share steps.
+export function stagesOf(run) {
+  const load = run.work.filter((e) => e.stage === "load"), stages = [];
+  for (const { start, stop, prompt, tokens } of run.requests) {
+    const last = stages.at(-1);
+    if (!last || start >= last.stop) {
+      stages.push({ start, stop, tokens, count: 1, words: prompt ? `“${prompt}”` : "request" });
+    } else {
+      last.stop = Math.max(last.stop, stop);
+      last.words = `${++last.count} requests at once`;
+    }
+  }
+  if (!load.length) return stages;
+  const stop = load.reduce((t, e) => Math.max(t, e.end), 0);
+  return [{ start: load[0].start, stop, words: "load", tokens: [] }, ...stages];
+}

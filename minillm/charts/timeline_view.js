@@ -1,0 +1,152 @@
+// The timeline: which resource was busy when, from the first weight to the last word.
+import { chosenToken, clipTo } from "./time_axis.js";
+import { TimeView, zoomButtons } from "./time_view.js";
+import { STRIP, firstSeen, indexAt, layoutRows, stagesOf } from "./timeline_rows.js";
+import { eventFacts, timelineWords } from "./timeline_words.js";
+import { NESTED, headerOf, paintLane, paintNames } from "./timeline_paint.js";
+import { paintRule, paintStrip } from "./timeline_paint.js";
+
+export const TIMELINE_CSS = `
+.minillm-sheet { position: relative; width: 100%; color: var(--m-text, #1F2937);
+  font: 12px/1.4 var(--jp-ui-font-family, system-ui, "Segoe UI", Helvetica, Arial, sans-serif); }
+.minillm-sheet canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block;
+  touch-action: pan-y; outline: none; }
+.minillm-sheet canvas:focus-visible { outline: 2px solid var(--m-accent, #1D4ED8);
+  outline-offset: 2px; border-radius: 2px; }
+.minillm-card { position: absolute; z-index: 3; max-width: 260px; padding: 6px 9px;
+  pointer-events: none; background: var(--m-raised, #F5F6F8); color: var(--m-text, #1F2937);
+  border: 1px solid var(--m-rule, #D5D9E0); border-radius: 6px; font-size: 11px;
+  box-shadow: 0 3px 12px rgb(0 0 0 / 14%); font-variant-numeric: tabular-nums; }
+.minillm-card[hidden] { display: none; }
+.minillm-card strong { display: block; font-weight: 600; }
+.minillm-card span { display: block; color: var(--m-faint, #5B6472); white-space: pre-line; }
+.minillm-zoom { position: absolute; left: 0; top: 5px; display: flex; gap: 2px; }
+.minillm-zoom button { width: 22px; height: 22px; padding: 0; font: inherit; font-size: 13px;
+  line-height: 1; color: var(--m-faint, #5B6472); background: none; cursor: pointer;
+  border: 1px solid transparent; border-radius: 4px; }
+.minillm-zoom button:hover, .minillm-zoom button:focus-visible { color: var(--m-text, #1F2937);
+  border-color: var(--m-rule, #D5D9E0); background: var(--m-raised, #F5F6F8); }
+`;
+
+// {draw(t, view), destroy()}, as the player wants it. onSeek(t) is called with the trace time under
+// a click. A double click on a token zooms to it; the player may ask for that too, by view.focus.
+export function timelineView(el, run, { onSeek = () => {} } = {}) {
+  const view = new Timeline(el, run, onSeek);
+  return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };
+}
+
+class Timeline extends TimeView {
+  constructor(el, run, onSeek) {
+    super(el, "timeline", run, onSeek);
+    Object.assign(this, { rows: [], lanes: [], on: null, top: STRIP });
+    zoomButtons(this.sheet, this.stretch);
+  }
+
+  layOut() {
+    this.rows = layoutRows(this.run);
+    this.lanes = this.rows.flatMap((row) => row.lanes);
+    this.stages = stagesOf(this.run);
+    this.leave();
+  }
+
+  place() {
+    const last = this.rows.at(-1);
+    this.bottom = last ? last.y + last.height + 6 : STRIP + 30;
+  }
+
+  words() { return timelineWords(this.run, this.rows); }
+
+  inkPlot(g) {
+    const { run, sheet, scale, rows } = this;
+    paintStrip(g, sheet, run, scale, this.stages, chosenToken(run, this.view));
+    for (const row of rows) {
+      if (row !== rows.at(-1)) paintRule(g, sheet, scale, row.y + row.height + 4.5);
+      paintNames(g, sheet, row, scale, run.clock.length);
+      clipTo(g, scale, row.y - 2, row.y + row.height + 2);
+      for (const { lane, y, height } of row.lanes) paintLane(g, sheet, scale, lane, y, height);
+      g.restore();
+    }
+  }
+
+  shinePlot(g) {
+    if (!this.on) return;
+    const { scale, sheet, on: { lane, i, y, height } } = this;
+    const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]);
+    clipTo(g, scale, 0, this.bottom);
+    Object.assign(g, { strokeStyle: sheet.ink.text, lineWidth: 1.5 });
+    g.strokeRect(x0 - 1, y - 1, Math.max(x1 - x0, 1) + 2, height + 2);
+    g.restore();
+  }
+
+  hover(x, y) {
+    const { scale } = this, inside = x >= scale.left - 3 && x <= scale.right + 3;
+    this.stretch.point(inside ? scale.at(x) : null);
+    const near = (place) => y >= place.y - 2 && y <= place.y + place.height + 2;
+    const place = inside && this.lanes.find(near);
+    if (!place) return this.pick(null);
+    const below = y >= place.y + headerOf(place.height); // not on the name of the outer event
+    const i = indexAt(place.lane, scale.at(x), 4 / scale.perSecond,
+      (k) => below && this.opens(place.lane, k));
+    return this.pick(i < 0 ? null : { ...place, i }, x);
+  }
+
+  leave() {
+    this.pick(null);
+    this.stretch.point(null);
+  }
+
+  // Whether event i is drawn with what runs inside it.
+  opens(lane, i) {
+    const wide = (lane.to[i] - lane.from[i]) * this.scale.perSecond;
+    return lane.next[i] > i + 1 && wide >= NESTED;
+  }
+
+  // Show the figures of {lane, y, height, i}, null for none; x: of the pointer, if it was that.
+  pick(on, x = null) {
+    const { sheet, scale, run } = this;
+    if (on || this.on) sheet.touch("glass");
+    this.on = on;
+    if (!on) return sheet.card.hide();
+    const { lane, i } = on, header = lane.depth[i] > 0 ? headerOf(on.height) : 0;
+    this.on = { ...on, y: on.y + header, height: on.height - header };
+    const middle = scale.x((lane.from[i] + lane.to[i]) / 2);
+    const at = x ?? Math.min(Math.max(middle, scale.left), scale.right);
+    return this.tell(at, this.on, eventFacts(run, lane.events[i]), x === null);
+  }
+
+  // The token at x fills the view; if it does already, the whole run is back.
+  open(x) {
+    const { run, stretch } = this, token = run.tokenAt(run.clock.trace(this.scale.at(x)));
+    if (!token || stretch.seen < 2 * (token.stop - token.start)) stretch.fit();
+    else stretch.show(token.start, token.stop);
+  }
+
+  // Left and right along a lane, up and down to the next one.
+  step(key) {
+    const { on, lanes, stretch } = this;
+    if (!lanes.length) return false;
+    const was = on ? lanes.findIndex((place) => place.lane === on.lane) : 0;
+    const down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
+    const now = Math.min(Math.max(was + down, 0), lanes.length - 1), { lane } = lanes[now];
+    const last = lane.from.length - 1, from = on ? on.lane.from[on.i] : stretch.from;
+    let i = on && now === was ? on.i : Math.min(firstSeen(lane, from), last);
+    if (on && key === "ArrowRight") i = Math.min(this.opens(lane, i) ? i + 1 : lane.next[i], last);
+    if (on && key === "ArrowLeft") i = this.before(lane, i);
+    this.reach(lane.from[i], lane.to[i]);
+    this.pick({ ...lanes[now], i });
+    return true;
+  }
+
+  // The event before i, leaving out what is not drawn because its outermost one is narrow.
+  before(lane, i) {
+    let before = Math.max(0, i - 1), outer = before;
+    while (outer > 0 && lane.depth[outer] > 0) outer--;
+    if (!this.opens(lane, outer)) before = outer;
+    return before;
+  }
+
+  enter() {
+    if (this.on) this.onSeek(this.on.lane.events[this.on.i].start);
+    return Boolean(this.on);
+  }
+}

@@ -1,0 +1,62 @@
+// What the timeline says of an event and of a whole run. Nothing here draws.
+import { baseOf, nameOf, rankOf } from "./run.js";
+import { formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
+import { rowTotals } from "./timeline_rows.js";
+
+const TIER_WORDS = { ssd: "SSD", dram: "DRAM", hbm: "HBM", cpu: "CPU" };
+
+// What the card of an event says: {title, lines}.
+export function eventFacts(run, e) {
+  const many = run.tiers.includes("hbm:1"), lines = [];
+  const place = many && baseOf(e.resource) === "compute" ? ` · GPU ${e.rank}` : "";
+  const bytes = e.nbytes ? bytesWords(e, many) : "";
+  const rate = e.nbytes && e.seconds && e.label !== "text" ? e.nbytes / e.seconds : 0;
+  const ceiling = rate ? ceilingOf(run, e) : null;
+  if (bytes) lines.push(bytes);
+  lines.push([
+    formatSeconds(e.seconds), rate ? formatRate(rate) : "",
+    ceiling ? `${formatPercent(rate, ceiling)} of ${formatRate(ceiling)}` : "",
+  ].filter(Boolean).join(" · "));
+  if (e.token !== null) lines.push(tokenWords(e));
+  const detail = e.label === "text" ? `“${e.detail.trim()}”` : e.detail;
+  if (e.detail && !guessed(e)) lines.push(clipped(detail, 60));
+  lines.push(guessed(e) ? `time ${e.how}, bytes predicted` : e.how);
+  return { title: `${nameOf(e).replace(":", " ")}${place}`, lines };
+}
+
+const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+const guessed = (e) => e.detail.startsWith("bytes predicted");
+
+function bytesWords(e, many) {
+  const size = formatBytes(e.nbytes);
+  const [from, to] = [e.source, e.target].map((tier) => tierWords(tier, many));
+  if (e.kind === "transfer") return `${size} from ${from} to ${to}`;
+  if (baseOf(e.resource) !== "compute") return e.label ? `${size} of ${e.label}` : size;
+  return `${size} read from HBM`;
+}
+
+function tokenWords(e) {
+  return e.request === null ? `token ${e.token}` : `token ${e.token} of request ${e.request}`;
+}
+
+function tierWords(tier, many) {
+  const base = baseOf(tier), name = TIER_WORDS[base] || base;
+  return many && base === "hbm" ? `${name} ${rankOf(tier)}` : name;
+}
+
+function ceilingOf(run, e) {
+  const ceilings = run.meta.ceilings || {}, resource = baseOf(e.resource);
+  if (resource === "compute") return ceilings.hbm || null;
+  if (resource !== "network") return ceilings[resource] || null;
+  const kind = ["nvlink", "infiniband"].find((name) => e.detail.includes(name));
+  return ceilings[kind] || ceilings.network || null;
+}
+
+// A sentence for those who listen: which resource was busy for how much of the run.
+export function timelineWords(run, rows) {
+  if (!run.work.length) return "Timeline by resource: nothing has happened yet.";
+  const { length } = run.clock, tokens = run.requests.reduce((n, r) => n + r.tokens.length, 0);
+  const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, 0, length).share)}`);
+  const made = tokens ? ` ${tokens} tokens of ${run.requests.length} requests.` : "";
+  return `Timeline by resource, ${formatSeconds(length)} long. Busy: ${busy.join(", ")}.${made}`;
+}

@@ -1,0 +1,59 @@
+"""Events as they travel to a page: in columns, small, and packed by code that runs in C.
+
+What many events share (kind, name, stage, …) is sent once and then named by its number; times are
+whole tenths of a microsecond. `unpackRows` in events.js turns columns into rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minillm.trace import Event
+
+TICKS = 1e7  # in a second
+
+
+class Packer:
+    """Packs one batch of events after the other; `kinds` of a batch holds only new ones.
+
+    >>> Packer().pack([Event("span", "ffn", "model", "compute", 0.5, 0.001, token=3)])["start"]
+    [5000000]
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, ...], int] = {}
+
+    def pack(self, events: Sequence[Event]) -> dict[str, list[Any]]:
+        numbers, known = self._numbers, len(self._numbers)
+        fields = list(zip(*events, strict=True)) or [()] * len(Event._fields)
+        (what, name, stage, resource, start, seconds, nbytes, source, target, label,
+         token, request, how, detail) = fields  # fmt: skip
+        same = zip(what, name, stage, resource, source, target, label, how, detail, strict=True)
+        kind = [numbers.setdefault(key, len(numbers)) for key in same]
+        begin = [round(TICKS * t) for t in start]
+        # The end is rounded too, not the length: what lies inside another event stays inside.
+        long = [
+            round(TICKS * (t + s)) - b for t, s, b in zip(start, seconds, begin, strict=True)
+        ]
+        return {
+            "kinds": [list(key) for key in list(numbers)[known:]], "kind": kind, "start": begin,
+            "seconds": long, "nbytes": list(nbytes), "token": list(token), "request": list(request),
+        }  # fmt: skip
+
+
+def thin(events: Sequence[Event]) -> list[Event]:
+    """Leaves out work inside other work; transfers, counters and the text all stay.
+
+    events: as a trace has them, in the order in which they ended, so that what holds a span comes
+    behind it.
+    """
+    kept, around = [], {}  # resource: start and end of the span last seen there
+    for event in reversed(events):
+        if event.kind == "span" and event.label != "text":
+            start, end = around.get(event.resource, (0.0, -1.0))
+            if start <= event.start and event.end <= end:
+                continue
+            around[event.resource] = event.start, event.end
+        kept.append(event)
+    return kept[::-1]
