@@ -1,0 +1,225 @@
+"""knob: sliders over a drawing, so that a learner can turn what the drawing depends on.
+
+A drawing takes time, and a dragged slider says thirty values a second. Only the newest counts. A
+slow drawing waits until the hand rests for a moment: else the last value would wait for the
+drawing of the one before it, and twice the time would pass before the picture is right.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import inspect
+import io
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from minillm.charts.style import PAPER
+from minillm.errors import ConfigError
+from minillm.lesson import still
+from minillm.lesson.on_main import on_main
+from minillm.lesson.page import card, paragraph
+
+WIDE = 100  # a slider whose high is so many times its low, and has no step, is logarithmic
+SLOW_SECONDS, REST_SECONDS = 0.06, 0.03
+DPI = 144  # of the picture that changes; packing it as tightly as a still takes longer than drawing
+
+
+class Knob:
+    """Sliders and what `draw` made of their values; a notebook shows both.
+
+    sliders: name to widget. values: name to value. result: what is shown, be it a chart, a table
+    or text; the text of the error if `draw` raised one.
+
+    >>> turned = knob(draw, batch=(1, 64))
+    >>> turned.set(batch=8)          # at once, as when `turned.sliders["batch"].value = 8`
+    >>> turned.result.finding
+    """
+
+    def __init__(self, draw: Callable, spans: dict[str, Any]):
+        self.result: Any = None
+        self._draw, self._spans, self._held = draw, spans, False
+        starts = _starts(draw, spans)
+        wide = f"{max((len(name) for name in spans), default=0) * 0.6 + 1:.0f}em"
+        self.sliders = {
+            name: _slider(name, span, starts.get(name), wide) for name, span in spans.items()
+        }
+        self._picture = ipywidgets.HTML()
+        self._box = ipywidgets.VBox([*self.sliders.values(), self._picture])
+        self._turned = on_main(self._redraw)
+        for slider in self.sliders.values():
+            slider.observe(self._turned, "value")
+        self._redraw()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {name: _value(self._spans[name], s.value) for name, s in self.sliders.items()}
+
+    def set(self, **values: Any) -> None:
+        """Move sliders from code, and draw once, now. A value past an end is the end."""
+        self._held = True
+        try:
+            for name, value in values.items():
+                self.sliders[name].value = value
+        finally:
+            self._held = False
+        self._redraw()
+
+    def _redraw(self, change: Any = None) -> None:
+        if self._held:
+            return
+        begun = time.perf_counter()
+        try:
+            self.result = self._draw(**self.values)
+            shown = _as_html(self.result)
+        except Exception as error:  # the sliders must live: the next value may be a good one
+            self.result = f"{type(error).__name__}: {error} (at {_said(self.values)})"
+            shown = card(paragraph(html.escape(self.result)))
+        self._picture.value = shown
+        slow = time.perf_counter() - begun > SLOW_SECONDS
+        self._turned.rest = REST_SECONDS if slow else 0.0
+
+    def __repr__(self) -> str:
+        shown = getattr(self.result, "finding", None) or str(self.result)
+        return f"{_said(self.values)}\n{shown}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        places = [(_label(name), *_place(self._spans[name], value))
+                  for name, value in self.values.items()]  # fmt: skip
+        drawn = hasattr(self.result, "png")
+        picture = self.result.png() if drawn else still.lines(str(self.result))
+        picture = still.stack(still.sliders(places), picture)
+        said = {"image/png": picture, "text/plain": repr(self)}
+        words = f"Sliders at {_said(self.values)}. {getattr(self.result, 'alt', self.result)}"
+        return {**(self._box._repr_mimebundle_() or {}), **said}, still.about(picture, words)
+
+
+def knob(draw: Callable, **spans: Any) -> Knob:
+    """Sliders, named after parameters of `draw`, over what `draw(**values)` returns.
+
+    A span is (low, high) or (low, high, step), a list of values, or True or False. Without a step
+    a wide span is logarithmic, in powers of two between powers of two. A slider starts at the
+    default that `draw` has for it, else at its low end. `draw` returns a chart, a table or text.
+    As the last line of a cell it shows itself. ConfigError for a span that is none of these.
+
+    >>> knob(draw, batch=(1, 64), context=(128, 8192, 128))
+    """
+    try:
+        inspect.signature(draw).bind(**spans)
+    except TypeError as problem:
+        name = getattr(draw, "__name__", "draw")
+        raise ConfigError(
+            f"wanted a slider for each parameter of {name}, found {', '.join(spans) or 'none'}: "
+            f"{problem}; name the sliders as the parameters"
+        ) from problem
+    return Knob(draw, spans)
+
+
+def _starts(draw: Callable, spans: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(draw).parameters
+    found = {name: parameters[name].default for name in spans if name in parameters}
+    return {name: v for name, v in found.items() if v is not inspect.Parameter.empty}
+
+
+def _slider(name: str, span: Any, start: Any, wide: str) -> ipywidgets.Widget:
+    look = {"description": _label(name), "style": {"description_width": wide},
+            "layout": ipywidgets.Layout(width="34em", max_width="100%")}  # fmt: skip
+    if isinstance(span, bool):
+        return ipywidgets.Checkbox(value=span if start is None else bool(start), **look)
+    if isinstance(span, list) and span:
+        start = start if start in span else span[0]
+        return ipywidgets.SelectionSlider(options=span, value=start, **look)
+    low, high, step = _ends(name, span)
+    start = min(max(low if start is None else start, low), high)
+    if _is_log(span):
+        twos = _is_power_of_two(low) and _is_power_of_two(high)
+        base, log, step = (2, math.log2, 1.0) if twos else (10, math.log10, 0.02)
+        return ipywidgets.FloatLogSlider(
+            value=start, base=base, min=log(low), max=log(high), step=step,
+            readout_format=",.0f" if _is_whole(span) else ".3s", **look)  # fmt: skip
+    whole = _is_whole(span)
+    make, form = (ipywidgets.IntSlider, ",d") if whole else (ipywidgets.FloatSlider, ".3g")
+    return make(value=start, min=low, max=high, step=step, readout_format=form, **look)
+
+
+def _ends(name: str, span: Any) -> tuple[float, float, float]:
+    """Low, high and step of a span. ConfigError if it has none."""
+    numbers = isinstance(span, tuple) and len(span) in (2, 3) and all(
+        isinstance(n, int | float) and math.isfinite(n) for n in span)  # fmt: skip
+    if not numbers or span[0] >= span[1] or (len(span) == 3 and span[2] <= 0):
+        raise ConfigError(f"wanted {name}=(low, high) or (low, high, step), a list of values, "
+                          f"True or False; found {span!r}; write one of them")  # fmt: skip
+    even = 1 if _is_whole(span) else (span[1] - span[0]) / 100
+    return (*span[:2], span[2] if len(span) == 3 else even)
+
+
+def _is_whole(span: tuple) -> bool:
+    return all(isinstance(n, int) for n in span)
+
+
+def _is_log(span: Any) -> bool:
+    return isinstance(span, tuple) and len(span) == 2 and span[0] > 0 and span[1] >= WIDE * span[0]
+
+
+def _is_power_of_two(n: float) -> bool:
+    return math.frexp(n)[0] == 0.5
+
+
+def _value(span: Any, value: Any) -> Any:
+    """What `draw` gets: an int where both ends are ints, three digits of a logarithmic float."""
+    if not _is_log(span):
+        return value
+    return round(value) if _is_whole(span) else float(f"{value:.3g}")
+
+
+def _place(span: Any, value: Any) -> tuple[float, str]:
+    """Where the handle stands, from 0 to 1, and the value as text: for the still."""
+    said = _number(value)
+    if isinstance(span, list):
+        return span.index(value) / max(1, len(span) - 1), said
+    if isinstance(span, bool):
+        return float(value), said
+    low, high, at = (map(math.log, (*span[:2], value)) if _is_log(span) else (*span[:2], value))
+    return min(1.0, max(0.0, (at - low) / (high - low))), said
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _said(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {_number(value)}" for name, value in values.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    form = "," if isinstance(value, int) else ".4g" if isinstance(value, float) else ""
+    return format(value, form) if form else str(value)
+
+
+def _as_html(result: Any) -> str:
+    """A chart as an image of its size, a table as it is, anything else as text."""
+    figure = getattr(result, "figure", None)
+    if isinstance(figure, Figure):
+        raw = io.BytesIO()
+        figure.savefig(raw, format="png", dpi=DPI, facecolor=PAPER,
+                       pil_kwargs={"compress_level": 1})  # fmt: skip
+        wide, high = (round(96 * inches) for inches in figure.get_size_inches())
+        alt = html.escape(getattr(result, "alt", "") or "")
+        data = base64.b64encode(raw.getvalue()).decode("ascii")
+        return (f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{wide}" '
+                f'height="{high}" decoding="sync" style="max-width:100%;height:auto">')  # fmt: skip
+    if hasattr(result, "_repr_mimebundle_"):
+        bundle = result._repr_mimebundle_()
+        inner = (bundle[0] if isinstance(bundle, tuple) else bundle).get("text/html")
+        if inner:
+            style = "display:inline-block;padding:0"  # a table stands at the left, as charts do
+            return f'<div class="jp-RenderedHTMLCommon" style="{style}">{inner}</div>'
+    text = "draw returned nothing; let it return a chart, a table or text"
+    return f'<pre style="margin:6px 0">{html.escape(text if result is None else str(result))}</pre>'

@@ -1,0 +1,186 @@
+"""A learner's progress: one readable JSON file, `progress.json` in the folder MINILLM_HOME.
+
+    {"exercises": {"11.2": {"right": true, "attempts": 3, "hints": 1}},
+     "guesses": {"11_load_stream": {"time to load": {"value": 2.0, "unit": "s"}}}}
+
+It is written when a learner attempts an exercise, asks for a hint or guesses; a notebook that
+only runs writes nothing. A damaged file is kept aside as `progress.json.bad`; one that cannot be
+read or written is said once, and the session goes on with what it remembers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minillm.charts.show import Table
+from minillm.errors import MinillmError
+from minillm.lesson import exercises
+
+ABOUT = "Progress in the minillm course. progress(reset=True) in a notebook starts anew."
+_lock = threading.RLock()  # a guess arrives on a widget's thread
+_remembered: dict[Path, dict] = {}  # of files that could not be read or written, and so said once
+
+
+def progress(reset: bool = False) -> Table:
+    """What is right, not yet right and open in each lesson, and how many guesses were made.
+
+    reset: forget everything, first. The file is deleted.
+    """
+    if reset:
+        _forget()
+    kept, table = _read(), []
+    for lesson, path in exercises.solution_files().items():
+        try:
+            numbers = list(exercises.load(path))
+        except MinillmError:  # check says what is wrong with it
+            numbers = []
+        done = [kept["exercises"].get(number, {}) for number in numbers]
+        right = sum(entry.get("right") is True for entry in done)
+        tried = sum(entry.get("attempts", 0) > 0 for entry in done) - right
+        guesses = sum(len(g) for name, g in kept["guesses"].items() if name[:2] == lesson)
+        figures = (right, tried, len(numbers) - right - tried, guesses)
+        table.append((path.stem.replace("_", " "), *figures))
+    total = [sum(column) for column in list(zip(*table, strict=True))[1:]] or [0] * 4
+    finding = f"{total[0]} of {sum(total[:3])} exercises right, {total[1]} not yet, {total[2]} open"
+    rows = tuple((row[0], *(str(n or "·") for n in row[1:])) for row in table)
+    return Table(("lesson", "right", "not yet", "open", "guesses"), rows, finding)
+
+
+def progress_file() -> Path:
+    """`progress.json` in the folder MINILLM_HOME, which is ~/.minillm if it is not set."""
+    try:
+        home = Path(os.environ.get("MINILLM_HOME") or "~/.minillm").expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(tempfile.gettempdir()) / "minillm"
+    return home / "progress.json"
+
+
+def attempted(number: str, right: bool) -> None:
+    """Note an attempt. Once right, an exercise stays right, and is not written again for it."""
+    with _lock:
+        entry = _read()["exercises"].get(number, {})
+        if not (right and entry.get("right") is True):
+            seen = {"right": right or entry.get("right") is True,
+                    "attempts": entry.get("attempts", 0) + 1}  # fmt: skip
+            _change(lambda kept: kept["exercises"].setdefault(number, {}).update(seen))
+
+
+def hints_seen(number: str) -> int:
+    return _read()["exercises"].get(number, {}).get("hints", 0)
+
+
+def hinted(number: str, hints: int) -> None:
+    """Note that so many hints of the exercise have been shown."""
+    _change(lambda kept: kept["exercises"].setdefault(number, {}).update(hints=hints))
+
+
+def last_guess(notebook: str, quantity: str) -> float | None:
+    return _read()["guesses"].get(notebook, {}).get(quantity, {}).get("value")
+
+
+def guessed(notebook: str, quantity: str, value: float, unit: str) -> None:
+    """Note a guess, in place of an earlier one of the same quantity in that notebook."""
+    entry = {"value": value, "unit": unit}
+    if last_guess(notebook, quantity) != value:
+        _change(lambda kept: kept["guesses"].setdefault(notebook, {}).update({quantity: entry}))
+
+
+def _read() -> dict[str, dict]:
+    """What the file says, or what this session remembers; empty if there is neither."""
+    path = progress_file()
+    with _lock:
+        if path in _remembered:
+            return _remembered[path]
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return _sound({})
+        except OSError as error:
+            print(f"Progress could not be read ({_reason(error)}). The lesson goes on without it.")
+            return _remembered.setdefault(path, _sound({}))
+        try:
+            return _sound(json.loads(text))
+        except (ValueError, RecursionError):  # no JSON, or not the JSON that we write
+            _put_aside(path)
+            return _sound({})
+
+
+def _change(change: Callable[[dict], Any]) -> None:
+    """Read, change, write. The file is replaced in one step, so it is never half written."""
+    with _lock:
+        path, kept = progress_file(), _read()
+        change(kept)
+        if path in _remembered:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, json.dumps({"about": ABOUT, **kept}, indent=2, ensure_ascii=False))
+        except OSError as error:
+            _remembered[path] = kept
+            print(f"Progress is not kept: {_reason(error)}. This session remembers it.")
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _sound(kept: Any) -> dict[str, dict]:
+    """The same with both parts in place. ValueError if a part is not what we would write."""
+    if not isinstance(kept, dict):
+        raise ValueError("not an object")
+    kept = {"exercises": {}, "guesses": {}, **kept}
+    kept.pop("about", None)
+    quantities = [guess for guesses in _entries(kept["guesses"]) for guess in _entries(guesses)]
+    for entry in (*_entries(kept["exercises"]), *quantities):
+        counts = entry.get("attempts", 0), entry.get("hints", 0)
+        if not all(isinstance(n, int) and n >= 0 for n in counts):
+            raise ValueError("not a count")
+        if not isinstance(entry.get("value", 0), int | float):
+            raise ValueError("not a number")
+    return kept
+
+
+def _entries(part: Any) -> list[dict]:
+    if not isinstance(part, dict) or not all(isinstance(v, dict) for v in part.values()):
+        raise ValueError("not an object")
+    return list(part.values())
+
+
+def _put_aside(path: Path) -> None:
+    bad = path.with_name(f"{path.name}.bad")
+    try:
+        os.replace(path, bad)
+    except OSError as error:
+        _remembered[path] = _sound({})
+        print(f"Progress could not be read ({_reason(error)}). The lesson goes on without it.")
+    else:
+        print(f"Progress could not be read. The file is kept as {bad.name}, and a new one begins.")
+
+
+def _forget() -> None:
+    with _lock:
+        path = progress_file()
+        _remembered.pop(path, None)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _remembered[path] = _sound({})
+            print(f"The progress file stays where it is: {_reason(error)}.")
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror or type(error).__name__}: {progress_file()}"
+
