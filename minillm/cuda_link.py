@@ -1,4 +1,4 @@
-"""Copies over PCIe, on a stream of their own so that they can run beside compute."""
+"""Copies over PCIe, on streams of their own so that they can run beside compute."""
 
 from __future__ import annotations
 
@@ -8,57 +8,94 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.links import HostLink, Sending
 from minillm.trace import Trace
 
+_Pending = tuple[torch.cuda.Event, torch.cuda.Event, dict[str, Any]]
 
-class CudaLink:
-    """The copy stream of one card. Thread-safe.
 
-    A copy begins when the compute queued so far is done, and compute queued later waits for the
-    copy: results are as if all ran in one queue, whatever overlaps.
+class CudaSending(Sending):
+    """A copy on one of the card's copy streams."""
+
+    def __init__(self, out: Tensor, end: torch.cuda.Event, link: CudaLink):
+        super().__init__(out)
+        self._end, self._link = end, link
+
+    def wait(self) -> Tensor:
+        self._link.compute_stream().wait_event(self._end)
+        return self.out
+
+    def join(self) -> Tensor:
+        self._end.synchronize()
+        self._link.record()
+        return self.out
+
+
+class CudaLink(HostLink):
+    """The copy streams of one card, one a direction, for PCIe runs both ways at once. Thread-safe.
+
+    A copy begins when the compute queued so far is done. Compute queued after `wait()` waits for
+    the copy; what was queued before it does not, and runs beside it.
     """
 
     def __init__(self, device: torch.device, trace: Trace):
-        self._stream = torch.cuda.Stream(device)
-        self._trace = trace
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event, dict[str, Any]]] = []
+        super().__init__(trace)
+        self._device = device
+        self._in, self._out, self._clock = (torch.cuda.Stream(device) for _ in range(3))
+        self._pending: list[_Pending] = []
         self._lock = threading.Lock()
 
-    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any], wait: bool) -> None:
-        """Queue `out.copy_(tensor)`; `fields` are for `Trace.transfer`, once `settle` is called.
+    def compute_stream(self) -> torch.cuda.Stream:
+        """The stream on which this thread computes."""
+        return torch.cuda.current_stream(self._device)
 
-        wait: settle at once.
-        """
-        compute = torch.cuda.current_stream(self._stream.device)
+    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
+        if not (tensor.is_cuda or out.is_cuda):
+            return super().copy(tensor, out, fields)
+        return self.send(tensor, out, fields).join()
+
+    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
+        if not (tensor.is_cuda or out.is_cuda):
+            return super().send(tensor, out, fields)
+        stream = self._in if out.is_cuda else self._out
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._stream.wait_stream(compute)  # it writes `tensor`, or still reads `out`
-        with torch.cuda.stream(self._stream):
+        stream.wait_stream(self.compute_stream())  # it writes `tensor`, or still reads `out`
+        with torch.cuda.stream(stream):
             begin.record()
             out.copy_(tensor, non_blocking=True)
             end.record()
-        compute.wait_event(end)
         for used in (tensor, out):
             if used.is_cuda:  # the allocator must not give it to others while the copy runs
-                used.record_stream(self._stream)
+                used.record_stream(stream)
+        at = self._trace.at  # the stamp of now, not of the moment when it is recorded
+        stamp = {"token": at.token, "request": at.request}
         with self._lock:
-            at = self._trace.at  # the stamp of now, not of the moment when it is recorded
-            stamp = {"token": at.token, "request": at.request}
             self._pending.append((begin, end, fields | stamp))
-        if wait:
-            self.settle()
+        return CudaSending(out, end, self)
 
     def settle(self) -> None:
-        """Wait for the copies under way and record them."""
+        for stream in (self._in, self._out):
+            stream.synchronize()
+        self.record()
+
+    def abandon(self) -> None:
+        self.settle()  # a copy that a card has begun cannot be called back
+
+    def record(self) -> None:
+        """Record the copies that are over."""
+        done, left = [], []
         with self._lock:
-            pending, self._pending = self._pending, []
-        if not pending:
+            for copy in self._pending:
+                (done if copy[1].query() else left).append(copy)
+            self._pending = left
+        if not done:
             return
         # The card's clock and ours meet in one event: other events are so many milliseconds
-        # before it, and it itself is now.
+        # before it, and it itself is now. Its stream is empty, so nothing delays it.
         meeting = torch.cuda.Event(enable_timing=True)
-        meeting.record(self._stream)
+        meeting.record(self._clock)
         meeting.synchronize()
         now = self._trace.now()
-        for begin, end, fields in pending:
+        for begin, end, fields in done:
             start = now - begin.elapsed_time(meeting) / 1e3
             self._trace.transfer(start=start, seconds=begin.elapsed_time(end) / 1e3, **fields)

@@ -1,80 +1,38 @@
 """The machine: three tiers of memory (SSD, DRAM, HBM) with budgets, and copies between them.
 
-On CUDA, HBM is the card, DRAM buffers are pinned, and copies run on their own stream, timed by
+On CUDA, HBM is the card, DRAM buffers are pinned, and copies run on their own streams, timed by
 events. On a CPU, HBM is emulated: separate allocations in DRAM, held to a budget, and every copy
-between the tiers is a real copy.
+between the tiers is a real copy. As a scale model, the links are slowed too, in proportion.
 """
 
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.config import parse_size
 from minillm.cuda_link import CudaLink
-from minillm.errors import ConfigError, OutOfMemory, format_size
+from minillm.errors import ConfigError, format_size, parse_size
 from minillm.host import available_dram, cpu_name, find_device, n_cores
+from minillm.links import HostLink, Sending, T
+from minillm.predict import find_hardware
+from minillm.probe import Profile, dram_bandwidth
+from minillm.scale import ScaleModel
+from minillm.tier import Memory, Tier
 from minillm.trace import Trace
 
-
-class Tier:
-    """One level of memory: a budget in bytes, and who holds how much of it. Thread-safe.
-
-    >>> hbm = Tier("hbm", 100)
-    >>> hbm.reserve(60, "weights"); hbm.free
-    40
-    """
-
-    def __init__(self, name: str, capacity: int, trace: Trace | None = None):
-        self.name, self.capacity = name, capacity
-        self.used = 0
-        self.peak = 0
-        self.by_label: dict[str, int] = {}
-        self._trace = trace
-        self._lock = threading.Lock()
-
-    @property
-    def free(self) -> int:
-        """Bytes that can still be reserved."""
-        return self.capacity - self.used
-
-    def reserve(self, nbytes: int, label: str) -> None:
-        """Take `nbytes` of the budget for `label`. Raises OutOfMemory, and then takes nothing."""
-        assert nbytes >= 0, nbytes
-        with self._lock:
-            if nbytes > self.free:
-                raise OutOfMemory(self.name, nbytes, self.free, self.by_label)
-            self._change(nbytes, label)
-
-    def release(self, nbytes: int, label: str) -> None:
-        """Give back `nbytes` that `label` had reserved."""
-        with self._lock:
-            held = self.by_label.get(label, 0)
-            assert 0 <= nbytes <= held, f"{label} holds {held} B of {self.name}, not {nbytes}"
-            self._change(-nbytes, label)
-
-    def _change(self, nbytes: int, label: str) -> None:
-        self.used += nbytes
-        self.peak = max(self.peak, self.used)
-        now = self.by_label.pop(label, 0) + nbytes
-        if now:
-            self.by_label[label] = now
-        if self._trace is not None:
-            self._trace.count(self.name, label, now)
-
-    def __repr__(self) -> str:
-        return f"Tier({self.name}, {format_size(self.used)} of {format_size(self.capacity)} used)"
+__all__ = ["Machine", "Tier", "available_dram"]
 
 
-class Machine:
+class Machine(Memory):
     """The tiers of this machine, and the copies between them: `Machine.here()`.
 
     ssd, dram, hbm: its tiers. device: where the model computes. emulated: whether HBM is a
-    budget in DRAM. trace: every reservation and every copy.
+    budget in DRAM. scale: the ScaleModel that slows its links, or None. trace: every reservation
+    and every copy.
 
     >>> machine = Machine.here(hbm="64 MiB", device="cpu")
     >>> placed = machine.copy(torch.zeros(2**20), "hbm", label="weights", stage="load")
@@ -82,14 +40,15 @@ class Machine:
     {'weights': 4194304}
     """
 
-    def __init__(self, device: torch.device, ssd: int, dram: int, hbm: int, trace: Trace):
-        self.device, self.trace = device, trace
-        self.emulated = device.type == "cpu"
-        sizes = {"ssd": ssd, "dram": dram, "hbm": hbm}
-        self.ssd, self.dram, self.hbm = (Tier(name, n, trace) for name, n in sizes.items())
-        self._owned: dict[int, tuple[Tier, int, str]] = {}  # address: tier, bytes, label
-        self._lock = threading.Lock()
-        self._link = None if self.emulated else CudaLink(device, trace)
+    def __init__(
+        self, device: torch.device, ssd: int, dram: int, hbm: int, trace: Trace,
+        scale: ScaleModel | None = None,
+    ):  # fmt: skip
+        super().__init__(device, ssd, dram, hbm, trace)
+        self.trace, self.scale = trace, scale
+        self._link: HostLink = scale or HostLink(trace)
+        if not self.emulated:
+            self._link = CudaLink(device, trace)
         trace.meta |= _facts(self)
 
     @classmethod
@@ -103,98 +62,109 @@ class Machine:
         process, and what is left is the tier DRAM. The SSD is the disk of the working directory.
         Raises ConfigError for a device that is not here or a budget that cannot be.
         """
-        where, dram = find_device(device), available_dram()
-        budget = _budget(where, dram, hbm)
-        dram -= budget if where.type == "cpu" else 0
-        return cls(where, shutil.disk_usage(".").free, dram, budget, trace or Trace())
+        where = find_device(device)
+        return cls(where, *_sizes(where, hbm), trace or Trace())
+
+    @classmethod
+    def scale_model(
+        cls, of: str, hbm: int | str | None = None, trace: Trace | None = None
+    ) -> Machine:
+        """This machine's CPU, with the links of a server in `HARDWARE`: "H100", "A100", …
+
+        Links are slowed until HBM : PCIe : NVMe : NVLink : InfiniBand are as there, with HBM as
+        fast as this machine reads DRAM (by its saved profile, else measured now, in half a
+        second). Compute and sizes are this machine's own. Every transfer over a link is labelled
+        emulated. hbm, and errors: as `here`; ConfigError for an unknown server.
+        """
+        server, trace, where = find_hardware(of), trace or Trace(), torch.device("cpu")
+        profile = Profile.here()
+        pace = profile["dram.read"] if profile else dram_bandwidth(seconds=0.5)
+        return cls(where, *_sizes(where, hbm), trace, ScaleModel(server, pace.best, trace))
 
     def describe(self) -> str:
         """This machine in one line, for the head of a report."""
         return _describe(self)
 
-    def empty(
-        self, shape: Sequence[int], dtype: torch.dtype, tier: Tier | str, label: str
-    ) -> Tensor:
-        """A new tensor in tier "dram" or "hbm", its bytes reserved for `label` until `free`.
-
-        Contents are arbitrary. On CUDA a tensor in DRAM is pinned: the card reads it directly.
-        Raises OutOfMemory, and then nothing is reserved.
-        """
-        tier = getattr(self, tier) if isinstance(tier, str) else tier
-        assert tier is not self.ssd, "a tensor lives in DRAM or HBM; the SSD holds files"
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
-        tier.reserve(nbytes, label)
-        device = self.device if tier is self.hbm else "cpu"
-        pinned = {"pin_memory": True} if tier is self.dram and not self.emulated else {}
-        try:
-            tensor = torch.empty(shape, dtype=dtype, device=device, **pinned)
-        except RuntimeError as error:  # within the budget, and yet the memory is not there
-            tier.release(nbytes, label)
-            raise OutOfMemory(tier.name, nbytes, tier.free, tier.by_label) from error
-        self._own(tensor, tier, nbytes, label)
-        return tensor
-
-    def _own(self, tensor: Tensor, tier: Tier, nbytes: int, label: str) -> None:
-        with self._lock:
-            stale = self._owned.get(_address(tensor))
-            if nbytes:  # else it has no address
-                self._owned[_address(tensor)] = (tier, nbytes, label)
-        if stale:  # given out again: its owner died without `free`
-            stale[0].release(*stale[1:])
-
-    def free(self, tensor: Tensor) -> None:
-        """Give back the bytes of a tensor that `empty` or `copy` made; any view of it will do.
-
-        The memory itself goes when the last reference to it does, so drop yours.
-        """
-        if tensor.numel():
-            with self._lock:
-                assert _address(tensor) in self._owned, "not the machine's, or freed before"
-                tier, nbytes, label = self._owned.pop(_address(tensor))
-            tier.release(nbytes, label)
-
-    def tier_of(self, tensor: Tensor) -> Tier:
-        """The tier of a tensor. One that the machine did not make: HBM if on a card, else DRAM."""
-        owned = self._owned.get(_address(tensor))
-        return owned[0] if owned else self.hbm if tensor.is_cuda else self.dram
-
     def copy(
-        self, tensor: Tensor, target: Tier | str | Tensor, *, label: str, stage: str,
-        name: str = "", source: str = "", wait: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Copy a tensor into a tier, as a new tensor there, or into a given tensor; returns it.
+        self, tensor: Tensor, target: Tier | str | Tensor, *, wait: bool = True, **more: Any
+    ) -> Tensor:
+        """Copy a tensor into a tier, as a new tensor there, or into a given one; returns it.
 
-        Recorded as a transfer of `tensor.nbytes`; a given target may have another dtype, a tier
-        without room raises OutOfMemory.
-        source: its tier, if the machine did not make it: computed logits are in "hbm".
-        wait=False (CUDA) returns at once. Compute queued from here on waits for the copy, but
-        the CPU may neither read it nor change its source before `sync()`, which records it.
+        More arguments, and what is recorded: as `send`. wait=False returns at once: compute given
+        to a card waits for the copy; the CPU may not touch either end before `sync()`.
         """
+        if wait:
+            return self._link.copy(*self._prepare(tensor, target, **more))
+        sending = self.send(tensor, target, **more)
+        return sending.out if self.emulated else sending.wait()
+
+    def send(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Sending:
+        """Begin a copy for later: `.wait()` before computing with its `.out`, `.join()` before
+        the source changes. Compute queued in between runs beside it.
+
+        label, stage (both needed), name, detail: as in an Event. source: the tensor's tier, if the
+        machine did not make it: computed logits are in "hbm". Recorded when it is over (`join`, or
+        at the latest `sync()`), as a transfer of `tensor.nbytes`. A given target may have another
+        dtype; a tier without room raises OutOfMemory. On CUDA, only a copy from or to pinned
+        memory (of `empty`) lets the CPU go on.
+        """
+        return self._link.send(*self._prepare(tensor, target, **more))
+
+    def _prepare(
+        self, tensor: Tensor, target: Tier | str | Tensor, *, label: str, stage: str,
+        name: str = "", source: str = "", detail: str = "",
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
         given = isinstance(target, Tensor)
         out = target if given else self.empty(tensor.shape, tensor.dtype, target, label)
         begin, end = source or self.tier_of(tensor).name, self.tier_of(out).name
-        fields = {
-            "name": name or f"copy {label} {begin}->{end}", "stage": stage, "label": label,
-            "source": begin, "target": end, "nbytes": tensor.nbytes,
-            "how": "emulated" if self.emulated and "hbm" in (begin, end) else "measured",
-        }  # fmt: skip
-        if tensor.is_cuda or out.is_cuda:
-            self._link.copy(tensor, out, fields, wait)
-        else:
-            with self.trace.moving(**fields):
-                out.copy_(tensor)
-        return out
+        name = name or f"copy {label} {begin}->{end}"
+        more = {"name": name, "label": label, "stage": stage, "detail": detail}
+        return tensor, out, _fields(self, tensor.nbytes, begin, end, more)
+
+    def carry(
+        self, do: Callable[[], T], nbytes: int, *, source: str, target: str, over: str = "",
+        **more: Any,
+    ) -> T:  # fmt: skip
+        """Run `do()`, which moves `nbytes` from tier `source` to tier `target`; returns its result.
+
+        Recorded as one transfer (name, stage, label and detail are in `more`), unless `do` raises.
+        Any thread may call it, several at a time; on a scale model they queue for the link.
+        over: between GPUs, "nvlink" (the default) or "infiniband".
+        """
+        if over:
+            more["detail"] = f"{over}, {more['detail']}" if more.get("detail") else over
+        return self._link.carry(do, _fields(self, nbytes, source, target, more), over)
 
     def sync(self) -> None:
-        """Wait for all copies and all compute, and record the copies that were under way."""
-        if self._link is not None:
-            self._link.settle()
+        """Wait for all copies and all compute, and record the copies that were under way.
+
+        What went wrong in one of them is raised. No thread of the machine's own is left.
+        """
+        self._link.settle()
+        if not self.emulated:
             torch.cuda.synchronize(self.device)
 
+    def abandon(self) -> None:
+        """After a failure: drop copies that have not begun, wait for the rest, raise nothing."""
+        self._link.abandon()
 
-def _address(tensor: Tensor) -> int:
-    """What a tensor and its views have in common: where their storage begins."""
-    return tensor.untyped_storage().data_ptr()
+
+def _fields(
+    machine: Machine, nbytes: int, source: str, target: str, more: dict[str, Any]
+) -> dict[str, Any]:
+    """What the trace is told of a transfer; `more` is what the caller said."""
+    how = "emulated" if machine.emulated and "hbm" in source + target else "measured"
+    if "hbm" in source and "hbm" in target:
+        more = more | {"resource": "network"}
+    return more | {"nbytes": nbytes, "source": source, "target": target, "how": how}
+
+
+def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:
+    """Bytes of SSD, DRAM and HBM; emulated HBM is a part of DRAM."""
+    dram = available_dram()
+    budget = _budget(device, dram, hbm)
+    dram -= budget if device.type == "cpu" else 0
+    return shutil.disk_usage(".").free, dram, budget
 
 
 def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:
@@ -216,10 +186,14 @@ def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:
 def _facts(machine: Machine) -> dict[str, object]:
     """What a trace's reader wants to know of the machine it was made on."""
     tiers = (machine.ssd, machine.dram, machine.hbm)
-    return {
+    facts = {
         "machine": machine.describe(), "device": machine.device.type, "torch": torch.__version__,
         "capacity": {tier.name: tier.capacity for tier in tiers},
     }  # fmt: skip
+    if machine.scale:
+        return facts | {"ceilings": machine.scale.ceilings(), "scale_model": machine.scale.facts()}
+    profile = Profile.here()
+    return facts | ({"ceilings": profile.ceilings(machine.device.type)} if profile else {})
 
 
 def _describe(machine: Machine) -> str:
@@ -230,4 +204,7 @@ def _describe(machine: Machine) -> str:
     else:
         hbm += f" on {torch.cuda.get_device_name(machine.device)}"
     parts = [f"{n_cores()} cores", cpu_name(), f"{format_size(dram)} DRAM free", f"HBM {hbm}"]
-    return " · ".join([*parts, f"torch {torch.__version__}"])
+    parts.append(f"torch {torch.__version__}")
+    if machine.scale:
+        parts.append(f"scale model of {machine.scale.of}, {machine.scale.slower:.0f} × slower")
+    return " · ".join(parts)

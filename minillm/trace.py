@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,21 @@ class Trace:
 
     at: stamps events with token and request; see `At`.
     meta: facts about the whole run (model, device, versions, prompt): what JSON can hold.
-    clock: seconds from any zero; the trace counts from the moment it was made.
+    clock: seconds from any zero; the trace counts from `origin`, the moment it was made.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.meta: dict[str, Any] = {}
         self.at = At()
-        self._clock = clock
-        self._origin = clock()
+        self.clock = clock
+        self.origin = clock()
         self._events: list[Event] = []
         self._audience = Audience()
         self._lock = threading.Lock()
 
     def now(self) -> float:
         """Seconds since the trace began."""
-        return self._clock() - self._origin
+        return self.clock() - self.origin
 
     # -- writing; `more` are the further fields of Event: label, token, request, how, detail -----
 
@@ -196,20 +196,24 @@ class Trace:
         """
         held = {(e.name, e.label): e.nbytes for e in self.events if e.kind == "counter"}
         with self._lock:
-            self._origin = self._clock()
+            self.origin = self.clock()
             self._events = [
                 Event("counter", tier, "", "", 0.0, 0.0, nbytes, label=label)
-                for (tier, label), nbytes in held.items()
-                if nbytes
-            ]
+                for (tier, label), nbytes in held.items() if nbytes
+            ]  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write a Chrome trace-event file. Raises MinillmError, also if JSON cannot hold meta."""
         perfetto.write(path, self.events, self.meta)
 
     @classmethod
+    def of(cls, events: Iterable[Event], meta: dict[str, Any]) -> Trace:
+        """A trace of these events, as of a part of another; it has its own copy of `meta`."""
+        trace = cls()
+        trace._events, trace.meta = list(events), dict(meta)
+        return trace
+
+    @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a file that `save` wrote: equal events and meta, or MinillmError."""
-        trace = cls()
-        trace._events, trace.meta = perfetto.read(path)
-        return trace
+        return cls.of(*perfetto.read(path))

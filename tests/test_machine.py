@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
+from minillm.host import huge_pages
 from minillm.machine import Machine, Tier, available_dram
 from minillm.trace import Trace
 
@@ -162,6 +163,76 @@ def test_a_tensor_of_no_elements_costs_nothing(small):
     assert small.hbm.used == 0
 
 
+def test_a_copy_for_later_is_a_copy(small):
+    """Catches code that only works where copies overlap."""
+    source = torch.arange(4.0)
+    sending = small.send(source, "hbm", label="weights", stage="load", detail="layer 1")
+    assert sending.wait() is sending.join() is sending.out
+    source.zero_()  # the copy is over, so its source may change
+    assert sending.out.tolist() == [0.0, 1.0, 2.0, 3.0] and small.hbm.by_label == {"weights": 16}
+    small.sync()
+    (event,) = small.trace.select(kind="transfer")
+    assert (event.nbytes, event.detail, event.target) == (16, "layer 1", "hbm")
+    small.abandon()
+
+
+def test_what_is_carried_is_recorded_once_and_its_result_comes_back(small):
+    """Catches a read that charges the wrong link, and bytes claimed for a read that failed."""
+    more = {"source": "ssd", "target": "dram", "label": "weights", "stage": "load"}
+    assert small.carry(lambda: "read", 4096, name="direct", detail="embed", **more) == "read"
+    with pytest.raises(OSError):
+        small.carry(lambda: open("/nowhere/at/all"), 4096, name="direct", **more)
+    (event,) = small.trace.select(kind="transfer")
+    assert (event.name, event.nbytes, event.resource, event.how) == ("direct", 4096, "ssd",
+                                                                     "measured")  # fmt: skip
+    small.carry(lambda: None, 8, name="sum", source="hbm:0", target="hbm:1", label="sum",
+                stage="parallel", over="infiniband")  # fmt: skip
+    event = small.trace.select(kind="transfer")[-1]
+    assert (event.resource, event.detail, event.how) == ("network", "infiniband", "emulated")
+
+
+def test_many_threads_may_carry_at_once(small):
+    """Catches a lock around the disk: one request in flight where the disk wants several."""
+    meeting = threading.Barrier(3, timeout=30)
+    more = {"source": "ssd", "target": "dram", "label": "weights", "stage": "load", "name": "read"}
+    work = [threading.Thread(target=small.carry, args=(meeting.wait, 1), kwargs=more)
+            for _ in range(3)]  # fmt: skip
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert len(small.trace.select(kind="transfer")) == 3 and not meeting.broken
+
+
+def test_large_memory_is_asked_for_in_huge_pages(monkeypatch):
+    """Catches first touches that cost more than the disk, and an address outside the tensor."""
+    advised = []
+
+    class Library:
+        def madvise(self, address, nbytes, advice):
+            advised.append((address.value, nbytes.value))
+
+    monkeypatch.setattr("minillm.host.ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr("minillm.host.sys.platform", "linux")
+    for nbytes in (0, 1000, 5 * 2**20, 9 * 2**20):
+        tensor = torch.empty(nbytes, dtype=torch.uint8)
+        assert huge_pages(tensor) is tensor
+        for address, size in advised:
+            assert address % 2**21 == size % 2**21 == 0 < size
+            assert tensor.data_ptr() <= address
+            assert address + size <= tensor.data_ptr() + nbytes
+        assert bool(advised) == (nbytes > 2**22)
+        advised.clear()
+
+
+def test_emulated_memory_is_made_of_huge_pages(small, monkeypatch):
+    """Catches an advice that nobody takes: an arena whose first touch outlasts the load."""
+    asked = []
+    monkeypatch.setattr("minillm.tier.huge_pages", lambda tensor: asked.append(tensor) or tensor)
+    made = [small.empty((4,), torch.uint8, tier, "weights") for tier in ("dram", "hbm")]
+    assert all(one is other for one, other in zip(asked, made, strict=True))
+
+
 def test_here_has_the_budget_asked_for():
     """Catches a unit lost, or HBM and DRAM that count the same bytes twice."""
     machine = Machine.here(hbm="64 MiB", device="cpu")
@@ -230,6 +301,34 @@ class TestCuda:
             source.fill_(value)
             card.copy(source, out, label="weights", stage="load", wait=False)
             assert (out * 2).eq(2 * value).all().item()
+
+    def test_compute_queued_before_wait_runs_beside_the_copy(self, card):
+        """Catches layers that wait for the next layer's weights: a prefetch that hides nothing."""
+        source = card.empty((2**30,), torch.uint8, "dram", "staging")
+        out = card.empty((2**30,), torch.uint8, "hbm", "weights")
+        source.fill_(7)
+        other = torch.ones(16, device=card.device)
+        torch.cuda.synchronize()
+        sending = card.send(source, out, label="weights", stage="load")
+        done = (other + 1).sum()
+        torch.cuda.current_stream(card.device).synchronize()
+        assert not sending._end.query(), "compute waited for a copy that it does not need"
+        assert done.item() == 32
+        assert sending.wait().eq(7).all().item()
+        card.sync()
+        assert len(card.trace.select(kind="transfer")) == 1
+
+    def test_both_directions_of_pcie_run_at_once(self, card):
+        """Catches logits that queue behind a gigabyte of prefetched weights."""
+        source = card.empty((2**30,), torch.uint8, "dram", "staging").fill_(1)
+        out = card.empty((2**30,), torch.uint8, "hbm", "weights")
+        small = torch.full((16,), 3.0, device=card.device)
+        torch.cuda.synchronize()
+        sending = card.send(source, out, label="weights", stage="load")
+        back = card.copy(small, "dram", label="logits", stage="decode")
+        assert back.eq(3.0).all() and not sending._end.query()
+        card.sync()
+        assert {e.label for e in card.trace.select(kind="transfer")} == {"weights", "logits"}
 
     def test_a_copy_does_not_overwrite_what_a_kernel_still_reads(self, card):
         """Catches a double buffer that is refilled too soon."""

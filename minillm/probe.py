@@ -1,0 +1,181 @@
+"""The ceilings of this machine, measured once and kept: every "% of ceiling" divides by them.
+
+>>> profile = probe(tell=print)          # under 20 seconds; saved for later
+>>> print(profile["dram.read"].of(43e9))
+43.0 GB/s, 85 % of dram.read
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from minillm.errors import MinillmError
+from minillm.hardware import Hardware, Wire
+from minillm.host import available_dram, cpu_name, home, n_cores
+from minillm.measure import Measurement, NotHere
+from minillm.probe_compute import compute
+from minillm.probe_links import cuda_memory, loopback
+from minillm.probe_memory import copy_bandwidth, dram_bandwidth, latencies
+from minillm.probe_ssd import disk
+
+__all__ = ["Measurement", "Profile", "dram_bandwidth", "probe"]
+
+_VERSION = 1
+# Which measurement is the ceiling of a trace's resource, where HBM is emulated and on a card.
+_CPU = {"ssd": "ssd.read", "copy": "dram.copy", "hbm": "dram.read", "network": "loopback.bandwidth"}
+_CUDA = _CPU | {"copy": "h2d.pinned", "hbm": "hbm.read"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `probe` found: `profile["dram.read"]` is a Measurement.
+
+    machine: one line that says which machine, and which card. made: date and time, UTC.
+    versions: of Python, torch, the system. skipped: what could not be measured here, and why.
+    busy: how many programs wanted each core when it began; above a half, ceilings are too low.
+    """
+
+    machine: str
+    made: str
+    versions: dict[str, str]
+    measurements: dict[str, Measurement]
+    skipped: dict[str, str] = field(default_factory=dict)
+    busy: float = 0.0
+
+    def __getitem__(self, name: str) -> Measurement:
+        """One measurement, or MinillmError with the reason why it is not there."""
+        if name not in self.measurements:
+            why = self.skipped.get(name, f"this profile has {', '.join(self.measurements)}")
+            raise MinillmError(f"wanted the measurement {name!r}, found none: {why}")
+        return self.measurements[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.measurements
+
+    def ceilings(self, device: str = "cpu") -> dict[str, float]:
+        """Bytes a second of each resource of a trace, "ssd", "copy", "hbm", "network".
+
+        For `trace.meta`. device: "cpu", where HBM is emulated in DRAM, or "cuda".
+        """
+        names = _CUDA if device == "cuda" else _CPU
+        return {what: self[name].best for what, name in names.items() if name in self}
+
+    def hardware(self, device: str = "cpu", hbm_bytes: int | None = None) -> Hardware:
+        """This machine as figures for `minillm.predict`. MinillmError if one was not measured."""
+        cuda = device == "cuda"
+        copy, read = (self[(_CUDA if cuda else _CPU)[what]] for what in ("copy", "hbm"))
+        gemm, latency = self["cuda.gemm bfloat16" if cuda else "gemm bfloat16"], self["ssd.latency"]
+        return Hardware(
+            "this machine", hbm_bytes or available_dram(), read.best, gemm.best,
+            self["dram.read"].best, Wire(self["ssd.read"].best, latency.median), Wire(copy.best),
+            page_cache=self["page cache.read"].best, shared=not cuda,
+            sources=dict.fromkeys(
+                ("hbm_bandwidth", "bf16_flops", "dram_bandwidth", "nvme", "pcie", "page_cache"),
+                f"measured here, {self.made}",
+            ),
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write it as JSON, by default `profile.json` in MINILLM_HOME; returns where."""
+        path = Path(path or home() / "profile.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"profile": _VERSION} | asdict(self), indent=1)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")  # two at once: the last one wins
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Profile:
+        """Read what `save` wrote. MinillmError if there is none, or not one of ours."""
+        path = Path(path or home() / "profile.json")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("profile") != _VERSION:
+                raise ValueError("another version")
+            measured = {n: Measurement(**m) for n, m in found.pop("measurements").items()}
+            return cls(measurements=measured, **found)
+        except FileNotFoundError as error:
+            wanted = f"wanted this machine's profile, found none at {path}"
+            raise MinillmError(f"{wanted}; make one with minillm.probe.probe()") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            wanted = f"wanted a profile in {path}, found {type(error).__name__}: {error}"
+            raise MinillmError(f"{wanted}; delete it and probe again") from error
+
+    @classmethod
+    def here(cls) -> Profile | None:
+        """The saved profile, if there is one and it is of this very machine."""
+        try:
+            profile = cls.load()
+        except MinillmError:
+            return None
+        return profile if profile.machine == machine_name() else None
+
+    def __str__(self) -> str:
+        lines = [f"{self.machine}, {self.made}", *map(str, self.measurements.values())]
+        lines += [f"{name:<22} skipped: {why}" for name, why in self.skipped.items()]
+        if self.busy > 0.5:
+            lines.append(f"{self.busy:.1f} programs wanted each core: probe again when it is idle")
+        return "\n".join(lines)
+
+
+def machine_name() -> str:
+    """What tells one machine from another: processor, cores, card."""
+    card = f" · {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{n_cores()} cores {cpu_name()}{card}"
+
+
+def probe(
+    seconds: float = 12.0, directory: str | os.PathLike[str] = ".",
+    tell: Callable[[Measurement], None] = lambda measurement: None, save: bool = True,
+) -> Profile:  # fmt: skip
+    """Measure this machine's ceilings, in about `seconds`; nothing else should run meanwhile.
+
+    directory: on the disk to measure, where a file of up to 1 GiB is written and removed.
+    tell: is called with each measurement as it is made. save: keep it, for `Profile.here`.
+    What cannot be measured here is skipped, with the reason. OutOfMemory if the disk is full.
+    """
+    measurements: dict[str, Measurement] = {}
+    skipped: dict[str, str] = {}
+    busy = os.getloadavg()[0] / n_cores() if hasattr(os, "getloadavg") else 0.0
+    for name, share, measure in _plan(Path(directory)):
+        try:
+            for measurement in measure(seconds * share):
+                measurements[measurement.name] = measurement
+                tell(measurement)
+        except (NotHere, MemoryError, OSError, RuntimeError) as error:  # RuntimeError: torch's
+            skipped[name] = str(error) or type(error).__name__
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "system": f"{platform.system()} {platform.release()}"}  # fmt: skip
+    made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    profile = Profile(machine_name(), made, versions, measurements, skipped, round(busy, 2))
+    if save:
+        profile.save()
+    return profile
+
+
+_Measure = Callable[[float], Iterator[Measurement]]
+
+
+def _plan(directory: Path) -> Iterator[tuple[str, float, _Measure]]:
+    """(name, share of the time, measurement): the quiet ones first, the disk last."""
+    cuda = torch.cuda.is_available()
+    cpu_share = 0.5 if cuda else 1.0
+    yield "dram.read", 0.06 * cpu_share, lambda s: iter([dram_bandwidth(s)])
+    yield "dram.copy", 0.08 * cpu_share, lambda s: iter([copy_bandwidth(s)])
+    yield "latency", 0.14 * cpu_share, latencies
+    yield "gemm", 0.2 * cpu_share, lambda s: compute(torch.device("cpu"), s)
+    yield "loopback", 0.07 * cpu_share, loopback
+    if cuda:
+        device = torch.device("cuda", torch.cuda.current_device())
+        yield "hbm", 0.2, lambda s: cuda_memory(device, s)
+        yield "cuda.gemm", 0.1, lambda s: compute(device, s)
+    yield "ssd", 0.4, lambda s: disk(directory, s)

@@ -1,0 +1,165 @@
+"""Ceilings of DRAM and the caches: how fast they are read and copied, and how late they answer.
+
+Bandwidth and latency are two things. Reading in order, the processor fetches ahead and many
+requests are in flight: bandwidth. Following pointers, it learns the next address only from the
+last answer, so each step waits for one whole request: latency.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minillm.disk import PAGE, aligned
+from minillm.host import available_dram, cache_bytes, n_cores
+from minillm.measure import Measurement, NotHere, rates, summary
+
+_LINE = 64  # bytes that DRAM delivers at a time
+_MIB = 2**20
+# The whole of a pointer chase, in C and in x86-64: mov rdi,[rdi]; dec rsi; jnz; mov rax,rdi; ret.
+_CHASE = "void *chase(void **p, long n) { while (n--) p = (void **)*p; return p; }\n"
+_CHASE_X86 = bytes.fromhex("488b3f 48ffce 75f8 4889f8 c3")
+
+
+def working_set() -> int:
+    """Bytes to read so that no cache can hold them: four times the largest, if DRAM has room."""
+    size = min(max(256 * _MIB, 4 * cache_bytes()), 1024 * _MIB, available_dram() // 6)
+    return max(size // (PAGE * n_cores()), 1) * PAGE * n_cores()
+
+
+def dram_bandwidth(seconds: float = 0.5, nbytes: int | None = None) -> Measurement:
+    """How fast all cores together read DRAM.
+
+    The C library's `memchr` looks for a byte that is not there: vector loads and nothing else, one
+    thread a core. It was the equal of hand-written AVX-512 here, and torch's own reductions
+    do not always use every core.
+    """
+    memory = _Memory(nbytes or working_set())
+    how = f"{memory.reader}, {memory.threads} threads, {memory.nbytes // _MIB} MiB"
+    with ThreadPoolExecutor(memory.threads) as pool:
+        samples = rates(lambda: memory.each(pool, memory.read), memory.nbytes, seconds)
+    return summary("dram.read", "bytes/s", samples, how)
+
+
+def copy_bandwidth(seconds: float = 0.5, nbytes: int | None = None) -> Measurement:
+    """How fast all cores together copy within DRAM: bytes that arrive, a second.
+
+    Each is read and written, so the memory moves twice that. Of torch's `copy_` and the C
+    library's `memcpy`, the faster.
+    """
+    source, target = (_Memory((nbytes or working_set()) // 2) for _ in range(2))
+    a, b = (torch.frombuffer(m.memory, dtype=torch.uint8) for m in (source, target))
+    threads = source.threads
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [("torch's copy_", rates(lambda: b.copy_(a), source.nbytes, seconds / 2))]
+    finally:
+        torch.set_num_threads(before)
+    with ThreadPoolExecutor(threads) as pool:
+        copy = lambda at, n: ctypes.memmove(target.address + at, source.address + at, n)  # noqa: E731
+        samples = rates(lambda: source.each(pool, copy), source.nbytes, seconds / 2)
+        found.append(("memcpy", samples))
+    of = {name: summary("dram.copy", "bytes/s", rate, "") for name, rate in found}
+    name = max(of, key=lambda name: of[name].median)
+    how = f"{name}, {threads} threads, {source.nbytes // _MIB} MiB; bytes that arrive"
+    return summary("dram.copy", "bytes/s", dict(found)[name], how)
+
+
+class _Memory:
+    """Zeros in DRAM that no cache can hold, in one part a core."""
+
+    def __init__(self, nbytes: int):
+        self.threads = n_cores()
+        self.part = max(nbytes // self.threads // PAGE, 1) * PAGE
+        self.nbytes = self.part * self.threads
+        self.memory = aligned(self.nbytes)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.reader, self.read = self._reader()
+
+    def _reader(self) -> tuple[str, Callable[[int, int], object]]:
+        try:
+            memchr = ctypes.CDLL(None).memchr  # ctypes lets go of the GIL: threads run at once
+        except (AttributeError, OSError, TypeError):  # Windows
+            numbers = torch.frombuffer(self.memory, dtype=torch.int32)
+            return "torch's amax", lambda at, n: numbers[at // 4 : (at + n) // 4].amax()
+        memchr.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+        memchr.restype = ctypes.c_void_p
+        return "memchr", lambda at, n: memchr(self.address + at, 1, n)
+
+    def each(self, pool: ThreadPoolExecutor, work: Callable[[int, int], object]) -> None:
+        """`work(at, n)` for each part, all at once."""
+        list(pool.map(lambda part: work(part * self.part, self.part), range(self.threads)))
+
+
+def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
+    """How long one dependent load takes, for working sets from 16 KiB to past every cache.
+
+    Steps in this curve are the caches; its last value is DRAM. A random cycle visits each line of
+    64 bytes once a round, so that nothing can be fetched ahead. NotHere where no such loop can be
+    had: Python itself takes longer for a step than a cache does.
+    """
+    largest = min(max(64 * _MIB, 4 * cache_bytes()), available_dram() // 8)
+    sizes = [n for n in (2**14 * 4**i for i in range(12)) if n < largest] + [largest]
+    with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
+        chase, how = _compiled(Path(folder)) or _assembled()
+        for nbytes in sizes:
+            lines = nbytes // _LINE
+            memory, base = _cycle(lines)
+            steps = max(lines // 4, 20_000)
+            walk = partial(chase, base, steps)
+            samples = [1 / rate for rate in rates(walk, steps, seconds / len(sizes))]
+            name = f"{nbytes // _MIB} MiB" if nbytes >= _MIB else f"{nbytes // 1024} KiB"
+            yield summary(f"latency {name}", "s", samples, how)
+            del memory
+
+
+def _compiled(folder: Path) -> tuple[Callable[[int, int], int], str] | None:
+    """The loop, by this machine's C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        return None
+    (folder / "chase.c").write_text(_CHASE)
+    command = [compiler, "-O2", "-shared", "-fPIC", "-o", "chase.so", "chase.c"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=30)
+        chase = ctypes.CDLL(str(folder / "chase.so")).chase
+    except (OSError, AttributeError, subprocess.SubprocessError):
+        return None
+    chase.argtypes, chase.restype = (ctypes.c_void_p, ctypes.c_long), ctypes.c_void_p
+    return chase, "a pointer chase in C"
+
+
+def _assembled() -> tuple[Callable[[int, int], int], str]:
+    """The loop as the bytes a compiler would make of it, for x86-64."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise NotHere("needs a C compiler, for a loop that does nothing but follow pointers")
+    try:
+        code = mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError as error:
+        raise NotHere("needs a C compiler: this system runs no code made by a program") from error
+    code.write(_CHASE_X86)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    loop = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)(address)
+    return lambda at, n, code=code: loop(at, n), "a pointer chase in machine code"  # keeps `code`
+
+
+def _cycle(lines: int) -> tuple[mmap.mmap, int]:
+    """Memory in which each line holds the address of another, all in one random round."""
+    memory = aligned(lines * _LINE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    order = torch.randperm(lines)
+    slots = torch.frombuffer(memory, dtype=torch.int64)[: lines * 8].view(lines, 8)
+    slots[order, 0] = base + order.roll(-1) * _LINE
+    return memory, base

@@ -1,0 +1,246 @@
+"""A scale model of a GPU server: its links, slowed until they fit this machine's memory.
+
+HBM is this machine's DRAM, read at its own pace. If a server's HBM is 67 times as fast, then each
+of its links is given a 67th of its bandwidth and 67 times its latency: one second of the server
+lasts 67 here, and HBM : PCIe : NVMe : NVLink : InfiniBand are in the server's proportion. A
+transfer is a real copy, after which we wait until the slowed link would have been done. Compute
+is not to scale: it is what this machine's cores do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from minillm.errors import ConfigError, MinillmError
+from minillm.hardware import Hardware, Wire
+from minillm.links import HostLink, Sending, T
+from minillm.trace import Trace
+
+_FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
+
+
+class Transfer(Sending):
+    """One transfer in a link's queue. `join` raises what its `do` raised."""
+
+    def __init__(
+        self, out: Any, do: Callable[[], Any], nbytes: int, asked: float, tell: Callable
+    ):
+        super().__init__(out)
+        self.do, self.nbytes, self.asked, self.tell = do, nbytes, asked, tell
+        self.over = threading.Event()
+        self.error: BaseException | None = None
+
+    def join(self) -> Tensor:
+        self.over.wait()
+        if self.error is not None:
+            error, self.error = self.error, None  # raised once
+            raise error
+        return self.out
+
+
+class ScaledLink:
+    """One direction of one link: a serial resource. Thread-safe.
+
+    A transfer asked for at time t has the wire from max(t + latency, when the wire is free) on,
+    for nbytes / bandwidth: latency passes while those before are still on the wire, which is why
+    it helps to have several requests in flight. All times are the clock's.
+
+    until(t): sleeps until the clock says t; tests bring their own, and a clock that stands still.
+    """
+
+    def __init__(
+        self, wire: Wire, clock: Callable[[], float] = time.perf_counter,
+        until: Callable[[float], None] | None = None,
+    ):  # fmt: skip
+        self.wire, self.clock, self._until = wire, clock, until or self._sleep
+        self._free = clock()  # when the wire is free again
+        self._turn = threading.Lock()  # held while bytes really move
+        self._queue: deque[Transfer] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None  # there while the queue is not empty
+        self._hurry = threading.Event()  # set to cut the waiting short
+
+    def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
+        """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
+        asked = self.clock()
+        if self._queue:  # it is behind those
+            results: list[T] = []
+            self.send(None, lambda: results.append(do()), nbytes, tell).join()
+            return results[0]
+        return self._run(do, nbytes, asked, tell)
+
+    def send(self, out: Any, do: Callable, nbytes: int, tell: Callable) -> Transfer:
+        """Queue a transfer, to run on a thread of the link's own that ends with the queue."""
+        transfer = Transfer(out, do, nbytes, self.clock(), tell)
+        with self._lock:
+            self._queue.append(transfer)
+            if len(self._queue) == 1:
+                before, name = self._thread, f"scaled link {id(self)}"
+                self._thread = threading.Thread(
+                    target=self._work, args=(before,), name=name, daemon=True
+                )
+                self._thread.start()
+        return transfer
+
+    def _work(self, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()  # it is ending: so there is one thread to wait for, not two
+        more = True
+        while more:
+            now = self._queue[0]
+            try:
+                self._run(now.do, now.nbytes, now.asked, now.tell)
+            except BaseException as error:  # for whoever joins
+                now.error = error
+            with self._lock:
+                self._queue.popleft()
+                more = bool(self._queue)
+            now.over.set()
+
+    def _run(self, do: Callable[[], T], nbytes: int, asked: float, tell: Callable) -> T:
+        with self._turn:
+            begin = max(asked, self._free)
+            end = max(asked + self.wire.latency, self._free) + nbytes / self.wire.bandwidth
+            result = do()
+            end = self._free = max(end, self.clock())  # what is slower here than there stays so
+        self._until(end)
+        if not self._hurry.is_set():  # else the link was not done: nothing to tell
+            tell(begin, end)
+        return result
+
+    def _sleep(self, end: float) -> None:
+        rest = end - self.clock()
+        if rest > _FINE:
+            self._hurry.wait(rest - _FINE)
+        while self.clock() < end and not self._hurry.is_set():
+            time.sleep(0)
+
+    def drain(self) -> None:
+        """Wait until the queue is empty and its thread is gone."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def abandon(self) -> None:
+        """Drop what has not begun, and wait for what has only until its bytes are there."""
+        with self._lock:
+            dropped = [self._queue.pop() for _ in range(len(self._queue) - 1)]
+        self._hurry.set()
+        self.drain()
+        self._hurry.clear()
+        self._free = self.clock()
+        for transfer in dropped:
+            transfer.error = MinillmError("a transfer was dropped; what came before it failed")
+            transfer.over.set()
+
+
+class ScaleModel(HostLink):
+    """The links of one of `HARDWARE`'s servers, at the pace of this machine's memory.
+
+    of: the server's name. slower: how many times as long everything takes as there.
+    hbm_bandwidth: what stands for HBM's, bytes a second: how fast this machine reads DRAM.
+    """
+
+    def __init__(
+        self, hardware: Hardware, hbm_bandwidth: float, trace: Trace,
+        until: Callable[[float], None] | None = None,
+    ):  # fmt: skip
+        super().__init__(trace)
+        self.of, self.hardware = hardware.name, hardware
+        self.hbm_bandwidth = hbm_bandwidth
+        self.slower = hardware.hbm_bandwidth / hbm_bandwidth
+        self._until = until
+        self._links: dict[tuple[str, ...], ScaledLink] = {}
+        self._under_way: list[Transfer] = []
+        self._lock = threading.Lock()
+
+    def wire(self, name: str) -> Wire:
+        """A link's figures, slowed: "nvme", "pcie", "nvlink", "infiniband". ConfigError if none."""
+        wire = getattr(self.hardware, name)
+        if wire is None:
+            raise ConfigError(f"wanted {name}, but {self.of} has none; take another server")
+        return Wire(wire.bandwidth / self.slower, wire.latency * self.slower)
+
+    def ceilings(self) -> dict[str, float]:
+        """Bytes a second of each resource, for `trace.meta`: the slowed links'."""
+        links = {"ssd": "nvme", "copy": "pcie", "network": "nvlink"}
+        wires = {k: self.wire(v).bandwidth for k, v in links.items() if getattr(self.hardware, v)}
+        return wires | {"hbm": self.hbm_bandwidth}
+
+    def facts(self) -> dict[str, object]:
+        """What a trace's reader wants to know of the model."""
+        return {"of": self.of, "slower": self.slower, "hbm_bandwidth": self.hbm_bandwidth}
+
+    def link(self, source: str, target: str, over: str = "") -> ScaledLink | None:
+        """The link from a tier to another, such as "dram" to "hbm:1"; None within a tier.
+
+        over: "nvlink" (the default between GPUs) or "infiniband". Directions are links of their
+        own, and so are GPUs: each has its PCIe lanes, its NVLink ports and its adapter.
+        """
+        name = over or _link_name(source, target)
+        if not name or (name == "pcie" and self.hardware.pcie is None):
+            return None
+        # What a GPU sends to several others goes through the same ports.
+        key = (name, source) if name in ("nvlink", "infiniband") else (name, source, target)
+        with self._lock:
+            if key not in self._links:
+                self._links[key] = ScaledLink(self.wire(name), self._trace.clock, self._until)
+            return self._links[key]
+
+    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
+        link = self.link(fields["source"], fields["target"])
+        if link is None:
+            return super().send(tensor, out, fields)
+        tell = self._teller(fields)
+        transfer = link.send(out, lambda: out.copy_(tensor), fields["nbytes"], tell)
+        with self._lock:
+            self._under_way = [t for t in self._under_way if not t.over.is_set() or t.error]
+            self._under_way.append(transfer)
+        return transfer
+
+    def carry(self, do: Callable[[], T], fields: dict[str, Any], over: str = "") -> T:
+        link = self.link(fields["source"], fields["target"], over)
+        if link is None:
+            return super().carry(do, fields)
+        return link.carry(do, fields["nbytes"], self._teller(fields))
+
+    def _teller(self, fields: dict[str, Any]) -> Callable[[float, float], None]:
+        """Records a transfer, given its times on the clock that links and trace share."""
+        trace, at = self._trace, self._trace.at
+        stamp = {"token": at.token, "request": at.request, "how": "emulated"}
+        parts = filter(None, (fields.get("detail"), f"scale model of {self.of}"))
+        fields = fields | stamp | {"detail": ", ".join(parts)}
+
+        def tell(begin: float, end: float) -> None:
+            trace.transfer(start=begin - trace.origin, seconds=end - begin, **fields)
+
+        return tell
+
+    def settle(self) -> None:
+        for link in tuple(self._links.values()):
+            link.drain()
+        with self._lock:
+            over, self._under_way = self._under_way, []
+        for transfer in over:
+            transfer.join()
+
+    def abandon(self) -> None:
+        for link in tuple(self._links.values()):
+            link.abandon()
+        self._under_way = []
+
+
+def _link_name(source: str, target: str) -> str:
+    """Which link joins two tiers: "" if they are one, or if both are in DRAM."""
+    ends = {source.partition(":")[0], target.partition(":")[0]}
+    ends = {"dram" if end == "cpu" else end for end in ends}
+    if ends == {"hbm"}:
+        return "nvlink" if source != target else ""
+    return "nvme" if "ssd" in ends else "pcie" if "hbm" in ends else ""

@@ -1,0 +1,182 @@
+"""minillm/disk.py: reads that go past the page cache, and scratch files that leave nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from minillm import disk
+from minillm.disk import (
+    PAGE,
+    aligned,
+    drop_cache,
+    filesystem,
+    open_direct,
+    read_all,
+    read_at,
+    scratch_file,
+)
+from minillm.errors import OutOfMemory
+
+MEMORY = Path("/dev/shm")
+needs_tmpfs = pytest.mark.skipif(
+    not MEMORY.is_dir() or filesystem(MEMORY) != "tmpfs", reason="no tmpfs here"
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(10 * PAGE + 100))
+    return path
+
+
+@pytest.fixture
+def opened():
+    """`opened(path, …)`: as `open_direct`, closed at the end of the test."""
+    fds = []
+
+    def open_it(*args, **kwargs):
+        found = open_direct(*args, **kwargs)
+        fds.append(found.fd)
+        return found
+
+    yield open_it
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_is_read_is_what_the_file_holds(file, opened, direct):
+    """Catches a short last block, and a buffer that O_DIRECT refuses or fills beside the mark."""
+    reader, buffer = opened(file, direct), memoryview(aligned(4 * PAGE))
+    data, at = b"", 0
+    while got := read_at(reader.fd, buffer, at):
+        data, at = data + bytes(buffer[:got]), at + got
+    assert data == file.read_bytes() and (reader.direct or reader.how)
+
+
+def test_every_byte_is_asked_for_once_with_any_number_in_flight(file, opened, monkeypatch):
+    """Catches two threads that read the same block, and a block that nobody reads."""
+    asked, lock = [], threading.Lock()
+
+    def counted(fd, view, offset):
+        with lock:
+            asked.append((offset, len(view)))
+        return read_at(fd, view, offset)
+
+    monkeypatch.setattr(disk, "read_at", counted)
+    memory = memoryview(aligned(4 * PAGE))
+    for depth in (1, 3, 4):
+        asked.clear()
+        blocks = [memory[i * PAGE : (i + 1) * PAGE] for i in range(depth)]
+        read_all(opened(file).fd, 9 * PAGE, blocks)
+        assert sorted(asked) == [(i * PAGE, PAGE) for i in range(9)]
+    with pytest.raises(OSError, match="ended early"):
+        read_all(opened(file).fd, 12 * PAGE, blocks)
+
+
+def test_aligned_memory_is_whole_pages_of_zeros():
+    """Catches a buffer that O_DIRECT refuses."""
+    for nbytes in (1, PAGE, 5 * PAGE + 1, 3 * 2**20):
+        memory = aligned(nbytes)
+        assert len(memory) >= nbytes and len(memory) % PAGE == 0
+        assert bytes(memory) == bytes(len(memory))
+
+
+@needs_tmpfs
+def test_on_tmpfs_it_says_that_this_is_no_disk(opened):
+    """Catches a memory's speed told as an SSD's."""
+    path = MEMORY / f"minillm-test-{os.getpid()}"
+    path.write_bytes(bytes(PAGE))
+    try:
+        reader = opened(path)
+        assert not reader.direct and "tmpfs is memory" in reader.how
+    finally:
+        path.unlink()
+
+
+def test_a_file_system_without_o_direct_is_read_through_the_page_cache(file, opened, monkeypatch):
+    """Catches a crash where O_DIRECT is refused, and a fallback that nobody hears of."""
+    if not hasattr(os, "O_DIRECT"):
+        pytest.skip("no O_DIRECT here")
+    real, flag = os.open, os.O_DIRECT
+
+    def refuse(path, flags, *more):
+        if flags & flag:
+            raise OSError(errno.EINVAL, "not here")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(disk, "filesystem", lambda path: "ext4")
+    monkeypatch.setattr(disk.os, "open", refuse)
+    reader = opened(file)
+    assert not reader.direct and "no O_DIRECT" in reader.how
+    monkeypatch.delattr(disk.os, "O_DIRECT")  # and a system that has never heard of it
+    assert opened(file).how
+
+
+def test_a_missing_file_is_missing_and_not_read_otherwise(tmp_path):
+    """Catches a fallback that hides the real fault."""
+    with pytest.raises(FileNotFoundError):
+        open_direct(tmp_path / "none")
+
+
+def test_dropping_the_cache_leaves_the_file_as_it_was(file):
+    """Catches pages dropped before they were written."""
+    before = file.read_bytes()
+    with open(file, "rb") as stream:
+        assert drop_cache(stream.fileno()) == hasattr(os, "posix_fadvise")
+    assert file.read_bytes() == before
+
+
+def test_a_scratch_file_is_random_whole_and_nameless(tmp_path):
+    """Catches a file of zeros, which some disks never write, and one that outlives a crash."""
+    with scratch_file(tmp_path, 9 * 2**20 + 1) as scratch:
+        if os.name == "posix":
+            assert os.listdir(tmp_path) == []  # nothing is left even if this process is killed
+        assert scratch.nbytes == 9 * 2**20 == os.fstat(scratch.plain).st_size // PAGE * PAGE
+        pages = {os.pread(scratch.plain, 64, at) for at in range(0, scratch.nbytes, 4 * 2**20)}
+        assert len(pages) == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_slow_disk_gets_a_smaller_file(tmp_path):
+    """Catches a minute of writing on a memory card."""
+    ticks = iter(range(1000))
+    with scratch_file(tmp_path, 2**26, 3, least=2**20, clock=lambda: next(ticks)) as scratch:
+        assert 2**20 <= scratch.nbytes < 2**26
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
+def test_nothing_is_left_whatever_happens(tmp_path, fault):
+    """Catches a gigabyte forgotten at each interrupt, and descriptors that stay open."""
+    with pytest.raises(fault), scratch_file(tmp_path, 2**20) as scratch:
+        raise fault
+    assert os.listdir(tmp_path) == []
+    for fd in (scratch.plain, scratch.reader.fd):
+        with pytest.raises(OSError):
+            os.fstat(fd)
+
+
+def test_a_full_disk_is_refused_before_and_named_while_writing(tmp_path, monkeypatch):
+    """Catches a probe that fills the learner's disk, and an ENOSPC without a word of advice."""
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 2**28))
+        with pytest.raises(OutOfMemory, match="of SSD, found 256.0 MiB free.*delete files"):
+            with scratch_file(tmp_path, 2**20):
+                pytest.fail("there was no room")
+
+    def full(fd, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "write", full)
+    with pytest.raises(OutOfMemory, match="SSD"), scratch_file(tmp_path, 2**20):
+        pytest.fail("nothing was written")
+    assert os.listdir(tmp_path) == []
