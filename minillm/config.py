@@ -7,13 +7,12 @@ reads the `config.json` of a checkpoint; `minillm.hf_config` knows how the famil
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.errors import ConfigError, format_size
+from minillm.errors import ConfigError, format_size, parse_size
 from minillm.hf_config import model_fields, read_json
 
 __all__ = [
@@ -182,18 +181,25 @@ class EngineConfig:
     dtype: of the weights and the KV cache in memory; "auto" takes the checkpoint's.
     max_context: tokens of prompt and answer together; None takes the model's.
     prefill_chunk: prompt tokens that one forward pass takes, which bounds activation memory.
-    reader: how weights are read from SSD, "read" into a staging buffer or "mmap".
+    reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
+    (past it); see `minillm.load.readers`.
+    weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
+    turn comes, so that a model larger than HBM runs.
+    stream_from: where streamed layers wait: "dram", "ssd", or "auto": in DRAM if they fit.
     """
 
     dtype: str = "auto"
     max_context: int | None = None
     prefill_chunk: int = 512
     reader: str = "read"
+    weights: str = "resident"
+    stream_from: str = "auto"
 
     def __post_init__(self) -> None:
         _check(
             self, dtype=_one_of("auto", *DTYPES), max_context=_COUNT_OR_NONE,
-            prefill_chunk=_COUNT, reader=_one_of("mmap", "read"),
+            prefill_chunk=_COUNT, reader=_one_of("read", "mmap", "direct"),
+            weights=_one_of("resident", "stream"), stream_from=_one_of("auto", "dram", "ssd"),
         )  # fmt: skip
 
 
@@ -239,22 +245,3 @@ class SamplingParams:
 
 def _are_texts(stop: object) -> bool:
     return isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop)
-
-
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
-
-
-def parse_size(size: int | str) -> int:
-    """A size in bytes: an int as it is, or a text. GB is 10**9, GiB is 2**30; case is ignored.
-
-    >>> parse_size("64 MiB"), parse_size("1.5 GB"), parse_size(4096)
-    (67108864, 1500000000, 4096)
-    """
-    if _is_int(size) and size >= 0:
-        return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(size).lower(), re.ASCII)
-    unit = _UNITS.get(match[2] or "b") if match else None
-    if unit is None or not isinstance(size, str):
-        raise ConfigError(f'wanted a size such as "64 MiB" or "1.5 GB", found {size!r}; correct it')
-    return round(float(match[1]) * unit)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from minillm.errors import CheckpointError, OutOfMemory
-from minillm.load import Checkpoint, load
+from minillm.load import READERS, Checkpoint, load, stream
 from minillm.machine import Machine
 
-READERS = ["read", "mmap"]
 BF16 = torch.bfloat16
 
 
@@ -96,7 +98,7 @@ def test_hbm_holds_exactly_the_weights_and_dram_nothing(tmp_path, machine, reade
     """Would catch weights counted twice, or staging that is kept; and free() that frees less."""
     block = load(on_meta(), Checkpoint.open(save(tmp_path, *two_shards())), machine, BF16, reader)
     assert machine.hbm.by_label == {"weights": NBYTES}
-    assert machine.dram.used == 0 and machine.dram.peak <= 80  # the largest tensor
+    assert machine.dram.used == 0 and machine.dram.peak <= 64 * 2**10  # no more than it takes
     machine.free(block)
     assert machine.hbm.used == 0
 
@@ -108,7 +110,6 @@ def test_each_byte_moves_once_over_each_link(tmp_path, machine):
     for source, target in [("ssd", "dram"), ("dram", "hbm")]:
         moved = machine.trace.select(source=source, target=target, stage="load", label="weights")
         assert sum(event.nbytes for event in moved) == checkpoint.nbytes == NBYTES
-        assert len(moved) == 4
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
@@ -120,7 +121,7 @@ def test_spare_tensors_are_not_read(tmp_path, machine, name):
         machine,
         BF16,
     )
-    assert name not in [event.detail for event in machine.trace.events]
+    assert not [event for event in machine.trace.events if name in event.detail]
 
 
 @pytest.mark.parametrize(
@@ -169,25 +170,32 @@ def test_failed_load_leaves_memory_and_model_as_they_were(tmp_path, machine, rea
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_interrupt_in_mid_load_leaves_nothing_behind(tmp_path, machine, monkeypatch):
-    """Would catch `except Exception`, which a reader's Ctrl-C passes by."""
+@pytest.mark.parametrize("reader", READERS)
+def test_interrupt_in_mid_load_leaves_nothing_behind(tmp_path, machine, monkeypatch, reader):
+    """Would catch `except Exception`, which a reader's Ctrl-C passes by; and a last error, which
+    notebooks keep, that holds on to all of HBM."""
+    held = []
 
-    def interrupted(*args, **kwargs):
+    def interrupted(arrived, places, machine):
+        held.append(weakref.ref(places["norm.weight"].untyped_storage()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(machine, "copy", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16)
+    monkeypatch.setattr(stream, "put", interrupted)
+    try:
+        load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16, reader)
+    except KeyboardInterrupt as error:
+        kept = error
+    assert kept and held and held[0]() is None
     assert machine.hbm.used == machine.dram.used == 0
 
 
-def test_stream_of_some_names_keeps_the_order_of_the_bytes(tmp_path, machine):
+def test_some_names_of_a_checkpoint_keep_the_order_of_the_bytes(tmp_path):
     """Would catch a disk made to seek back and forth."""
     checkpoint = Checkpoint.open(save(tmp_path, *two_shards()))
     wanted = ["norm.weight", "embed_tokens.weight"]
-    streamed = [name for name, _ in checkpoint.stream(machine, names=wanted)]
-    assert streamed == [name for name in checkpoint.tensors if name in wanted]
-    assert len(list(checkpoint.stream(machine, "mmap"))) == 4
+    part = checkpoint.only(wanted)
+    assert list(part.tensors) == [name for name in checkpoint.tensors if name in wanted]
+    assert part.nbytes == (40 + 4) * 2 and len(part.files) == 2
 
 
 # -- folders and indexes ------------------------------------------------------------------------
@@ -274,3 +282,54 @@ def test_name_told_twice_in_the_index_is_refused(tmp_path):
     text = '{"weight_map": {"a": "s0.safetensors", "a": "s1.safetensors"}}'
     (tmp_path / "model.safetensors.index.json").write_text(text)
     refused(tmp_path, "'a' comes twice")
+
+
+@pytest.mark.parametrize("target", ["loop", "folder", "/dev/zero", "pipe", "absent"])
+def test_what_a_shard_links_to_must_be_a_file_of_the_folder(tmp_path, target):
+    """Would catch a load that never ends: /dev/zero has no end, and a pipe waits for a writer."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "folder").mkdir()
+    os.mkfifo(home / "pipe")
+    (home / "loop").symlink_to("s0.safetensors")
+    (home / "s0.safetensors").symlink_to(target)
+    index(home, dict.fromkeys(NAMES, "s0.safetensors"))
+    refused(home, "s0.safetensors")
+
+
+def test_an_index_as_large_as_a_disk_is_not_read(tmp_path):
+    """Would catch memory taken for an index before its size is looked at."""
+    with open(tmp_path / "model.safetensors.index.json", "wb") as stream:
+        stream.truncate(2**40)  # a hole, which takes no disk
+    refused(tmp_path, "index.json", "at most")
+
+
+WEIRD = ["s0.safetensors", "s1.safetensors", "../s0.safetensors", "./s0.safetensors", "..", "",
+         ".safetensors", "S0.safetensors", "s0.safetensors/", "s0.safetensors\0"]  # fmt: skip
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+maps = st.dictionaries(st.sampled_from([*NAMES, "x", ""]), st.sampled_from(WEIRD) | anything)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({"weight_map": maps | anything}) | anything)
+def test_fuzzed_indexes(tmp_path_factory, content):
+    """Would catch any error of another class, and a file opened that the folder does not hold."""
+    folder = tmp_path_factory.getbasetemp() / "fuzzed-index"
+    if not folder.exists():
+        folder.mkdir()
+        save(folder, *two_shards())
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    try:
+        checkpoint = Checkpoint.open(folder)
+    except CheckpointError as error:
+        assert str(folder) in str(error) and len(str(error)) < 2 * len(str(folder)) + 600
+        return
+    files = {path.name for path in checkpoint.files}
+    assert files <= {"s0.safetensors", "s1.safetensors"}
+    assert {info.name: info.file.name for info in checkpoint.tensors.values()} == content[
+        "weight_map"
+    ]

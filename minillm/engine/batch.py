@@ -21,12 +21,6 @@ from minillm.machine import Machine, Tier
 MAX_ROWS = 32  # requests that run together: enough to share every read of the weights
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of KV cache for one token of one request: a key and a value for each kv head."""
-    heads = config.num_hidden_layers * config.num_key_value_heads
-    return 2 * heads * config.head_dim * dtype.itemsize
-
-
 def groups(requests: list[Request], kv_bytes: int, hbm: Tier) -> Iterator[list[Request]]:
     """Requests to run together: as many as HBM has room for when their turn comes.
 

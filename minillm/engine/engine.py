@@ -10,25 +10,26 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import generator
-from minillm.engine.batch import Batch, groups, kv_bytes_per_token
+from minillm.engine.batch import Batch, groups
 from minillm.engine.forward import Forward, build
 from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
+from minillm.engine.stream import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError
-from minillm.load.shard import Checkpoint, load
+from minillm.load.shard import Checkpoint
 from minillm.machine import Machine
 from minillm.model.llama import Llama
+from minillm.predict import kv_bytes_per_token
 from minillm.tokens.tokenizer import Tokenizer
 
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 
 
 class Engine:
-    """A model in HBM, ready to answer. `Engine.load` makes one.
+    """A model ready to answer, in HBM or streamed through it. `Engine.load` makes one.
 
     >>> engine = Engine.load("data/town", Machine.here(hbm="64 MiB"))
     >>> for piece in engine.stream("Mia put the red key", SamplingParams(max_tokens=20)):
@@ -40,7 +41,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Llama, weights: Tensor, tokenizer: Tokenizer, machine: Machine,
+        self, model: Llama, weights: Resident | Streamed, tokenizer: Tokenizer, machine: Machine,
         config: EngineConfig,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.machine, self.config = model, tokenizer, machine, config
@@ -48,7 +49,7 @@ class Engine:
         self.trace, self.dtype = machine.trace, weights.dtype
         self.max_context = _context(config, model.config)
         self.kv_bytes_per_token = kv_bytes_per_token(model.config, weights.dtype)
-        self._weights: Tensor | None = weights  # the block of HBM that all parameters lie in
+        self._weights: Resident | Streamed | None = weights
         self._forward = Forward(model, machine, config.prefill_chunk)
         self._requests = 0
 
@@ -74,7 +75,8 @@ class Engine:
         with trace.span("build model", stage="load", resource="cpu"):
             model = build(model_config, machine)
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
-        weights = load(model, checkpoint, machine, getattr(torch, dtype), config.reader)
+        hold = Streamed if config.weights == "stream" else Resident
+        weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
         trace.meta.update(
             model=Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
             kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
@@ -82,10 +84,10 @@ class Engine:
         return cls(model, weights, tokenizer, machine, config)
 
     def close(self) -> None:
-        """Give the weights' HBM back; the engine answers no more. A second call does nothing."""
+        """Give the weights' memory back; the engine answers no more. A second call does nothing."""
         if self._weights is not None:
-            self.machine.free(self._weights)
-            self.model.to("meta")  # drop the parameters, which are views of that block
+            self._weights.close()
+            self.model.to("meta")  # drop the parameters, which are views of that memory
         self._weights = None
 
     def stream(

@@ -25,8 +25,9 @@ class Forward:
     """
 
     def __init__(self, model: Llama, machine: Machine, chunk: int) -> None:
-        # The weights are there already; the angles of the positions, no weights, come along.
-        self._model, self._machine, self._chunk = model.to(machine.device), machine, chunk
+        self._model, self._machine, self._chunk = model, machine, chunk
+        # The weights are there already, or will be; the angles of the positions come along.
+        model.model.rope.to(machine.device)
         read = sum(p.nbytes for p in model.parameters())
         if not model.config.tie_word_embeddings:
             # Of the embedding one row a token is read, not the table; tied, it is the output too.

@@ -1,4 +1,4 @@
-"""Safetensors by hand: what the bytes of one file mean, and two ways to read them.
+"""Safetensors by hand: what the bytes of one file mean.
 
 A file is three things in a row (https://github.com/huggingface/safetensors, section Format):
 
@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from minillm.errors import CheckpointError
-from minillm.machine import Machine
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -49,7 +45,15 @@ _reprlib.maxstring = 100
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: bytes `start` to `end` of `file`, counted from its first byte."""
+    """Where one tensor lies: `nbytes` bytes from byte `start` of `file`, counted from its first.
+
+    A slice by columns is not in one piece: `rows` runs of equal length, `stride` bytes from the
+    beginning of one to the beginning of the next.
+
+    >>> info = TensorInfo("w", torch.int8, (2, 4), 100, 8, Path("f"), rows=2, stride=16)
+    >>> info.ranges, info.end
+    ([(100, 104), (116, 120)], 120)
+    """
 
     name: str
     dtype: torch.dtype
@@ -57,10 +61,24 @@ class TensorInfo:
     start: int
     nbytes: int
     file: Path
+    rows: int = 1
+    stride: int = 0
+
+    @property
+    def run(self) -> int:
+        """Bytes of each run."""
+        return self.nbytes // self.rows
 
     @property
     def end(self) -> int:
-        return self.start + self.nbytes
+        """The byte of the file behind the last run."""
+        return self.start + (self.rows - 1) * self.stride + self.run
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Begin and end of every run."""
+        starts = range(self.start, self.end, self.stride) if self.rows > 1 else [self.start]
+        return [(start, start + self.run) for start in starts]
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
@@ -131,72 +149,6 @@ def _check_layout(file: Path, infos: list[TensorInfo], data: int, size: int) -> 
         raise damaged(file, f"the end at byte {at:,}", f"{size - at:,} bytes more")
 
 
-def read_bytes(machine: Machine, infos: list[TensorInfo]) -> Iterator[tuple[TensorInfo, Tensor]]:
-    """Have the kernel copy each tensor's bytes into our own buffer, the same one each time.
-
-    Yields bytes, (nbytes,) uint8 in DRAM, good until the next are asked for. Staging: as large as
-    the largest tensor. Raises CheckpointError if a file has become shorter than its header says.
-    """
-    largest = max((info.nbytes for info in infos), default=0)
-    staging = machine.empty((largest,), torch.uint8, machine.dram, "staging")
-    try:
-        window = memoryview(staging.numpy())
-        for file, group in groupby(infos, key=lambda info: info.file):
-            with opened(file) as (stream, _):
-                for info in group:
-                    with _moving(machine, "read", info):
-                        _fill(window[: info.nbytes], stream, info)
-                    yield info, staging[: info.nbytes]
-    finally:
-        machine.free(staging)
-
-
-def _fill(window: memoryview, stream: BinaryIO, info: TensorInfo) -> None:
-    stream.seek(info.start)
-    done = 0
-    while done < info.nbytes:  # the kernel gives 2 GiB a call at most
-        got = stream.readinto(window[done:])
-        if not got:
-            raise _cut_short(info, info.start + done)
-        done += got
-
-
-def map_bytes(machine: Machine, infos: list[TensorInfo]) -> Iterator[tuple[TensorInfo, Tensor]]:
-    """Let each file appear in our memory; a page of it is fetched when it is first touched.
-
-    Yields and raises as `read_bytes` does, but the bytes are the page cache's own: no staging, no
-    copy, good for as long as they are held. The price: a file cut short while its pages are being
-    touched ends the process (SIGBUS), and no check beforehand can rule that out.
-    """
-    for file, group in groupby(infos, key=lambda info: info.file):
-        with opened(file) as (stream, size):
-            group = list(group)
-            if size < group[-1].end:
-                raise _cut_short(group[-1], size)
-            # A private map: a stray write goes to a copy of the page, never to the file.
-            pages = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
-            whole = torch.frombuffer(pages, dtype=torch.uint8)  # it keeps the map alive
-            for info in group:
-                size = os.fstat(stream.fileno()).st_size
-                if size < info.end:
-                    raise _cut_short(info, size)
-                raw = whole[info.start : info.end]
-                with _moving(machine, "map", info):
-                    # One byte of each page, so that the SSD is waited for here, on the clock,
-                    # and not unseen inside the copy to HBM.
-                    raw[:: mmap.PAGESIZE].sum()
-                # The format aligns nothing, but torch wants elements at multiples of their size.
-                yield info, raw.clone() if info.start % info.dtype.itemsize else raw
-
-
-READERS = {"read": read_bytes, "mmap": map_bytes}
-
-
-def _moving(machine: Machine, name: str, info: TensorInfo) -> Any:
-    fields = {"stage": "load", "source": "ssd", "target": "dram", "label": "weights"}
-    return machine.trace.moving(name, nbytes=info.nbytes, detail=info.name, **fields)
-
-
 @contextmanager
 def opened(file: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file, unbuffered, and its size in bytes. What the system refuses is CheckpointError."""
@@ -232,11 +184,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _cut_short(info: TensorInfo, end: int) -> CheckpointError:
-    found = f"the file's end at {end:,} (it was longer a moment ago)"
-    return damaged(info.file, f"bytes {info.start:,} to {info.end:,}", found, info.name)
-
-
 def damaged(
     file: Path, wanted: str, found: str, tensor: str | None = None, do: str = _AGAIN
 ) -> CheckpointError:
@@ -247,4 +194,5 @@ def damaged(
 
 def short(value: Any) -> str:
     """A value from a file as a message may show it: never long, never unprintable."""
-    return _reprlib.repr(value)
+    text = _reprlib.repr(value)  # bounded in each text and each list, but not as a whole
+    return text if len(text) <= 200 else text[:197] + "..."

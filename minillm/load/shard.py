@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from minillm.errors import CheckpointError
 from minillm.load.safetensors import (
     MAX_HEADER,
-    READERS,
     TensorInfo,
     damaged,
     opened,
@@ -31,6 +30,7 @@ from minillm.load.safetensors import (
     read_header,
     short,
 )
+from minillm.load.stream import Arrived, Reader, put
 from minillm.machine import Machine
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -45,7 +45,8 @@ class Checkpoint:
     """The tensors of a folder, by name: where each lies, nothing of it read yet.
 
     >>> checkpoint = Checkpoint.open("data/town")
-    >>> for name, tensor in checkpoint.stream(machine): ...
+    >>> checkpoint.tensors["model.norm.weight"].ranges
+    [(12129360, 12129872)]
     """
 
     folder: Path
@@ -77,17 +78,14 @@ class Checkpoint:
         """Bytes of all tensors, as stored."""
         return sum(info.nbytes for info in self.tensors.values())
 
-    def stream(
-        self, machine: Machine, reader: str = "read", names: Collection[str] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor, or those of `names`, as stored, in DRAM, in the order of the files' bytes.
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold them, in order."""
+        return list(dict.fromkeys(info.file for info in self.tensors.values()))
 
-        reader: "read" or "mmap", see `read_bytes` and `map_bytes`. A tensor is good until the
-        next one is asked for. Each is a transfer SSD → DRAM in the trace.
-        """
-        infos = [i for name, i in self.tensors.items() if names is None or name in names]
-        for info, raw in READERS[reader](machine, infos):
-            yield info.name, raw.view(info.dtype).view(info.shape)
+    def only(self, names: Collection[str]) -> Checkpoint:
+        """The same folder, with these of its tensors, in the order of the files' bytes."""
+        return Checkpoint(self.folder, {n: i for n, i in self.tensors.items() if n in names})
 
 
 def load(
@@ -96,6 +94,7 @@ def load(
     machine: Machine,
     dtype: torch.dtype,
     reader: str = "read",
+    arriving: Generator[Arrived, None, None] | None = None,
 ) -> Tensor:
     """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
 
@@ -103,28 +102,62 @@ def load(
     that all parameters are views of: `machine.free(block)` gives it back. Before a byte is read:
     CheckpointError unless names and shapes agree, nothing missing and nothing left over; and
     OutOfMemory unless all of it fits. Whatever fails, memory and model are as they were before.
-    Peak: the weights once in HBM, and the reader's staging in DRAM.
+    Peak: the weights once in HBM, and at most 64 MiB of staging in DRAM.
+    reader: one of READERS. arriving: where the bytes come from, if not from here: see `broadcast`.
     """
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    _check_fit(shapes, checkpoint)
-    # One block without gaps: one reservation, and exactly the bytes that arithmetic predicts.
-    # Sizes of real models are multiples of 64, so each parameter still begins well aligned.
-    block = machine.empty((sum(s.numel() for s in shapes.values()),), dtype, machine.hbm, "weights")
+    check_fit(shapes, checkpoint)
+    block, places = allocate(shapes, machine, dtype, "hbm")
     try:
-        pieces = block.split([shape.numel() for shape in shapes.values()])
-        places = {n: piece.view(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
-        with closing(checkpoint.stream(machine, reader, names=shapes)) as weights:
-            for name, tensor in weights:
-                machine.copy(tensor, places[name], label="weights", stage="load")
+        bring(places, checkpoint, machine, reader, arriving)
     except BaseException:  # an interrupt too
         machine.free(block)
+        places.clear()  # a notebook keeps the last error, and with it what its frames hold
+        del block
         raise
-    model.requires_grad_(False).load_state_dict(places, strict=False, assign=True)
+    assign(model, places)
     assert not any(p.is_meta for p in model.parameters())
     return block
 
 
-def _check_fit(shapes: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
+def allocate(
+    shapes: Mapping[str, torch.Size], machine: Machine, dtype: torch.dtype, tier: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A block of memory for weights, and the place in it for each name. Raises OutOfMemory.
+
+    One block without gaps: one reservation, and exactly the bytes that arithmetic predicts. Sizes
+    of real models are multiples of 64, so each place still begins well aligned.
+    """
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    block = machine.empty((sum(sizes),), dtype, tier, "weights")
+    pieces = zip(shapes.items(), block.split(sizes), strict=True)
+    return block, {name: piece.view(shape) for (name, shape), piece in pieces}
+
+
+def bring(
+    places: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    machine: Machine,
+    reader: str = "read",
+    arriving: Generator[Arrived, None, None] | None = None,
+) -> None:
+    """Fill each of `places` with the checkpoint's tensor of that name; `arriving` as in `load`."""
+    if arriving is not None:
+        with closing(arriving):
+            for arrived in arriving:
+                put(arrived, places, machine)
+        return
+    infos = list(checkpoint.only(places).tensors.values())
+    with Reader(machine, reader, infos) as source:
+        source.fill(places, infos)
+
+
+def assign(model: nn.Module, places: Mapping[str, Tensor]) -> None:
+    """Make `places` the model's parameters, by name; those without a place stay as they are."""
+    model.requires_grad_(False).load_state_dict(places, strict=False, assign=True)
+
+
+def check_fit(shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
     """The checkpoint holds the model's parameters, with these shapes, as floats, and no others."""
     do = "check that config.json belongs to these weights"
     tensors = checkpoint.tensors

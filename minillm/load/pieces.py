@@ -1,0 +1,99 @@
+"""Which bytes each read brings: large tensors in pieces, small neighbours together.
+
+Staging holds a few reads of a fixed size, whatever the tensors are like. So the tensors are cut
+to that size before anything is read; this is arithmetic only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from minillm.load.safetensors import TensorInfo
+
+CHUNK = 8 * 2**20  # bytes of one read: so many that starting it costs nothing
+GAP = 128 * 2**10  # bytes: a hole up to this long is read over, for another request takes longer
+BLOCK = 4096  # bytes: O_DIRECT wants offsets, lengths and addresses in multiples of this
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of a tensor from its byte `at` on; in the file `rows` runs of `run`, from `start`."""
+
+    info: TensorInfo
+    at: int
+    start: int
+    run: int
+    rows: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.run
+
+    @property
+    def end(self) -> int:
+        """The byte of the file behind the last run."""
+        return self.start + (self.rows - 1) * self.info.stride + self.run
+
+
+def chunks(infos: Iterable[TensorInfo], size: int = CHUNK, gap: int = GAP) -> Iterator[list[Piece]]:
+    """The pieces of each read, in the order given (that of the files' bytes is best).
+
+    A read ends at a multiple of `size` in the file, or an element before, so that O_DIRECT reads
+    few blocks twice. A slice by columns is read by itself, some rows at a time: with what lies
+    between its runs, or if that is more than `gap`, run by run.
+
+    >>> norm = TensorInfo("norm", torch.int8, (64,), 100, 64, file)
+    >>> proj = TensorInfo("proj", torch.int8, (8192,), 164, 8192, file)
+    >>> [[(p.info.name, p.start, p.nbytes) for p in chunk] for chunk in chunks([norm, proj], 4096)]
+    [[('norm', 100, 64), ('proj', 164, 3932)], [('proj', 4096, 4096)], [('proj', 8192, 164)]]
+    """
+    chunk: list[Piece] = []
+    for piece in (piece for info in infos for piece in _cut(info, size, gap)):
+        if chunk and not _together(chunk[-1], piece, size, gap):
+            yield chunk
+            chunk = []
+        chunk.append(piece)
+    if chunk:
+        yield chunk
+
+
+def _together(one: Piece, two: Piece, size: int, gap: int) -> bool:
+    return (
+        one.info.file == two.info.file
+        and one.rows == two.rows == 1
+        and 0 <= two.start - one.end <= gap
+        and (one.end - 1) // size == (two.end - 1) // size
+    )
+
+
+def _cut(info: TensorInfo, size: int, gap: int) -> Iterator[Piece]:
+    """One tensor's pieces, none of which takes more than `size` and an element of staging."""
+    rows, run, stride = info.rows, info.run, info.stride
+    each = room(run) if stride - run > gap else stride
+    fit = size // each if rows > 1 and run else 0
+    for row in range(0, rows, max(1, fit)):
+        at, start = row * run, info.start + row * stride
+        if fit:
+            yield Piece(info, at, start, run, min(fit, rows - row))
+        else:
+            yield from _cut_run(info, at, start, size)
+
+
+def _cut_run(info: TensorInfo, at: int, start: int, size: int) -> Iterator[Piece]:
+    item, left = info.dtype.itemsize, info.run
+    while left:
+        nbytes = ((start + item) // size + 1) * size - start  # up to the next border
+        nbytes = left if left <= nbytes else nbytes - nbytes % item
+        yield Piece(info, at, start, nbytes)
+        at, start, left = at + nbytes, start + nbytes, left - nbytes
+
+
+def blocks(nbytes: int) -> int:
+    """`nbytes`, rounded up to whole blocks."""
+    return -(-nbytes // BLOCK) * BLOCK
+
+
+def room(nbytes: int) -> int:
+    """Bytes of the blocks in which `nbytes` lie, wherever they begin: at most."""
+    return blocks(nbytes) + BLOCK

@@ -1,0 +1,136 @@
+"""Checkpoints made of noise: real names and shapes, readable by all, and never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import namedtuple
+
+import pytest
+import safetensors.torch
+import torch
+
+from minillm import Engine, EngineConfig, SamplingParams
+from minillm.config import ModelConfig
+from minillm.engine.forward import build
+from minillm.errors import ConfigError, OutOfMemory
+from minillm.load import Checkpoint, make
+from minillm.load.make import SHAPES, make_checkpoint, tensor_shapes
+from minillm.predict import parameters
+
+TINY = SHAPES["135m"] | {
+    "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+UNTIED = TINY | {"tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize("settings", [*SHAPES.values(), TINY, UNTIED])
+def test_names_and_shapes_are_the_models(settings, machine):
+    """Would catch a tensor forgotten, and one with its sides exchanged."""
+    config = ModelConfig.from_dict(settings)
+    shapes = {name: tuple(p.shape) for name, p in build(config, machine).named_parameters()}
+    assert tensor_shapes(config) == shapes
+    assert sum(torch.Size(s).numel() for s in shapes.values()) == parameters(config)
+
+
+def test_the_shapes_are_those_of_the_models_they_are_named_after():
+    """Would catch a wrong digit: the models' own pages say how many parameters they have."""
+    count = {name: parameters(ModelConfig.from_dict(s)) for name, s in SHAPES.items()}
+    assert count == {"135m": 134_515_008, "1b": 1_235_814_400, "8b": 8_030_261_248}
+
+
+@pytest.mark.parametrize("settings", [TINY, UNTIED])
+@pytest.mark.parametrize("shard", [10**9, 100_000])
+def test_others_read_it_too_and_its_numbers_are_sensible(tmp_path, settings, shard):
+    """Would catch a header that only we understand, and weights that overflow a forward pass."""
+    nbytes = make_checkpoint(settings, tmp_path / "new" / "m", shard=shard)
+    files = sorted((tmp_path / "new" / "m").glob("*.safetensors"))
+    tensors = {k: t for file in files for k, t in safetensors.torch.load_file(file).items()}
+    assert sum(tensor.nbytes for tensor in tensors.values()) == nbytes
+    assert nbytes == Checkpoint.open(tmp_path / "new" / "m").nbytes
+    assert (len(files) > 1) == (shard < nbytes)
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            assert tensor.eq(1).all()
+        else:
+            assert tensor.dtype == torch.bfloat16 and abs(tensor.float().std() - 0.02) < 0.002, name
+    one, two = (tensors[f"model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1))
+    assert not torch.equal(one, two)
+
+
+def test_the_engine_runs_it(tmp_path, machine):
+    """Would catch a checkpoint to load and look at only: no tokenizer, or NaN in its logits."""
+    make_checkpoint(TINY, tmp_path)
+    engine = Engine.load(tmp_path, machine, EngineConfig(reader="direct"))
+    (completion,) = engine.generate("Mia", SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(completion.token_ids) == 3
+    engine.close()
+
+
+def test_progress_counts_bytes_up_to_all_of_them(tmp_path, monkeypatch):
+    """Would catch a bar that never ends, or runs past its end."""
+    monkeypatch.setattr(make, "_WRITE", 4096)
+    told = []
+    nbytes = make_checkpoint(TINY, tmp_path, tell=lambda *step: told.append(step), shard=200_000)
+    done = [step[0] for step in told]
+    assert done == sorted(done) and done[-1] == nbytes and len(done) > 20
+    assert {step[1] for step in told} == {nbytes}
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    """Would catch somebody's own model overwritten."""
+    (tmp_path / "model.safetensors").write_text("mine")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ConfigError, match="an empty folder"):
+            make_checkpoint(TINY, path)
+    assert (tmp_path / "model.safetensors").read_text() == "mine"
+
+
+def test_an_unknown_shape_is_told_what_there_is(tmp_path):
+    """Would catch a KeyError."""
+    with pytest.raises(ConfigError, match="135m, 1b, 8b, found '7b'"):
+        make_checkpoint("7b", tmp_path)
+
+
+def test_a_disk_without_room_is_told_before_a_byte_is_written(tmp_path, monkeypatch):
+    """Would catch a disk filled to its last byte."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**6))
+    with pytest.raises(OutOfMemory, match="of SSD") as caught:
+        make_checkpoint("8b", tmp_path / "new")
+    assert caught.value.asked > 16 * 10**9 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_not_finished_is_removed(tmp_path, monkeypatch, error, there):
+    """Would catch gigabytes left behind by an interrupt or by a full disk, and folders of ours."""
+    folder, writes, pwrite = tmp_path / "a" / "b", [], os.pwrite
+    if there:
+        folder.mkdir(parents=True)
+
+    def write(*arguments):
+        writes.append(arguments)
+        if len(writes) == 20:
+            raise error
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(make, "_WRITE", 4096)
+    monkeypatch.setattr(os, "pwrite", write)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutOfMemory):
+        make_checkpoint(TINY, folder, shard=50_000)
+    assert len(writes) >= 20 and (
+        not any(folder.iterdir()) if there else not (tmp_path / "a").exists()
+    )
+
+
+def test_config_is_one_that_others_know(tmp_path):
+    """Would catch a config.json of our own invention."""
+    make_checkpoint(TINY, tmp_path)
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert theirs.num_key_value_heads == 2 and theirs.model_type == "llama"
+    assert json.loads((tmp_path / "config.json").read_text()) == TINY

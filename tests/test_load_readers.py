@@ -1,0 +1,174 @@
+"""Three ways to read a file: the same bytes, and each says by what way they came."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from minillm import disk
+from minillm.errors import CheckpointError
+from minillm.load import readers
+from minillm.load.pieces import BLOCK, GAP, chunks
+from minillm.load.readers import READERS, WeightFile, cached, drop
+from minillm.load.safetensors import TensorInfo
+
+NBYTES = 5 * BLOCK + 123
+has_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(os.urandom(NBYTES))
+    return file
+
+
+def info(path: Path, start: int, nbytes: int, rows: int = 1, stride: int = 0) -> TensorInfo:
+    shape = (rows, nbytes // rows)
+    return TensorInfo("w", torch.int8, shape, start, nbytes, path, rows=rows, stride=stride)
+
+
+def fetch(file: WeightFile, wanted: TensorInfo, gap: int = GAP) -> bytes:
+    """All of a tensor, by way of one slot, filled before with what must not come out."""
+    slot = torch.full((2 * BLOCK + 10 * BLOCK,), 7, dtype=torch.uint8)
+    slot = slot[-slot.data_ptr() % BLOCK :]
+    result = b""
+    for chunk in chunks([wanted], 8 * BLOCK, gap):
+        for raw in file.fetch(chunk, file.ranges(chunk, gap), slot):
+            result += raw.contiguous().numpy().tobytes()
+    return result
+
+
+@pytest.fixture(params=READERS)
+def file(request, path):
+    opened = WeightFile(path, request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "nbytes"),
+    [(0, 1), (0, BLOCK), (1, BLOCK), (BLOCK - 1, 2), (100, 3 * BLOCK), (0, NBYTES),
+     (NBYTES - 1, 1), (5 * BLOCK, 123), (5 * BLOCK - 7, 100)],
+)  # fmt: skip
+def test_any_range_of_bytes_comes_as_it_is(file, path, start, nbytes):
+    """Would catch a block's other bytes that come along, and a last block that is not whole."""
+    assert fetch(file, info(path, start, nbytes)) == path.read_bytes()[start : start + nbytes]
+
+
+@pytest.mark.parametrize("gap", [0, GAP])
+@pytest.mark.parametrize(
+    ("start", "run", "stride", "rows"),
+    [(5, 3, 10, 50), (0, 512, BLOCK, 5), (17, 700, 5000, 4), (100, 1, BLOCK, 5), (3, 9, 9, 100)],
+)
+def test_a_slice_by_columns_comes_as_its_runs(file, path, gap, start, run, stride, rows):
+    """Would catch runs that keep the bytes between them, or that overwrite each other."""
+    wanted, content = info(path, start, rows * run, rows, stride), path.read_bytes()
+    assert fetch(file, wanted, gap) == b"".join(content[a:b] for a, b in wanted.ranges)
+
+
+@has_direct
+def test_direct_asks_for_whole_blocks_only(path, monkeypatch):
+    """Would catch a read that O_DIRECT refuses on another disk than ours."""
+    asked = []
+
+    def read_at(fd, view, offset):
+        asked.append((offset % BLOCK, len(view) % BLOCK))
+        return disk.read_at(fd, view, offset)
+
+    monkeypatch.setattr(readers, "read_at", read_at)
+    file = WeightFile(path, "direct")
+    fetch(file, info(path, 777, NBYTES - 777))
+    fetch(file, info(path, 777, 40, 4, BLOCK + 3), gap=0)
+    file.close()
+    assert set(asked) == {(0, 0)}
+
+
+def test_with_no_gap_nothing_is_read_that_is_not_wanted(path):
+    """Would catch a rank that reads what belongs to others."""
+    file = WeightFile(path, "read")
+    wanted = info(path, 5, 30, rows=10, stride=1000)
+    asked = [r for chunk in chunks([wanted], 8 * BLOCK, gap=0) for r in file.ranges(chunk, 0)]
+    file.close()
+    assert asked == wanted.ranges
+
+
+@pytest.mark.parametrize("how", ["read", "direct"])
+@pytest.mark.parametrize("most", [1, 1000, BLOCK, 3 * BLOCK])
+def test_a_read_that_gives_less_is_continued(path, how, most, monkeypatch):
+    """Would catch a slot handed out half full: the kernel may return less than was asked."""
+
+    def read_at(fd, view, offset):
+        size = most if how == "read" else max(BLOCK, most // BLOCK * BLOCK)
+        return disk.read_at(fd, view[:size], offset)
+
+    monkeypatch.setattr(readers, "read_at", read_at)
+    file = WeightFile(path, how)
+    assert fetch(file, info(path, 10, NBYTES - 10)) == path.read_bytes()[10:]
+    file.close()
+
+
+@pytest.mark.parametrize("left", [0, 1, BLOCK, 3 * BLOCK + 5, NBYTES - 1])
+def test_a_file_cut_short_is_named_and_nobody_dies(file, path, left):
+    """Would catch stale bytes handed out as a tensor, and SIGBUS from mapped pages."""
+    wanted = info(path, 3, NBYTES - 3)
+    os.truncate(path, left)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors, tensor 'w'"):
+        fetch(file, wanted)
+
+
+def test_what_the_disk_cannot_read_is_an_os_error_that_the_caller_names(path, monkeypatch):
+    """Would catch a reader that retries for ever, or takes an error for the file's end."""
+
+    def read_at(fd, view, offset):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(readers, "read_at", read_at)
+    file = WeightFile(path, "read")
+    with pytest.raises(OSError, match="Input/output"):
+        fetch(file, info(path, 0, 10))
+    file.close()
+
+
+def test_close_gives_the_descriptor_back(path):
+    """Would catch a descriptor that leaks with each load."""
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for how in READERS:
+        file = WeightFile(path, how)
+        fetch(file, info(path, 0, NBYTES))
+        file.close()
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_where_there_is_no_o_direct_the_note_says_what_was_done(path, monkeypatch):
+    """Would catch a figure called "direct" that the page cache made."""
+    monkeypatch.setattr(disk, "filesystem", lambda path: "tmpfs")
+    file = WeightFile(path, "direct")
+    assert fetch(file, info(path, 1, 100)) == path.read_bytes()[1:101]
+    assert "tmpfs is memory" in file.note and file.step == 1
+    file.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+def test_the_page_cache_forgets_a_file_and_the_note_says_so(path):
+    """Would catch "cold" loads that are warm, and a note that says what it does not know."""
+    stream = os.open(path, os.O_RDONLY)
+    path.read_bytes()
+    held = cached(stream, NBYTES)
+    os.close(stream)
+    if held is None or disk.filesystem(path) in ("tmpfs", "overlay"):
+        pytest.skip("this system does not tell, or has no disk here")
+    assert held == 1.0
+    assert drop([path])
+    cold = WeightFile(path, "read")
+    assert "held 0% of the file" in cold.note
+    fetch(cold, info(path, 0, NBYTES))
+    cold.close()
+    warm = WeightFile(path, "read")
+    assert "held 100% of the file" in warm.note
+    warm.close()
