@@ -1,4 +1,5 @@
-"""The command line: `python -m minillm generate PROMPT`, `evaluate`, `doctor`.
+"""The command line: `python -m minillm generate PROMPT`, `evaluate`, `replay`, `make-checkpoint`,
+`bench`, `doctor`.
 
 Exit status: 0 all is well, 1 the doctor found something missing, 2 an error (its message is on
 standard error), 130 interrupted.
@@ -37,7 +38,11 @@ def _run(options: argparse.Namespace) -> int:
     from minillm.errors import MinillmError
 
     try:
-        return {"generate": _generate, "evaluate": _evaluate}[options.command](options)
+        commands = {
+            "generate": _generate, "evaluate": _evaluate, "replay": _replay, "bench": _bench,
+            "make-checkpoint": _make_checkpoint,
+        }  # fmt: skip
+        return commands[options.command](options)
     except BrokenPipeError:
         raise
     except (MinillmError, OSError) as error:
@@ -87,6 +92,40 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from minillm.charts.replay import save_page
+    from minillm.trace import Trace
+
+    save_page(Trace.load(options.run), options.html)
+    print(f"{options.html} plays the run in any browser, without a network")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from minillm.bench import load, stream, views
+
+    bench, rounds, model = {
+        "views": (views.bench, 20, MODEL), "load": (load.bench, 5, None),
+        "stream": (stream.bench, 3, None),
+    }[options.what]  # fmt: skip
+    print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
+    return 0
+
+
+def _make_checkpoint(options: argparse.Namespace) -> int:
+    from minillm.load.make import make_checkpoint
+
+    bar = _bar("MB")
+
+    def tell(done: int, total: int) -> None:
+        if done == total or done // 10**6 < total // 10**6:  # a full bar ends its line: once
+            bar(done // 10**6, total // 10**6)
+
+    nbytes = make_checkpoint(options.shape, options.out, tell=tell)
+    print(f"{options.out}: {nbytes / 1e9:.2f} GB of random weights, shaped as {options.shape}")
+    return 0
+
+
 def _bar(name: str):
     """A progress bar on standard error."""
 
@@ -116,6 +155,21 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")
     score.add_argument("--batch", type=_positive, default=16, metavar="N", help="default: 16")
+    again = commands.add_parser("replay", help="a recorded run as a page that plays it")
+    again.add_argument("run", metavar="RUN", help="a file that trace.save or --trace wrote")
+    again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
+    bench = commands.add_parser("bench", help="what a part of this package costs or gains")
+    bench.add_argument(
+        "what", choices=["views", "load", "stream"],
+        help="views: live views, as time of a decode; load: weights from SSD to HBM, beside the "
+        "disk's ceiling; stream: a model larger than HBM. Without --model, load and stream make "
+        "a random one of gigabytes and delete it",
+    )  # fmt: skip
+    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3")
+    bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
+    make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
+    make.add_argument("--shape", required=True, choices=["135m", "1b", "8b"])
+    make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
     for command in (generate, score):
         command.add_argument(
             "--model", default=MODEL, metavar="DIR",

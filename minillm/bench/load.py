@@ -1,0 +1,249 @@
+"""How fast weights reach HBM: our readers, the library's, and the disk's own ceiling.
+
+    python -m minillm bench load --rounds 5
+
+Each round does each way once, one after another, so that what else the machine does hits all of
+them. Ratios are taken within a round. Cold: the page cache was told to forget the files before.
+Our ways, and load_file+copy, end in HBM, in memory that is made and touched: a first touch can
+cost more than the disk, and its price is shown by itself; "all" pays it, from nothing to weights
+in HBM. load_file alone touches every page and leaves the weights where they are, in the page
+cache: warm, it copies nothing at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from minillm.bench.memory import private_memory
+from minillm.disk import PAGE, aligned, open_direct, read_all
+from minillm.host import home
+from minillm.load.make import make_checkpoint
+from minillm.load.pieces import CHUNK
+from minillm.load.readers import drop
+from minillm.load.shard import Checkpoint, allocate, bring
+from minillm.load.stream import THREADS, Reader
+from minillm.machine import Machine
+
+RAW, STOCK, COPIED = "raw O_DIRECT", "load_file", "load_file+copy"
+ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
+OURS = ("direct", "read", "mmap")
+SHAPE = "1b"
+
+Go = Callable[[], object]
+
+
+@dataclass
+class LoadReport:
+    """What was measured, by (way, "cold" or "warm"): seconds of each round.
+
+    extra: bytes of private memory that a way takes beside the weights' own, at its peak.
+    arena: seconds to make the weights' block of HBM and to touch it first.
+    """
+
+    nbytes: int
+    machine: str
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    extra: dict[str, int] = field(default_factory=dict)
+    arena: float = 0.0
+    copies: list[tuple[float, float]] = field(default_factory=list)
+
+    def note_copies(self, way: str, state: str, machine: Machine) -> None:
+        """On a card: how fast direct's pieces crossed PCIe, beside one large pinned copy."""
+        if machine.emulated or (way, state) != ("direct", "cold"):
+            return
+        pieces = _copy_rate(machine)
+        machine.trace.clear()
+        with ExitStack() as stack:
+            source = machine.empty((2**28,), torch.uint8, "dram", "bench")
+            stack.callback(machine.free, source)
+            stack.callback(machine.free, machine.copy(source, "hbm", label="bench", stage="load"))
+        self.copies.append((pieces, _copy_rate(machine)))
+
+    def times_as_fast(self, way: str, state: str, other: str, other_state: str) -> float:
+        """The median over the rounds of how many times as fast a way was as the other."""
+        pairs = zip(self.seconds[way, state], self.seconds[other, other_state], strict=True)
+        return median(theirs / ours for ours, theirs in pairs)
+
+    def __str__(self) -> str:
+        gigabytes = self.nbytes / 1e9
+        lines = [
+            self.machine,
+            f"{gigabytes:.2f} GB of weights; an arena for them is made and touched in "
+            f"{self.arena:.2f} s ({gigabytes / self.arena:.1f} GB/s)",
+            f"{'':19}{'GB/s':>7} {'slowest–fastest':>16} {'of raw':>7} {'× load_file':>12} "
+            f"{'× with copy':>12} {'extra memory':>13}",
+        ]
+        for (way, state), seconds in self.seconds.items():
+            rates = sorted(gigabytes / s for s in seconds)
+            extra = f"{self.extra[way] / 2**20:.0f} MiB" if way in self.extra else ""
+            spread = f"{rates[0]:.2f}–{rates[-1]:.2f}"
+            lines.append(
+                f"{way:14} {state} {median(rates):7.2f} {spread:>16} "
+                f"{self.times_as_fast(way, state, RAW, 'cold'):7.0%} "
+                f"{self.times_as_fast(way, state, STOCK, state):12.2f} "
+                f"{self.times_as_fast(way, state, COPIED, state):12.2f} {extra:>13}"
+            )
+        for pieces, ceiling in self.copies:
+            lines.append(
+                f"copies DRAM→HBM {pieces / 1e9:.1f} GB/s, {pieces / ceiling:.0%} of pinned"
+            )
+        return "\n".join(lines)
+
+
+def _copy_rate(machine: Machine) -> float:
+    """Bytes a second of the copies to HBM in the trace."""
+    copies = machine.trace.select(kind="transfer", source="dram", target="hbm")
+    return sum(event.nbytes for event in copies) / sum(event.seconds for event in copies)
+
+
+def bench(
+    model: str | Path | None, rounds: int, progress: Callable[[int, int], None],
+    machine: Machine | None = None,
+) -> LoadReport:  # fmt: skip
+    """Measure loads of the checkpoint `model`, or of a random one of 2.5 GB that is then deleted.
+
+    Needs the weights' size three times in memory: arena, page cache, and the library's tensors.
+    """
+    machine = machine or Machine.here()
+    if model is not None:
+        return _measure(Checkpoint.open(model), rounds, progress, machine)
+    home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=home()) as folder:
+        make_checkpoint(SHAPE, Path(folder) / SHAPE)
+        return _measure(Checkpoint.open(Path(folder) / SHAPE), rounds, progress, machine)
+
+
+def _measure(
+    checkpoint: Checkpoint, rounds: int, progress: Callable[[int, int], None], machine: Machine
+) -> LoadReport:
+    report = LoadReport(checkpoint.nbytes, machine.describe())
+    shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
+    dtype = next(iter(checkpoint.tensors.values())).dtype
+    begin = time.perf_counter()
+    arena, places = allocate(shapes, machine, dtype, "hbm")
+    try:
+        arena.zero_()
+        machine.sync()
+        report.arena = time.perf_counter() - begin
+        ways = _Ways(checkpoint, places, machine).by_name
+        for number in range(rounds + 1):  # the first one warms up, and measures memory
+            for state in ("cold", "warm"):
+                for way, prepare in ways.items():
+                    if state == "cold" or way in (*OURS, STOCK, COPIED):
+                        seconds, extra = _once(prepare, checkpoint, machine, state, number == 0)
+                        if number:
+                            report.seconds.setdefault((way, state), []).append(seconds)
+                            report.note_copies(way, state, machine)
+                        elif state == "cold":
+                            report.extra[way] = extra - (way in ALL) * arena.nbytes
+            progress(number, rounds)
+    finally:
+        machine.free(arena)
+    return report
+
+
+@dataclass
+class _Ways:
+    """Each way is a context that makes beforehand what its load needs, and hands out the load."""
+
+    checkpoint: Checkpoint
+    places: dict[str, Tensor]
+    machine: Machine
+
+    def __post_init__(self) -> None:
+        self.infos = list(self.checkpoint.tensors.values())
+        self.by_name = {
+            RAW: self.raw, **{how: partial(self.ours, how) for how in OURS},
+            STOCK: partial(self.stock, None), COPIED: partial(self.stock, self.places),
+            **{way: partial(self.all_of, way.split(",")[0]) for way in ALL},
+        }  # fmt: skip
+
+    @contextmanager
+    def raw(self) -> Iterator[Go]:
+        buffers = _buffers(THREADS)
+        files = [open_direct(file) for file in self.checkpoint.files]
+        try:
+            yield lambda: [_read(file.fd, buffers) for file in files]
+        finally:
+            for file in files:
+                os.close(file.fd)
+
+    @contextmanager
+    def ours(self, how: str) -> Iterator[Go]:
+        with Reader(self.machine, how, self.infos) as reader:
+            yield lambda: reader.fill(self.places, self.infos)
+
+    @contextmanager
+    def stock(self, into: dict[str, Tensor] | None) -> Iterator[Go]:
+        yield lambda: [_load_file(file, self.machine, into) for file in self.checkpoint.files]
+
+    @contextmanager
+    def all_of(self, how: str) -> Iterator[Go]:
+        with ExitStack() as stack:
+
+            def go() -> None:
+                shapes = {name: place.shape for name, place in self.places.items()}
+                block, fresh = allocate(shapes, self.machine, self.infos[0].dtype, "hbm")
+                stack.callback(self.machine.free, block)
+                if how in OURS:
+                    bring(fresh, self.checkpoint, self.machine, how)
+                else:
+                    for file in self.checkpoint.files:
+                        _load_file(file, self.machine, fresh)
+
+            yield go
+
+
+def _load_file(file: Path, machine: Machine, places: dict[str, Tensor] | None) -> None:
+    """What most programs do. It maps the file, so a page comes when it is touched."""
+    for name, tensor in safetensors.torch.load_file(file, device=str(machine.device)).items():
+        if places:
+            places[name].copy_(tensor)
+        elif machine.emulated:
+            tensor.view(-1).view(torch.uint8)[:: os.sysconf("SC_PAGE_SIZE")].sum()
+    machine.sync()
+
+
+def _once(
+    prepare: Callable[[], AbstractContextManager[Go]], checkpoint: Checkpoint, machine: Machine,
+    state: str, spy: bool,
+) -> tuple[float, int]:  # fmt: skip
+    """Seconds of one load, and the private memory that it and its preparation took."""
+    machine.trace.clear()
+    if state == "cold":
+        drop(checkpoint.files)
+    else:
+        _warm(checkpoint)
+    with private_memory(spy) as peak, prepare() as go:
+        begin = time.perf_counter()
+        go()
+        return time.perf_counter() - begin, peak()
+
+
+def _warm(checkpoint: Checkpoint) -> None:
+    """Have the page cache hold the files."""
+    buffers = _buffers(1)
+    for file in checkpoint.files:
+        with open(file, "rb", buffering=0) as stream:
+            _read(stream.fileno(), buffers)
+
+
+def _buffers(number: int) -> list[memoryview]:
+    memory = memoryview(aligned(number * CHUNK))
+    return [memory[i * CHUNK : (i + 1) * CHUNK] for i in range(number)]
+
+
+def _read(fd: int, buffers: list[memoryview]) -> None:
+    read_all(fd, os.fstat(fd).st_size // PAGE * PAGE, buffers)  # O_DIRECT: whole pages

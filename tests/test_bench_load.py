@@ -1,0 +1,83 @@
+"""The benches of loading and streaming run, say what they measured, and leave nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_load_make import TINY
+
+from minillm.__main__ import main
+from minillm.bench import load, stream
+from minillm.bench.load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
+from minillm.bench.memory import private_memory
+from minillm.load import make
+from minillm.load.make import make_checkpoint
+from minillm.machine import Machine
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    make_checkpoint(TINY, folder, shard=100_000)
+    return folder
+
+
+def test_every_way_is_measured_in_every_round_cold_and_warm(small):
+    """Would catch a way that is left out of a round: ratios would be taken between rounds."""
+    machine, told = Machine.here(hbm="64 MiB", device="cpu"), []
+    report = load.bench(small, 2, lambda *step: told.append(step), machine)
+    expected = {(way, "cold") for way in (RAW, STOCK, COPIED, *OURS, *ALL)}
+    expected |= {(way, "warm") for way in (STOCK, COPIED, *OURS)}
+    assert set(report.seconds) == expected
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in report.seconds.values())
+    assert told == [(0, 2), (1, 2), (2, 2)] and report.arena > 0
+    assert all(way in str(report) for way, _ in expected)
+    assert machine.hbm.used == machine.dram.used == 0
+
+
+def test_ratios_are_taken_within_a_round():
+    """Would catch a median over a median: a machine that was busy for one round would show."""
+    seconds = {("direct", "cold"): [1.0, 10.0, 1.0], (RAW, "cold"): [0.5, 5.0, 0.5]}
+    assert LoadReport(1, "", seconds).times_as_fast("direct", "cold", RAW, "cold") == 0.5
+
+
+def test_private_memory_is_seen_at_its_peak():
+    """Would catch a peak that is over before anyone looks."""
+    with private_memory() as peak:
+        threading.Event().wait(0.01)
+        if peak() == 0 and not Path("/proc/self/statm").exists():
+            pytest.skip("needs /proc")
+        block = torch.ones(2**26, dtype=torch.uint8)
+        threading.Event().wait(0.05)
+        del block
+        threading.Event().wait(0.02)
+        assert 0.8 * 2**26 < peak() < 2 * 2**26
+
+
+def test_streaming_is_measured_beside_the_same_in_hbm(small, monkeypatch):
+    """Would catch traffic that is counted for the model that is not streamed, or not at all."""
+    monkeypatch.setattr(stream, "PROMPT", 8)
+    monkeypatch.setattr(stream, "TOKENS", 2)
+    report = stream.bench(small, 1, lambda *step: None)
+    assert {way for way, _ in report.rounds} == set(stream.WAYS)
+    for (way, _), ((seconds, moving, hidden),) in report.rounds.items():
+        assert seconds > 0 and 0 <= hidden <= 1
+        assert (moving > 0) == (way != "in HBM")
+    assert report.hbm["from DRAM"] == report.hbm["from SSD"] < report.hbm["in HBM"]
+    assert "from SSD" in str(report)
+
+
+def test_the_commands_are_there(small, tmp_path, capsys, monkeypatch):
+    """Would catch a bench that only its test can start."""
+    assert main(["bench", "load", "--model", str(small), "--rounds", "1"]) == 0
+    assert RAW in capsys.readouterr().out
+    assert main(["make-checkpoint", "--shape", "135m", "--out", str(small)]) == 2
+    assert "an empty folder" in capsys.readouterr().err
+    monkeypatch.setitem(make.SHAPES, "135m", TINY | {"vocab_size": 20_000})
+    assert main(["make-checkpoint", "--shape", "135m", "--out", str(tmp_path / "new")]) == 0
+    told = capsys.readouterr()
+    assert "GB of random weights" in told.out and told.err.count("\n") == 1
+    assert (tmp_path / "new" / "config.json").exists()

@@ -1,0 +1,54 @@
+"""Laws of the bench of live views: what it may say of numbers, and that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minillm.bench import views
+from minillm.bench.views import Cost, Round
+from minillm.errors import MinillmError
+
+
+def cost(*shares: float) -> Cost:
+    """Rounds in which views cost these shares of the run."""
+    return Cost(tuple(Round((1.0, 2.0), (1 + x, 2 + x), 0.005) for x in shares))
+
+
+@pytest.mark.parametrize(
+    "shares, verdict",
+    [
+        ([0.010, 0.011, 0.009, 0.010, 0.012] * 4, "under 2%"),
+        ([0.030, 0.031, 0.029, 0.030, 0.032] * 4, "NOT under 2%"),
+        ([0.010, 0.400, -0.30, 0.200, -0.10] * 4, "too noisy"),
+        ([0.001], "under 2%"),
+    ],
+)
+def test_the_verdict_needs_rounds_that_agree(shares: list[float], verdict: str) -> None:
+    """Catches a noisy machine that is taken for a proof, one way or the other."""
+    assert cost(*shares).verdict.startswith(verdict)
+    assert cost(*shares).verdict in str(cost(*shares))
+
+
+def test_a_cost_is_of_the_run_without_views() -> None:
+    """Catches shares of the wrong whole, and clocks that change places."""
+    result = cost(0.02, 0.02, 0.02, 0.02)
+    assert result.shares(0) == [0.02] * 4 and result.shares(1) == [0.01] * 4
+    assert result.sending == 0.005
+
+
+def test_the_bench_measures_both_ways_in_a_real_kernel(tiny: Callable[[str], Path]) -> None:
+    """Catches a set-up that no longer runs, and a progress that does not end."""
+    seen = []
+    result = views.bench(str(tiny("llama")), 1, progress=lambda *done: seen.append(done))
+    (only,) = result.rounds
+    assert min(*only.without, *only.watched) > 0 and only.spent >= 0
+    assert seen == [(1, 1)]
+
+
+def test_what_fails_in_the_kernel_is_told(tmp_path: Path) -> None:
+    """Catches a traceback of the bench instead of the kernel's own error."""
+    with pytest.raises(MinillmError, match="wanted a decode in a notebook kernel, .*Checkpoint"):
+        views.bench(str(tmp_path), 1)
