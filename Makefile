@@ -36,6 +36,7 @@ export CHECK_PYTHON
 define HELP
 make lab        open the course in JupyterLab          (LAB_FLAGS="--no-browser --port 8889")
 make test       run every check                        (PYTEST_FLAGS="-k kv -x")
+make test-browser  only those in Chromium; it leaves pictures in tests/browser/shots
 make notebooks  rebuild the notebooks from their sources  (NB="00_tour", all without it)
 make model      train the shipped models again: hours, can be stopped and resumed
 make lint       check the style
@@ -44,7 +45,7 @@ make clean      remove .venv and caches
 endef
 export HELP
 
-.PHONY: help setup lab test notebooks model lint clean
+.PHONY: help setup lab test test-browser notebooks model lint clean
 
 help:
 	@echo "$$HELP"
@@ -81,6 +82,10 @@ lab: setup
 test: setup
 	$(PY) -m pytest --durations 5 $(NBVAL) tests $(NOTEBOOKS) $(PYTEST_FLAGS)
 
+# They are part of `make test`. MINILLM_NEED_BROWSER=1 turns "skipped, no Chromium" into a failure.
+test-browser: setup
+	$(PY) -m pytest --durations 5 tests/browser $(PYTEST_FLAGS)
+
 notebooks: setup
 	$(PY) notebooks/source/build.py $(NB)
 
@@ -94,5 +99,5 @@ lint: setup
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis tests/browser/shots
 	find minillm tests notebooks data -name __pycache__ -prune -exec rm -rf {} +

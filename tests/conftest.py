@@ -6,6 +6,8 @@ weight and bias is random: one that the model forgets shows in the logits.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,14 @@ from minillm.model import Llama
 
 # Tiny models gain nothing from a second thread, and on a busy machine two wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test, and no kernel that nbval starts, finds or changes what a learner keeps at home."""
+    home = tempfile.TemporaryDirectory(prefix="minillm-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ["MINILLM_HOME"] = home.name
+
 
 VOCABULARY = 384
 _SHAPE = dict(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -149,6 +151,26 @@ def test_pictures_show_without_a_kernel(notebook: NotebookNode) -> None:
             assert WIDGET not in data or data & STILLS, f"no still picture in {opening(cell)}"
 
 
+def test_a_live_view_leaves_a_still_behind(notebook: NotebookNode) -> None:
+    """Catches a view whose picture was never sent, or was lost when the notebook was built."""
+    for cell in code_cells(notebook):
+        if re.search(r"^[^#]*\bwatch\(", cell.source, re.MULTILINE):
+            kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+            assert kinds & STILLS, f"run make notebooks: no still picture in {opening(cell)}"
+
+
+def test_every_picture_is_told_in_words(notebook: NotebookNode) -> None:
+    """Catches a picture that says nothing to a reader who cannot see it, or only `<Figure …>`."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if not STILLS & set(output.get("data", {})):
+                continue
+            finding = output.data.get("text/plain", "")
+            assert re.match(r"\w.* \w", finding), f"{finding!r} in {opening(cell)}"
+            alt = output.metadata.get("image/png", output.metadata).get("alt", "")
+            assert alt, f"no alt text in {opening(cell)}"
+
+
 def test_nothing_is_hidden_or_installed(notebook: NotebookNode) -> None:
     """Catches cells a reader cannot see, and cells that need a network or change the machine."""
     for cell in notebook.cells:
@@ -187,6 +209,21 @@ def test_the_builder_names_no_folder_of_its_machine() -> None:
     build.clean(made)
     assert made.cells[0].outputs[0].traceback == ["File minillm/trace.py:3", "json/x.py"]
     assert set(made.metadata) == {"kernelspec", "language_info"} and not made.cells[0].metadata
+
+
+def test_the_builder_finds_no_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches outputs that tell how far the builder is, and a build that adds to it."""
+    monkeypatch.setenv("MINILLM_HOME", str(tmp_path))
+    cell = nbformat.v4.new_code_cell("import os\nprint(os.listdir(os.environ['MINILLM_HOME']))")
+    (tmp_path / "progress.json").write_text("{}", encoding="utf-8")
+    build.execute(nbformat.v4.new_notebook(cells=[cell]))
+    assert [output.text for output in cell.outputs] == ["[]\n"]
+
+
+def test_tests_keep_out_of_the_learners_home() -> None:
+    """Catches a test run that resets somebody's progress: what nbval starts inherits this too."""
+    home = Path(os.environ["MINILLM_HOME"])
+    assert home.is_dir() and home.parent == Path(tempfile.gettempdir())
 
 
 def test_nbval_fails_at_once_where_it_used_to_hang_or_pass(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ A cell that fails stops the build with its traceback and leaves the old notebook
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -56,8 +58,16 @@ def _cell_ids(cells: list[NotebookNode]) -> list[str]:
 
 
 def execute(notebook: NotebookNode) -> None:
-    """Run every cell in place. CellExecutionError, unless the cell is tagged raises-exception."""
-    NotebookClient(
+    """Run every cell in place. CellExecutionError, unless the cell is tagged raises-exception.
+
+    MINILLM_HOME is an empty folder: the builder's own progress must not show in the outputs.
+    """
+    with tempfile.TemporaryDirectory(prefix="minillm-build-") as home:
+        _client(notebook).execute(env=os.environ | {"MINILLM_HOME": home})
+
+
+def _client(notebook: NotebookNode) -> NotebookClient:
+    return NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_SECONDS,
         kernel_name=KERNEL["name"],
@@ -65,7 +75,7 @@ def execute(notebook: NotebookNode) -> None:
         record_timing=False,
         store_widget_state=False,  # an export would show it only with the network on
         coalesce_streams=True,
-    ).execute()
+    )
 
 
 def clean(notebook: NotebookNode) -> None:

@@ -1,0 +1,1 @@
+"""Tests in a real browser: the views by themselves, and whole notebooks in JupyterLab."""

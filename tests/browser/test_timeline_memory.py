@@ -1,0 +1,397 @@
+"""The timeline and the memory view in a browser: numbers first, then hands.
+
+Where things lie is asked of the functions that place them, not of pixels; what a learner does is
+done with mouse and keys. The run is made here, on a clock of our own, so every figure is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minillm.charts import facts
+from minillm.trace import Event, Trace
+
+MIB, KIB = 2**20, 2**10
+PAUSE = 12.0  # seconds in which the learner thinks, between two requests
+GPUS = 8
+
+# Puts both views on the page, one above the other, and makes what the tests ask with global.
+SETUP = """async ({meta, rows}) => {
+  const names = ["run", "stretch", "timeline_rows", "memory_panels", "timeline_view",
+    "memory_view"];
+  window.M = Object.assign({}, ...await Promise.all(names.map((n) => import(`/charts/${n}.js`))));
+  const style = document.createElement("style"), box = document.getElementById("view");
+  style.textContent = M.TIMELINE_CSS + M.MEMORY_CSS;
+  box.replaceChildren(style, document.createElement("div"), document.createElement("div"));
+  window.run = new M.Run(meta);
+  run.append(rows);
+  window.sought = [];
+  const onSeek = (t) => { sought.push(t); draw(t); };
+  const [above, below] = [...box.querySelectorAll("div")];
+  window.views = [M.timelineView(above, run, {onSeek}), M.memoryView(below, run, {onSeek})];
+  window.view = {live: false, playing: false, slower: 1, window: 0.1, selection: null};
+  window.draw = (t) => views.forEach((one) => one.draw(t, view));
+  window.still = async () => { // two frames in which nothing glides any more
+    const frame = () => new Promise(requestAnimationFrame), stretch = M.stretchOf(run);
+    await frame();
+    do { await frame(); await frame(); } while (stretch.goal);
+  };
+  window.clears = [0, 0]; // redraws: of the paper, of the glass
+  const clear = CanvasRenderingContext2D.prototype.clearRect;
+  CanvasRenderingContext2D.prototype.clearRect = function (x, y, w, h) {
+    const layers = [...this.canvas.parentNode.querySelectorAll("canvas")];
+    if (w > 50) clears[layers.indexOf(this.canvas)] += 1;
+    return clear.call(this, x, y, w, h);
+  };
+  draw(run.end);
+  await still();
+}"""
+
+
+class Clock:
+    """Seconds that pass only when we say so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def recorded() -> Trace:
+    """A load, a request of three tokens, a long pause, and a request more."""
+    clock = Clock()
+    trace = Trace(clock)
+
+    def spend(seconds: float) -> None:
+        clock.now += seconds
+
+    trace.count("hbm", "weights", 6 * MIB)
+    trace.count("dram", "staging", 2 * MIB)
+    for layer in range(3):
+        more = {"stage": "load", "nbytes": 2 * MIB, "label": "weights"}
+        with trace.moving("read", source="ssd", target="dram", detail=f"layer {layer}", **more):
+            spend(0.004)
+        with trace.moving("copy", source="dram", target="hbm", how="emulated", **more):
+            spend(0.001)
+    trace.count("dram", "staging", 0)
+    for request in range(2):
+        with trace.at(request=request):
+            answer(trace, spend)
+        spend(PAUSE)
+    trace.meta.update(
+        device="cpu", capacity={"hbm": 64 * MIB, "dram": 3 * MIB, "ssd": 2**40},
+        ceilings={"ssd": 2.0e9, "copy": 8.0e9, "hbm": 4.0e9}, prompt="Where is Mia?",
+    )  # fmt: skip
+    return trace
+
+
+def answer(trace: Trace, spend) -> None:
+    trace.count("hbm", "kv", 48 * KIB)
+    with trace.span("tokenize", stage="tokens", resource="cpu", detail="Where is Mia?"):
+        spend(0.0005)
+    for token in range(3):
+        with trace.at(token=token):
+            ids = {"source": "dram", "target": "hbm", "nbytes": 8, "label": "ids"}
+            with trace.moving("copy ids", stage="tokens", how="emulated", **ids):
+                spend(0.0001)
+            with trace.span(
+                "decode step" if token else "prefill", stage="model", resource="compute",
+                nbytes=6 * MIB, detail="bytes predicted: weights and KV cache",
+            ):  # fmt: skip
+                for name in ("attention", "ffn") * 2:
+                    with trace.span(name, stage="model", resource="compute", detail="layer 0"):
+                        spend(0.001)
+            trace.count("hbm", "kv", (48 + 16 * token) * KIB)
+            with trace.span("sample", stage="decode", resource="cpu"):
+                spend(0.0002)
+            with trace.span("detokenize", stage="decode", resource="cpu", detail=" home"):
+                spend(0.0001)
+    trace.count("hbm", "kv", 0)
+
+
+def many_gpus() -> list[Event]:
+    """A step on eight GPUs at once, with what they send each other, beside a load that overlaps."""
+    events = []
+    for rank in range(GPUS):
+        mine, next_ = f"compute:{rank}", f"hbm:{(rank + 1) % GPUS}"
+        events += [
+            Event("span", "decode step", "model", mine, 0.0, 0.01, MIB, token=1, request=0),
+            Event("span", "attention", "model", mine, 0.001, 0.004, token=1, request=0),
+            Event("transfer", "all-reduce", "parallel", "network", 0.006, 0.001, 4096,
+                  f"hbm:{rank}", next_, "activations", 1, 0, detail="nvlink"),
+        ]  # fmt: skip
+    # While one part is copied to HBM, the next is read: both pass through staging at once.
+    for part in range(4):
+        read = Event("transfer", "read", "load", "ssd", part * 0.003, 0.003, MIB, "ssd", "dram")
+        copy = Event("transfer", "copy", "load", "copy", read.end, 0.002, MIB, "dram", "hbm")
+        events += [read, copy]
+    return events
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return recorded()
+
+
+@pytest.fixture
+def shown(views_page, trace: Trace) -> Iterator:
+    """Both views of the trace, at rest at its end."""
+    views_page.evaluate(SETUP, {"meta": trace.meta, "rows": [list(e) for e in trace.events]})
+    return views_page
+
+
+def spans(page) -> list[dict]:
+    """What the timeline draws: row, track, lane and depth of each event, and its place in time."""
+    return page.evaluate("""() => M.layoutRows(run).flatMap((row) => row.tracks.flatMap((track) =>
+      track.lanes.flatMap((lane, k) => lane.events.map((e, i) => ({row: row.key, rank: track.rank,
+        lane: k, depth: lane.depth[i], from: lane.from[i], to: lane.to[i], name: e.name,
+        start: e.start, seconds: e.seconds, source: e.source, target: e.target})))))""")
+
+
+def point_at(page, wanted: str) -> tuple[float, float]:
+    """The middle of the first event for which the JavaScript `wanted` holds, on the screen."""
+    x, y = page.evaluate(f"""() => {{
+      const lanes = M.layoutRows(run).flatMap((row) => row.lanes.map((p) => ({{...p, row: row.key}})));
+      const box = document.querySelector(".minillm-timeline-sheet").getBoundingClientRect();
+      const {{from, to}} = M.stretchOf(run), wide = box.width - M.GUTTER - M.marginOf(box.width);
+      for (const {{lane, y, height, row}} of lanes) for (let i = 0; i < lane.from.length; i++) {{
+        const e = lane.events[i], middle = (lane.from[i] + lane.to[i]) / 2;
+        if ({wanted}) return [box.x + M.GUTTER + (middle - from) / (to - from) * wide,
+          box.y + y + height - 3];
+      }}
+    }}""")  # noqa: E501
+    return x, y
+
+
+def rest(page) -> None:
+    page.evaluate("() => still()")
+
+
+# -- where things lie --------------------------------------------------------------------------
+
+
+def test_every_event_lies_on_the_row_of_its_resource(shown, trace: Trace) -> None:
+    """Catches an event that is lost, drawn twice, or drawn on a neighbour's row."""
+    drawn = [s for s in spans(shown) if s["row"] != "staging"]
+    found = sorted((s["row"], round(s["start"], 9), s["name"]) for s in drawn)
+    work = [e for e in trace.events if e.kind != "counter"]
+    assert found == sorted((e.resource, round(e.start, 9), e.name) for e in work)
+
+
+def test_what_enters_or_leaves_dram_is_also_staged(shown, trace: Trace) -> None:
+    """Catches a staging row that shows only one of filling and emptying, or copies between GPUs."""
+    staged = sorted(s["start"] for s in spans(shown) if s["row"] == "staging")
+    through = [e.start for e in trace.events if "dram" in (e.source, e.target)]
+    assert staged == pytest.approx(sorted(through))
+
+
+def test_pauses_are_cut_and_nothing_else(shown, trace: Trace) -> None:
+    """Catches an axis that stretches work, or one on which a pause hides it."""
+    drawn = sorted(spans(shown), key=lambda s: s["start"])
+    assert [s["to"] - s["from"] for s in drawn] == pytest.approx([s["seconds"] for s in drawn])
+    cuts, words, length = shown.evaluate("""() => {
+      const {cuts, length} = run.clock; return [cuts, cuts.map(M.pauseWords), length]; }""")
+    assert [cut["seconds"] for cut in cuts] == pytest.approx([PAUSE])
+    assert words == ["12 s pause"]
+    last = max(e.end for e in trace.events if e.kind != "counter")
+    assert length == pytest.approx(last - PAUSE + cuts[0]["width"])
+    for one, after in zip(drawn, drawn[1:], strict=False):
+        apart = after["start"] - one["start"]
+        apart -= PAUSE - cuts[0]["width"] if apart > PAUSE else 0
+        assert after["from"] - one["from"] == pytest.approx(apart)
+
+
+def test_what_runs_at_once_never_covers_each_other(shown) -> None:
+    """Catches a layer drawn beside its step, and eight GPUs drawn on top of one another."""
+    rows = [list(e) for e in many_gpus()]
+    shown.evaluate("(rows) => { run = new M.Run({}); run.append(rows); }", rows)
+    drawn = spans(shown)
+    for row, tracks in (("compute", GPUS), ("nvlink", GPUS)):
+        assert {s["rank"] for s in drawn if s["row"] == row} == set(range(tracks))
+    lanes: dict[tuple, list[dict]] = {}
+    for span in drawn:
+        lanes.setdefault((span["row"], span["rank"], span["lane"]), []).append(span)
+    for lane in lanes.values():
+        outer = [s for s in lane if s["depth"] == 0]
+        for one, after in zip(outer, outer[1:], strict=False):
+            assert after["from"] >= one["to"] - 1e-9
+        for inner in (s for s in lane if s["depth"]):
+            assert any(o["from"] <= inner["from"] and inner["to"] <= o["to"] for o in outer)
+    assert [s["name"] for s in drawn if s["depth"]] == ["attention"] * GPUS
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", ["hbm", "dram"])
+def test_levels_are_those_that_the_trace_counted(shown, trace: Trace, tier: str) -> None:
+    """Catches a label in another's place, a level drawn late, and a stack that is not the sum."""
+    panel = shown.evaluate("(tier) => M.memoryPanels(run).find((p) => p.tier === tier)", tier)
+    counted = facts.memory(trace, tier)
+    labels = panel["labels"]
+    assert set(labels) == set(counted.levels)
+    drawn = [[point["t"], point["used"], *point["held"]] for point in panel["points"]]
+    values = [counted.times, counted.totals, *(counted.levels[label] for label in labels)]
+    told = [list(moment) for moment in zip(*values, strict=True)][1:]  # the first is the empty tier
+    assert [moment[1:] for moment in drawn] == [moment[1:] for moment in told]
+    assert [moment[0] for moment in drawn] == pytest.approx([moment[0] for moment in told])
+    assert panel["peak"]["nbytes"] == counted.peak
+
+
+def test_a_budget_far_above_the_peak_does_not_press_the_data_flat(shown) -> None:
+    """Catches an axis up to 64 MiB over data of 6 MiB, and a near budget that has no line."""
+    panels = {p["tier"]: p for p in shown.evaluate("() => M.memoryPanels(run)")}
+    assert not panels["hbm"]["near"] and panels["dram"]["near"]
+    for panel in panels.values():
+        highest = panel["budget"] if panel["near"] else panel["peak"]["nbytes"]
+        assert highest <= panel["top"] <= 1.25 * highest
+
+
+# -- hands ---------------------------------------------------------------------------------------
+
+
+def test_hovering_an_event_shows_its_figures(shown, shots: Path) -> None:
+    """Catches a card of another event, a wrong rate, and a number without its ceiling."""
+    shown.mouse.move(*point_at(shown, 'row === "ssd" && e.detail === "layer 1"'))
+    rest(shown)
+    said = shown.locator(".minillm-timeline-sheet .minillm-card").inner_text()
+    for words in ("weights → DRAM", "2.0 MiB from SSD to DRAM", "4 ms", "524 MB/s",
+                  "26 % of 2 GB/s", "layer 1", "measured"):  # fmt: skip
+        assert words in said
+    shown.screenshot(path=shots / "timeline_memory.png")
+    shown.mouse.move(5, 5)
+    assert shown.locator(".minillm-timeline-sheet .minillm-card").is_hidden()
+
+
+def test_a_click_seeks_to_the_time_below_it_in_both_views(shown) -> None:
+    """Catches axes that do not line up, and a click in the cut clock's seconds, not the trace's."""
+    x, y = point_at(shown, 'e.request === 1 && e.name === "prefill"')
+    below = shown.locator(".minillm-memory-sheet").bounding_box()["y"] + 40
+    for height in (y, below):
+        shown.mouse.click(x, height)
+    start, stop = shown.evaluate("""() => {
+      const e = run.events.find((x) => x.request === 1 && x.name === "prefill");
+      return [e.start, e.end]; }""")
+    sought = shown.evaluate("() => sought")
+    assert sought == pytest.approx([(start + stop) / 2] * 2, abs=(stop - start) / 2)
+    assert sought[0] == sought[1] > PAUSE
+
+
+def test_a_double_click_goes_to_a_token_and_back(shown) -> None:
+    """Catches a zoom that misses the token, and one from which nothing leads back."""
+    whole = seen(shown)
+    place = point_at(shown, 'e.request === 1 && e.token === 1 && e.name === "decode step"')
+    shown.mouse.dblclick(*place)
+    rest(shown)
+    start, stop = shown.evaluate("""() => { const k = run.requests[1].tokens[1];
+      return [run.clock.play(k.start), run.clock.play(k.stop)]; }""")
+    near = seen(shown)
+    assert near[0] <= start < stop <= near[1]
+    assert near[1] - near[0] < 1.3 * (stop - start)
+    shown.mouse.dblclick(*point_at(shown, 'e.request === 1 && e.token === 1 && e.name === "ffn"'))
+    rest(shown)
+    assert seen(shown) == pytest.approx(whole)
+
+
+def seen(page) -> list[float]:
+    return page.evaluate("() => { const s = M.stretchOf(run); return [s.from, s.to]; }")
+
+
+def test_zoom_and_pan_stay_within_the_run(shown) -> None:
+    """Catches a view of nothing, before the run or behind it."""
+    shown.locator(".minillm-timeline-sheet canvas").nth(1).focus()
+    length = shown.evaluate("() => run.clock.length")
+    for keys in (["+"] * 3, ["Shift+ArrowRight"] * 30, ["-"], ["Shift+ArrowLeft"] * 30, ["-"] * 6):
+        for key in keys:
+            shown.keyboard.press(key)
+        rest(shown)
+        start, stop = seen(shown)
+        assert 0 <= start < stop <= length * (1 + 1e-9)
+    assert seen(shown) == pytest.approx([0, length])
+
+
+def test_the_player_can_point_at_a_part(shown) -> None:
+    """Catches a journey whose token stays a hairline, and a view that never lets go of it."""
+    token = shown.evaluate("""async () => { const k = run.requests[0].tokens[2];
+      view.focus = [k.start, k.stop]; view.selection = {request: 0, index: 2}; draw(k.stop);
+      await still(); return [k.start, k.stop].map(run.clock.play); }""")
+    start, stop = seen(shown)
+    assert start <= token[0] < token[1] <= stop < token[1] + 0.2 * (token[1] - token[0])
+    shown.evaluate("async () => { view.focus = null; draw(run.end); await still(); }")
+    assert seen(shown) == pytest.approx([0, shown.evaluate("() => run.clock.length")])
+
+
+def test_arrow_keys_go_from_event_to_event_and_say_them_once(shown) -> None:
+    """Catches figures that only a mouse can reach, and two voices that speak at once."""
+    shown.locator(".minillm-timeline-sheet canvas").nth(1).focus()
+    said = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
+        shown.keyboard.press(key)
+        said.append(shown.locator("[aria-live]").inner_text())
+    assert "layer 0" in said[0] and "layer 1" in said[1] and "weights" in said[2]
+    assert shown.locator("[aria-live]").count() == 1
+    shown.locator(".minillm-memory-sheet canvas").nth(1).focus()
+    shown.keyboard.press("ArrowRight")
+    assert shown.locator("[aria-live]").inner_text().startswith("HBM 6.0 MiB")
+    for canvas in shown.locator("canvas[role=img]").all():
+        assert canvas.get_attribute("aria-label").endswith("Arrow keys go through it.")
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+def test_only_what_changed_is_drawn(shown) -> None:
+    """Catches a view that redraws all events for each step of the playhead, or draws when idle."""
+    before = shown.evaluate("() => clears.slice()")
+    shown.evaluate("async () => { for (let i = 0; i < 5; i++) { draw(run.end); await still(); } }")
+    assert shown.evaluate("() => clears") == before
+    shown.evaluate("async () => { draw(run.end / 2); draw(run.end / 3); await still(); }")
+    assert shown.evaluate("() => clears") == [before[0], before[1] + 2]  # two views, one frame
+
+
+def test_the_work_of_a_redraw_follows_the_pixels_not_the_events(shown) -> None:
+    """Catches a rectangle for each of a hundred thousand events that share a few hundred pixels."""
+    filled = shown.evaluate("""async () => {
+      let n = 0;
+      const fill = CanvasRenderingContext2D.prototype.fillRect;
+      CanvasRenderingContext2D.prototype.fillRect = function (...box) {
+        n += 1; return fill.apply(this, box); };
+      const copies = [], body = run.events.filter((e) => e.request === 0);
+      for (let k = 1; copies.length < 40000; k++) for (const e of body) {
+        copies.push(M.FIELDS.map((f) => f === "start" ? e.start + 30 + k * 0.015
+          : f === "request" ? 1 + k : e[f])); }
+      run.append(copies); draw(run.end); await still(); return n; }""")
+    assert filled < 12_000
+
+
+def test_live_shows_the_newest_and_then_the_whole(shown) -> None:
+    """Catches a live view that stays at the load, and one that stays live when the run is over."""
+    shown.evaluate("""async () => { view.live = true; draw(run.end); await still(); }""")
+    length = shown.evaluate("() => run.clock.length")
+    start, stop = seen(shown)
+    assert start == 0 and length <= stop < 3 * length
+    shown.evaluate("""async () => { run.append([["span", "decode step", "model", "compute",
+      run.end, 9.0, 0, "", "", "", 4, 1, "measured", ""]]); draw(run.end); await still(); }""")
+    start, stop = seen(shown)
+    length = shown.evaluate("() => run.clock.length")
+    assert 0 < start < length <= stop
+    shown.evaluate("async () => { view.live = false; draw(run.end); await still(); }")
+    assert seen(shown) == pytest.approx([0, length])
+
+
+def test_a_view_that_is_gone_leaves_nothing(shown) -> None:
+    """Catches observers that keep asking for frames on a page that JupyterLab has dropped."""
+    left = shown.evaluate("""async () => {
+      views.forEach((one) => one.destroy());
+      await still();
+      let asked = 0;
+      const frame = requestAnimationFrame;
+      window.requestAnimationFrame = (f) => { asked += 1; return frame(f); };
+      document.body.dataset.jpThemeLight = "false";
+      await new Promise((done) => setTimeout(done, 50));
+      return [asked, M.stretchOf(run).watchers.size, document.querySelectorAll("canvas").length];
+    }""")
+    assert left == [0, 0, 0]
