@@ -5,17 +5,41 @@
 # this tour we follow that one request, and the weights it needs, through the whole machine, and we
 # look at every byte that moves.
 #
+# Run the next cell (Shift + Enter) and watch your machine do it. *Fifteen to twenty minutes in all;
+# the code behind it: [`minillm/engine/engine.py`](../minillm/engine/engine.py).*
+
+# %% tags=["nbval-ignore-output"]
+import time
+from minillm import Engine, Machine, SamplingParams, charts
+
+machine = Machine.here(hbm="64 MiB")
+story = SamplingParams(max_tokens=40, temperature=0.7, seed=4)
+
+with charts.watch(machine.trace):
+    engine = Engine.load("data/town", machine)
+    for piece in engine.stream("Mia put the red key", story):
+        print(piece.text, end="", flush=True)
+        time.sleep(0.05)  # a pause to read, as if we were typing along
+
+# %% [markdown]
+# That was a language model at work, and this is what it did: weights came from the SSD through DRAM
+# into HBM. Your text became numbers. Then, for every word, all the weights were read again, and the
+# CPU chose what to write.
+#
+# Press play to see it again, slower. Take the slider to any moment. Point at a box or a link and
+# read its figures.
+
+# %% [markdown]
+# The picture has five stages. Every notebook of this course lives in one of them:
+#
 # <img src="images/strip.png" width="672" alt="The five stages of the course: 1 load, weights come
 # in; 2 tokens, text becomes ids; 3 model and KV cache, ids become scores; 4 parallel, GPUs share
 # the work; 5 decode, scores become text.">
-#
-# *Ten to fifteen minutes. The code behind it:
-# [`minillm/engine/engine.py`](../minillm/engine/engine.py).*
 
 # %% tags=["nbval-ignore-output"]
-from minillm import Engine, Machine, OutOfMemory, SamplingParams, Trace, charts, format_size
+from minillm import OutOfMemory, Trace, format_size
+from minillm.lesson import check, guess, hint, knob, recall, reveal
 
-machine = Machine.here(hbm="64 MiB")
 print(machine.describe())
 
 # %% [markdown]
@@ -61,27 +85,21 @@ print(f"{toy_bytes / toy_bandwidth:.0f} seconds for each token, at least")
 # %% [markdown]
 # ## Stage 1: load
 #
-# The model of this course is called *town*: it was trained to tell stories of a small town and to
-# answer questions about them. Its weights lie in two files on the SSD. One call brings them SSD →
-# DRAM → HBM. (Files that were read a moment ago are often still in DRAM: the system keeps them. The
-# trace calls it SSD all the same; lesson 10 tells the two apart.)
-
-# %%
-engine = Engine.load("data/town", machine)
-
-weight_bytes = machine.hbm.by_label["weights"]
-print(f"{format_size(weight_bytes)} of weights are in HBM")
-
-# %% [markdown]
-# The trace has seen each copy on the way. We ask it: did every byte that left the SSD arrive in
-# HBM, once?
+# The model of this course, *town*, was trained to tell stories of a small town and to answer
+# questions about them. Its weights lie in two files on the SSD. `Engine.load` brought them
+# SSD → DRAM → HBM. (Files that were read a moment ago are often still in DRAM: the system keeps
+# them. The trace calls it SSD all the same; lesson 10 tells the two apart.)
+#
+# The trace has seen each copy. Did every byte that left the SSD arrive in HBM, once?
 
 # %%
 transfers = engine.trace.select(kind="transfer", label="weights")
 read = sum(event.nbytes for event in transfers if event.source == "ssd")
 arrived = sum(event.nbytes for event in transfers if event.target == "hbm")
+weight_bytes = machine.hbm.by_label["weights"]
+
 assert read == arrived == weight_bytes
-print(f"{len(transfers)} copies; off the SSD {read:,} bytes, into HBM {arrived:,} bytes")
+print(f"off the SSD {read:,} bytes, into HBM {arrived:,} bytes: {format_size(weight_bytes)}")
 
 # %% [markdown]
 # ## Predict
@@ -95,7 +113,6 @@ print(f"{len(transfers)} copies; off the SSD {read:,} bytes, into HBM {arrived:,
 # 2 · layers · kv heads · head size · bytes per number.
 
 # %% tags=["nbval-ignore-output"]
-import time
 import torch
 
 block = torch.ones(64 * 2**20, device=machine.device)  # 256 MiB
@@ -109,6 +126,7 @@ def seconds_to_read() -> float:
 
 bandwidth = block.nbytes / min(seconds_to_read() for _ in range(8))
 floor = weight_bytes / bandwidth
+engine.trace.meta["ceilings"] = {"hbm": bandwidth}  # the charts hold what we see against it
 print(f"measured {bandwidth / 1e9:.0f} GB/s, so predicted: at least {1e3 * floor:.2f} ms per token")
 
 # %%
@@ -118,26 +136,18 @@ assert kv_bytes == engine.kv_bytes_per_token
 print(f"predicted: {kv_bytes:,} bytes of KV cache per token")
 
 # %% [markdown]
-# Now your guess. How many milliseconds will one token really take on this machine? Write a number
-# here. Below, it stands beside the prediction and the measurement.
+# Now your guess. How many milliseconds will one token really take on this machine? Write a number.
+# A bit further down it stands beside the prediction and the measurement.
 
 # %%
-my_guess = 2.0  # ms per token
+mine = guess("time per token", unit="ms")
 
 # %% [markdown]
 # ## Press Enter
 #
-# The first run of anything is slow: code is fetched, memory is touched for the first time. So we
-# ask a short question first, and the machine is awake. `temperature=0.0` means: always take the
-# token with the highest score.
-
-# %%
-greedy = SamplingParams(max_tokens=32, temperature=0.0, stop="\n")
-print(engine.generate("What does SSD stand for?", greedy)[0].text.strip())
-
-# %% [markdown]
 # Now the request that we follow. First the model is told a code. Then life in the town goes on for
-# a while, and someone tells another code. At the end we ask for the first one.
+# a while, and someone tells another code. At the end we ask for the first one. `temperature=0.0`
+# means: always take the token with the highest score.
 
 # %%
 prompt = """The code of Mia's chest is 4713. Lily put the orange book in the basket. \
@@ -148,35 +158,30 @@ The teacher opened the shop on Sunday. Noah prepared breakfast. Jam cost six coi
 The code of Leo's gate is 2926. Lily bought four shoes for Noah. Somewhere a door closed.
 What is the code of Mia's chest?"""
 
-# %%
+# %% tags=["nbval-ignore-output"]
+greedy = SamplingParams(max_tokens=32, temperature=0.0, stop="\n")
 pieces = []
-for piece in engine.stream(prompt, greedy):
-    pieces.append(piece)
-    print(piece.text, end="", flush=True)
+
+with charts.watch(engine.trace, "timeline", "memory"):
+    for piece in engine.stream(prompt, greedy):
+        pieces.append(piece)
+        print(piece.text, end="", flush=True)
 
 answer = "".join(piece.text for piece in pieces)
 assert "4713" in answer
 
 # %% [markdown]
-# That was the request. Everything below is read from its trace: nothing is drawn by hand. First
-# the map again, now with the time that each stage has taken so far, and its share. Stage 4 has
-# nothing to do here: one device has nobody to share the work with.
+# Rows are resources, white is waiting. Look at the row *compute*. The wide block is *prefill*: all
+# tokens of the prompt go through the model together, then the first token is out. Each narrow block
+# is a *decode step*: one more token. Below, the KV cache stands on top of the weights.
+
+# %% [markdown]
+# Nothing in these pictures is drawn by hand: they all read the trace. Here is the map again, with
+# the time that each stage has taken so far, and its share. Stage 4 has nothing to do: one device
+# has nobody to share the work with.
 
 # %% tags=["nbval-ignore-output"]
 charts.strip(trace=engine.trace)
-
-# %% [markdown]
-# ## The timeline
-#
-# Three clocks side by side: the weights come in, the request runs, and one token is enlarged. Rows
-# are resources. White is waiting.
-#
-# Look at the row *compute*. The wide block is *prefill*: all tokens of the prompt go through the
-# model together, then the first token is out. Each narrow block is a *decode step*: one more
-# token.
-
-# %% tags=["nbval-ignore-output"]
-charts.timeline(engine.trace)
 
 # %% [markdown]
 # The SSD rests during the request: the weights are in HBM and stay there. Between HBM and DRAM
@@ -191,11 +196,12 @@ print(f"for one token: {into.nbytes} bytes of ids in, {out.nbytes:,} bytes of lo
 # %% [markdown]
 # ## Where did this token's microseconds go?
 #
-# On the left the first token, on the right a later one. Each instant counts once, so the bars of a
-# token add up to its time.
+# The whole run again, from the first weight to the last word. Choose a word of the text: everything
+# moves to its step, and below it stands where its microseconds went, and which bytes moved for it.
+# Each instant counts once, so the parts of a token add up to its time.
 
 # %% tags=["nbval-ignore-output"]
-charts.journey(engine.trace)
+charts.replay(engine.trace)
 
 # %% [markdown]
 # ## Guess, predicted, measured
@@ -206,10 +212,8 @@ from statistics import median
 steps = engine.trace.select(name="decode step", request=1)
 assert len(steps) == len(pieces) - 1  # prefill gave the first token
 measured = median(step.seconds for step in steps)
-print(f"your guess              {my_guess:.2f} ms")
-print(f"predicted, at least     {1e3 * floor:.2f} ms")
-print(f"measured                {1e3 * measured:.2f} ms")
-print(f"weights read at {100 * floor / measured:.0f} % of the speed that this memory gives")
+
+reveal(mine, predicted=1e3 * floor, measured=1e3 * measured)
 
 # %% [markdown]
 # Is your measured step several times the prediction? On our two-core machine it is. The model is
@@ -220,14 +224,10 @@ print(f"weights read at {100 * floor / measured:.0f} % of the speed that this me
 
 # %% [markdown]
 # ## What fills the memory
-
-# %% tags=["nbval-ignore-output"]
-charts.memory(engine.trace, {"hbm": machine.hbm.capacity})
-
-# %% [markdown]
-# The weights lie at the bottom and stay. The KV cache stands on top of them from Enter to the last
-# token: this engine reserves a place for every token of the prompt and every token it may still
-# write. Here is the sum.
+#
+# The weights lie at the bottom of HBM and stay. The KV cache stands on top of them from Enter to
+# the last token: this engine reserves a place for every token of the prompt and every token it may
+# still write. Here is the sum.
 
 # %%
 slots = len(engine.tokenizer.encode(prompt)) + greedy.max_tokens
@@ -257,15 +257,15 @@ print(inspect.getsource(Engine.step).rstrip())
 # ## Your turn: another prompt
 #
 # Change the text and run the cell again. `temperature=0.7` lets the model choose among good
-# tokens, `seed` says how the dice fall. Then draw `charts.timeline(engine.trace)` again: it shows
-# the newest request. What happens to prefill when your prompt is ten times as long?
+# tokens, `seed` says how the dice fall. What happens to prefill when your prompt is ten times as
+# long? Look at the row *compute*.
 
 # %% tags=["nbval-ignore-output"]
-my_prompt = "Mia put the red key"
+my_prompt = "The code of Leo's box is 8051. Mia"
 
-print(my_prompt, end="")
-for piece in engine.stream(my_prompt, SamplingParams(max_tokens=60, temperature=0.7, seed=1)):
-    print(piece.text, end="", flush=True)
+with charts.watch(engine.trace, "timeline"):
+    for piece in engine.stream(my_prompt, SamplingParams(max_tokens=40, temperature=0.7, seed=1)):
+        print(piece.text, end="", flush=True)
 
 # %% [markdown]
 # ## Two prompts at once
@@ -323,49 +323,92 @@ for share in (0.0, 0.5):
 assert "4713" in answer and "4713" not in kept
 
 # %% [markdown]
+# How much can it lose before it forgets? Drag the slider: each time it comes to rest, the engine
+# reads the whole prompt anew, drops that share of the cache, and answers.
+
+# %% tags=["nbval-ignore-output"]
+def ask(dropped_percent: int) -> str:
+    kept = engine.stream(prompt, greedy, drop_oldest=dropped_percent / 100)
+    return "".join(piece.text for piece in kept).strip()
+
+
+knob(ask, dropped_percent=(0, 100, 5))
+
+# %% [markdown]
 # The model does not know that it forgot. It answers in the same calm voice, and wrong. So whatever
 # we do with the cache in this course, paging it, moving it to the SSD, making its numbers smaller,
 # we check the *answers* too, and not only the speed.
 
 # %% [markdown]
-# ## Take the trace with you
+# ## Take the run with you
 #
-# The trace is a file in a common format. Open [ui.perfetto.dev](https://ui.perfetto.dev) and drop
-# `tour_run.json` from the file list on it: you can zoom in to single microseconds. Or read it back
-# here, and draw it as before.
+# `tour_run.html` is one file with everything in it: open it in any browser, without Python and
+# without a network, and press play. `tour_run.json` is the trace in a common format: drop it on
+# [ui.perfetto.dev](https://ui.perfetto.dev) and zoom in to single microseconds. Or read it back.
 
 # %%
 engine.trace.save("tour_run.json")
+charts.replay(engine.trace).save("tour_run.html")
+
 again = Trace.load("tour_run.json")
 print("the same events:", again.events == engine.trace.events)
+
+# %% [markdown]
+# ## Exercise 1: the speed that nothing passes
+#
+# A step takes at least weight bytes ÷ bandwidth. A batch shares that step. So how many tokens a
+# second can a memory give at most? Replace the line with `raise`, and run the cell.
+
+# %% tags=["nbval-ignore-output"]
+def tokens_per_second_at_most(weight_bytes, bandwidth, batch):
+    raise NotImplementedError  # your line; without it the lesson goes on with ours
+
+
+tokens_per_second_at_most = check("00.1", tokens_per_second_at_most)
+# hint("00.1")
+
+# %% tags=["nbval-ignore-output"]
+for batch in (1, 8, 64):
+    limit = tokens_per_second_at_most(weight_bytes, bandwidth, batch)
+    print(f"batch {batch:2}: at most {limit:,.0f} tokens/s from this memory (predicted)")
+
+# %% [markdown]
+# ## Exercise 2: how many tokens fit?
+#
+# HBM holds the weights first, and the KV cache takes what is left. How many tokens is that? Sizes
+# are in bytes, the answer is a whole number.
+
+# %%
+def tokens_that_fit(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
+    raise NotImplementedError  # your lines
+
+
+tokens_that_fit = check("00.2", tokens_that_fit)
+# hint("00.2")
+
+# %%
+fit = tokens_that_fit(machine.hbm.capacity, weight_bytes, model.num_hidden_layers,
+                      model.num_key_value_heads, model.head_dim, 2)  # fmt: skip
+print(f"{format_size(machine.hbm.capacity)} of HBM keep {fit:,} tokens of this model")
 
 # %% [markdown]
 # ## Five questions
 #
 # Answer first, then unfold.
-#
-# <details><summary>1. Which bytes move once, and which again for every token?</summary>
-# The weights go SSD → DRAM → HBM once. For every token they are read from HBM again, ids go in and
-# logits come out.
-# </details>
-#
-# <details><summary>2. Why does the first token take longer than the later ones?</summary>
-# Prefill runs all tokens of the prompt through the model. A later step runs only one.
-# </details>
 
-# %% [markdown]
-# <details><summary>3. What is the least time that a decode step can take?</summary>
-# Weight bytes ÷ bandwidth of the memory they lie in. The KV cache is read too; with long texts it
-# counts as well.
-# </details>
-#
-# <details><summary>4. A prompt grows to twice its length. What grows with it?</summary>
-# The part of the KV cache that holds the prompt. The weights stay as they are.
-# </details>
-#
-# <details><summary>5. Why does a batch of two cost hardly more than one prompt?</summary>
-# Both use the same weights, and a step reads them once.
-# </details>
+# %%
+recall(
+    ("Which bytes move once, and which again for every token?",
+     "The weights go SSD → DRAM → HBM once. For every token they are read from HBM again."),
+    ("Why does the first token take longer than the later ones?",
+     "Prefill runs all tokens of the prompt through the model. A later step runs one."),
+    ("What is the least time that a decode step can take?",
+     "Weight bytes ÷ bandwidth of the memory they lie in, and the KV cache is read too."),
+    ("A prompt grows to twice its length. What grows with it?",
+     "The part of the KV cache that holds the prompt. The weights stay as they are."),
+    ("Why does a batch of two cost hardly more than one prompt?",
+     "Both use the same weights, and a step reads them once."),
+)
 
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run

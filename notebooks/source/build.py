@@ -84,6 +84,9 @@ def clean(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:  # the page shows it, not "Loading widget …", until it is run
+                data.pop("application/vnd.jupyter.widget-view+json", None)
             if output.output_type == "error":  # a traceback names files: keep them, from here on
                 output.traceback = [_without_folders(line) for line in output.traceback]
 

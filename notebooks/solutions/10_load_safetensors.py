@@ -1,0 +1,111 @@
+"""The exercises of lesson 10, solved.
+
+Try them in the notebook first; `hint("10.1")` helps there.
+"""
+
+import json
+import struct
+
+from minillm.lesson import Case, exercise, wrong
+
+
+def _file(header: bytes, numbers: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + numbers
+
+
+_ENTRY = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+_LONG = {f"layer {n}": {"dtype": "BF16", "shape": [1], "data_offsets": [2 * n, 2 * n + 2]}
+         for n in range(40)}  # fmt: skip
+
+
+@exercise(
+    "10.1",
+    cases=[
+        Case(_file(b"{}"), expect={},
+             because="a file of ten bytes: the length 2, and a header that names no tensor"),
+        Case(_file(json.dumps(_ENTRY).encode(), bytes(8)), expect=_ENTRY,
+             because="the numbers behind the header are no part of it: stop where it ends"),
+        Case(_file(json.dumps(_LONG).encode(), bytes(80)), expect=_LONG,
+             because="a header is often longer than 255 bytes, so all eight bytes count"),
+        Case(_file(b'{"\xc3\xa9": 1}   '), expect={"é": 1},
+             because="the text is UTF-8, and writers pad it with spaces, which JSON ignores"),
+    ],
+    hints=[
+        "The first eight bytes are one number, the header's length. `struct.unpack(\"<Q\", …)` or "
+        "`int.from_bytes(…, \"little\")` reads it.",
+        "The header begins at byte 8. At which byte does it end?",
+        "Cut the header out of `data` and give it to `json.loads`, which takes bytes too.",
+    ],
+)  # fmt: skip
+def parse_header(data):
+    """The JSON header of a safetensors file, as a dict, from the file's first bytes.
+
+    The usual wrong answer reads to the end of `data`: right for a file without tensors, and an
+    error for every real one, since numbers are no JSON. The length is there to say where to stop.
+    Our own parser then checks each claim; see minillm/load/safetensors.py.
+    """
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length])
+
+
+@wrong("10.1", says="It reads the tensors' numbers as JSON. The first eight bytes say where the "
+       "header ends.")  # fmt: skip
+def reads_to_the_end(data):
+    return json.loads(data[8:])
+
+
+@wrong("10.1", says="The length has eight bytes, the lowest first; one byte counts to 255 only.")
+def takes_one_byte(data):
+    return json.loads(data[8 : 8 + data[0]])
+
+
+@wrong("10.1", says="The header begins behind the eight bytes of its length, so it ends at 8 + "
+       "length.")  # fmt: skip
+def forgets_the_eight(data):
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8:length])
+
+
+@exercise(
+    "10.2",
+    cases=[
+        Case(1.0, 100.0, 0.5, expect=100.0,
+             because="1 second of waiting and 1 second in which 100 bytes flow: half the rate"),
+        Case(2.0, 100.0, 0.5, expect=200.0,
+             because="twice the waiting takes twice the bytes to make up for it"),
+        Case(1.0, 100.0, 0.75, expect=300.0,
+             because="3 seconds of flow beside 1 of waiting: three quarters of the time is used"),
+        Case(100e-6, 3e9, 0.9, expect=2.7e6,
+             because="an SSD with 100 µs and 3 GB/s wants reads of 2.7 MB for nine tenths"),
+    ],
+    hints=[
+        "A read of n bytes takes latency + n ÷ bandwidth. Its rate is n ÷ that time.",
+        "The share is the time in which bytes flow ÷ the whole time.",
+        "With t = n ÷ bandwidth: share = t ÷ (latency + t). Solve for t, then go back to n.",
+    ],
+)  # fmt: skip
+def bytes_for_share(latency, bandwidth, share):
+    """Bytes of one read that reaches `share` (0 to 1) of the bandwidth, one at a time.
+
+    latency in seconds, bandwidth in bytes a second. The usual wrong answer stops at latency ·
+    bandwidth, the bytes that could have flowed while one waits. With as many the rate is half:
+    as much waiting as flow.
+    """
+    return latency * bandwidth * share / (1 - share)
+
+
+@wrong("10.2", says="So much could flow while one waits. A read of that size reaches one half, "
+       "whatever was asked.")  # fmt: skip
+def stops_at_one_half(latency, bandwidth, share):
+    return latency * bandwidth
+
+
+@wrong("10.2", says="The share is flow ÷ (waiting + flow). Here it was taken as flow ÷ waiting.")
+def divides_by_the_waiting(latency, bandwidth, share):
+    return latency * bandwidth * share
+
+
+@wrong("10.2", says="Waiting and flow have changed places: this is the read that waits for that "
+       "share.")  # fmt: skip
+def swaps_the_shares(latency, bandwidth, share):
+    return latency * bandwidth * (1 - share) / share

@@ -1,0 +1,296 @@
+# %% [markdown]
+# # 01 · How fast is each tier of my machine?
+#
+# <img src="images/strip.png" width="672" alt="The five stages of the course: 1 load, weights come
+# in; 2 tokens, text becomes ids; 3 model and KV cache, ids become scores; 4 parallel, GPUs share
+# the work; 5 decode, scores become text.">
+#
+# A number means little alone. "3 GB/s" is splendid for an SSD and dreadful for HBM. Here we measure
+# what each part of *your* machine can give at most. From then on, every speed in this course has
+# its ceiling beside it. *Thirty-five minutes; the code behind it:
+# [`minillm/probe.py`](../minillm/probe.py).*
+
+# %% tags=["nbval-ignore-output"]
+import time
+
+import torch
+
+from minillm import Engine, Machine, SamplingParams, charts, format_size
+from minillm.lesson import check, guess, hint, knob, recall, reveal
+
+print(Machine.here(hbm="64 MiB").describe())
+
+# %% [markdown]
+# Six words:
+#
+# - **tier**: one level of memory. SSD, DRAM and HBM are the tiers of this course.
+# - **bandwidth**: bytes a second, once they flow.
+# - **latency**: seconds until the first byte comes.
+# - **ceiling**: the most that a part can give, measured.
+# - **FLOP**: one addition or multiplication of two numbers.
+# - **roofline**: the lower of two ceilings, that of the memory and that of the arithmetic.
+
+# %% [markdown]
+# ## A pipe of water
+#
+# Turn on a tap at the end of a long pipe. For 2 seconds nothing comes: latency. Then 5 litres a
+# second: bandwidth. How long until we have 20 litres?
+
+# %%
+def seconds_for(amount: float, latency: float, bandwidth: float) -> float:
+    return latency + amount / bandwidth
+
+
+print(seconds_for(20, latency=2, bandwidth=5), "seconds for 20 litres")
+print(seconds_for(1, latency=2, bandwidth=5), "seconds for 1 litre")
+
+# %% [markdown]
+# For a lot of water the pipe's width counts, for a cup only its length. It is the same with bytes:
+# weights come by the gigabyte and feel the bandwidth; one token's id has eight bytes and feels the
+# latency.
+
+# %% [markdown]
+# ## Your guess
+#
+# How many times faster than the SSD does DRAM give its bytes, when both are read in one long
+# stream?
+
+# %%
+mine = guess("DRAM bandwidth ÷ SSD bandwidth", unit="×")
+
+# %% [markdown]
+# ## Run: measure every tier
+#
+# The probe takes some fifteen seconds. It writes a file and reads it past all caches, reads and
+# copies DRAM with all cores, follows a chain of addresses in which each tells the next, multiplies
+# matrices, and sends bytes to itself over the network's loopback. Other programs disturb it: close
+# what you can.
+
+# %% tags=["nbval-ignore-output"]
+from minillm.probe import Profile, probe
+
+profile = probe(seconds=10)
+
+# %% tags=["nbval-ignore-output"]
+for measurement in profile.measurements.values():
+    print(measurement)
+for name, reason in profile.skipped.items():
+    print(f"{name}: not measured here. {reason}")
+
+# %% [markdown]
+# Each line ends with how it was measured. Now your guess, beside what was found:
+
+# %% tags=["nbval-ignore-output"]
+ssd, dram = profile["ssd.read"], profile["dram.read"]
+reveal(mine, measured=dram.best / ssd.best)
+
+# %% [markdown]
+# The probe keeps what it found in a small file, with the machine, the date and the versions. The
+# other lessons read it, and so does every "% of ceiling" in a chart.
+
+# %% [markdown]
+# ## Why the best run, and not the average?
+#
+# A ceiling is what the part *can* give. Whatever disturbs a run makes it slower, never faster. So
+# the fastest run is closest to the truth, and the spread tells how disturbed the machine was.
+
+# %% tags=["nbval-ignore-output"]
+for name in ("ssd.read", "dram.read", "dram.copy"):
+    found = profile[name]
+    slowest = found.low / found.high
+    print(f"{name:10} best {found.best / 1e9:6.2f} GB/s, slowest run {slowest:.0%} of it")
+
+# %% [markdown]
+# ## Latency: how long until the first byte?
+#
+# We walk through a memory in which each place holds the address of the next, in random order. No
+# part of the machine can guess where we go, so each step pays the whole latency. The larger the
+# memory we walk through, the further away it is: first the caches, then DRAM. A random read of
+# 4 KiB from the SSD is further still.
+
+# %% tags=["nbval-ignore-output"]
+steps = {n: found.median for n, found in profile.measurements.items() if "latency" in n}
+fastest = min(steps.values())
+for name, seconds in sorted(steps.items(), key=lambda item: item[1]):
+    print(f"{name:26} {1e9 * seconds:12,.1f} ns   {seconds / fastest:10,.0f} ×")
+
+# %% [markdown]
+# If the fastest of these were one second of your life, how long would the SSD take? The last column
+# says it in seconds. This is why nobody waits for an SSD one request at a time: readers keep
+# several under way.
+
+# %% [markdown]
+# ## Exercise 1: how many requests in flight?
+#
+# Each request of `nbytes` takes `latency` seconds, and while it waits others may be under way. How
+# many must be in flight, so that the pipe is never empty? Round up to a whole number.
+
+# %%
+def requests_in_flight(latency: float, bandwidth: float, nbytes: int) -> int:
+    raise NotImplementedError  # your lines; without them the lesson goes on with ours
+
+
+requests_in_flight = check("01.1", requests_in_flight)
+# hint("01.1")
+
+# %% tags=["nbval-ignore-output"]
+latency = profile["ssd.latency"].median
+for nbytes in (4 * 2**10, 2**18, 4 * 2**20):
+    count = requests_in_flight(latency, ssd.best, nbytes)
+    print(f"reads of {format_size(nbytes):>9}: {count:4} in flight to keep this SSD busy")
+
+# %% [markdown]
+# ## The ladder
+#
+# Now a real run, and all its tiers in one picture. The engine loads the model and writes a few
+# words; the trace knows each transfer; the profile holds the ceilings.
+
+# %% tags=["nbval-ignore-output"]
+machine = Machine.here(hbm="64 MiB")  # its trace knows the profile's ceilings
+greedy = SamplingParams(max_tokens=24, temperature=0.0)
+with charts.watch(machine.trace, "machine"):
+    engine = Engine.load("data/town", machine)
+    text = engine.generate("Mia put the red key", greedy)[0].text
+print(text)
+
+# %% tags=["nbval-ignore-output"]
+charts.ladder(engine.trace)
+
+# %% [markdown]
+# Each step of the ladder is wider than the one below it. Bytes that are needed often must live
+# high up; there is little room there. The whole art of inference is to decide what lives where.
+
+# %% [markdown]
+# ## The roofline
+#
+# Compute has two ceilings: the memory that feeds it, and its own arithmetic. Which one holds it
+# back? That depends on how much is computed with each byte: the **intensity**, FLOP per byte. A
+# part whose intensity is low waits for memory; one whose intensity is high waits for arithmetic.
+#
+# Decode multiplies each weight with one number: a multiplication and an addition for two bytes.
+# Prefill multiplies it with one number for every token of the prompt.
+
+# %%
+prompt = "Mia put the red key in the box. " * 24
+parameters = sum(p.numel() for p in engine.model.parameters())
+tokens = len(engine.tokenizer.encode(prompt))
+flops = {"decode step": 2 * parameters, "prefill": 2 * parameters * tokens}
+print(f"a decode step: {flops['decode step']:,} FLOP; prefill of {tokens} tokens: {tokens} × that")
+
+# %% tags=["nbval-ignore-output"]
+engine.trace.clear()
+engine.generate(prompt, greedy)
+charts.roofline(engine.trace, flops, dram.best, profile["gemm bfloat16"].best)
+
+# %% [markdown]
+# Prefill stands far to the right of decode: the same weights, read once, serve all tokens of the
+# prompt. Where the two roofs meet is the **ridge**. Left of it more bandwidth helps, right of it
+# more arithmetic. Neither point touches its roof: this model is so small that starting each
+# operation costs more than doing it.
+
+# %% [markdown]
+# ## Exercise 2: under which roof?
+#
+# Given FLOP and bytes of some work, and the two ceilings, how long does it take at least?
+
+# %%
+def seconds_at_least(flops: float, nbytes: float, peak_flops: float, bandwidth: float) -> float:
+    raise NotImplementedError  # your line
+
+
+seconds_at_least = check("01.2", seconds_at_least)
+# hint("01.2")
+
+# %% [markdown]
+# ## Turn the knob: the batch
+#
+# With a batch of b prompts, a decode step reads the weights once and computes b times. Drag the
+# slider: at which batch does this machine stop waiting for memory? And an H100, from its data
+# sheet?
+
+# %% tags=["nbval-ignore-output"]
+from minillm.predict import HARDWARE
+
+h100 = HARDWARE["H100"]
+here = profile.hardware()
+
+
+def decode(batch: int) -> str:
+    lines = []
+    for name, server in (("this machine", here), ("H100", h100)):
+        work, nbytes = 2 * 8.03e9 * batch, 2 * 8.03e9  # a model of 8 billion weights, in bf16
+        seconds = seconds_at_least(work, nbytes, server.bf16_flops, server.hbm_bandwidth)
+        bound = "memory" if nbytes / server.hbm_bandwidth >= seconds * 0.999 else "arithmetic"
+        rate = f"at most {batch / seconds:,.1f} tokens/s"
+        lines.append(f"{name}: {rate}, bound by {bound} (predicted)")
+    return "\n".join(lines)
+
+
+knob(decode, batch=(1, 1024))
+
+# %% [markdown]
+# ## A scale model of a server
+#
+# You may have no H100, but you can have its *proportions*: `Machine.scale_model("H100")` slows the
+# links of this machine down until HBM : PCIe : SSD : NVLink : InfiniBand stand to each other as
+# there. Your DRAM plays HBM, at full speed.
+#
+# *Kept:* the ratios of the links, real bytes, real waiting, real overlap of copies with compute.
+# *Not kept:* the arithmetic. Your CPU computes as fast as it can. So every number from a scale
+# model is labelled *emulated*.
+
+# %% tags=["nbval-ignore-output"]
+model = Machine.scale_model("H100", hbm="64 MiB")
+scale = model.scale
+
+# %% tags=["nbval-ignore-output"]
+print(f"{scale.of}, everything {scale.slower:.0f} × slower than there:")
+for name in ("nvme", "pcie", "nvlink", "infiniband"):
+    here_rate, there = scale.wire(name).bandwidth, getattr(h100, name).bandwidth
+    print(f"{name:10} {here_rate / 1e9:7.3f} GB/s here, {there / 1e9:5.0f} GB/s there")
+
+# %% [markdown]
+# Does it keep its word? Four MiB over the slowed PCIe link, and the time by arithmetic:
+
+# %% tags=["nbval-ignore-output"]
+block = torch.ones(2**20)  # 4 MiB
+start = time.perf_counter()
+placed = model.copy(block, "hbm", label="weights", stage="load")
+took = time.perf_counter() - start
+model.free(placed)
+expected = scale.wire("pcie").seconds(block.nbytes)
+print(f"4 MiB over the scaled PCIe: {1e3 * took:.1f} ms, predicted {1e3 * expected:.1f} ms")
+
+# %% [markdown]
+# ## Five questions
+#
+# Answer first, then unfold.
+
+# %%
+recall(
+    ("A transfer of eight bytes and one of a gigabyte: which ceiling does each feel?",
+     "The small one latency, the large one bandwidth."),
+    ("Why does a ceiling take the fastest run and not the average?",
+     "Whatever disturbs a run makes it slower. The fastest shows what the part can give."),
+    ("What helps against latency, if it cannot be made shorter?",
+     "Several requests in flight: while one waits, others flow."),
+    ("A decode step stands left of the ridge. Would twice the FLOP/s make it faster?",
+     "No: it waits for memory. A larger batch moves it to the right."),
+    ("What does the scale model keep, and what not?",
+     "The links' proportions, with real bytes and real waiting. Not the speed of compute."),
+)
+
+# %% [markdown]
+# ## Three takeaways, with the numbers of your run
+
+# %% tags=["nbval-ignore-output"]
+print(f"1. SSD {ssd.best / 1e9:.1f} GB/s, DRAM {dram.best / 1e9:.0f} GB/s:")
+print(f"   {dram.best / ssd.best:.0f} × apart.")
+print(f"2. A random read takes {1e6 * latency:.0f} µs from the SSD, {1e9 * fastest:.1f} ns from")
+print("   the nearest cache: so ask early, ask for much, and ask for several at once.")
+ridge = profile["gemm bfloat16"].best / dram.best
+print(f"3. The ridge of this machine is at {ridge:.0f} FLOP per byte. Decode is far left of it.")
+
+# %% [markdown]
+# **Next:** `10_load_safetensors`. We follow the weights from the start: what is in a checkpoint,
+# byte by byte, and why is the second load so much faster?
