@@ -56,7 +56,9 @@ class HostLink:
         """
         start = self._trace.now()
         result = do()
-        self._trace.transfer(start=start, seconds=self._trace.now() - start, **fields)
+        end = self._trace.now()
+        start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
+        self._trace.transfer(start=start, seconds=end - start, **fields)
         return result
 
     def settle(self) -> None:

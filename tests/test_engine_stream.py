@@ -14,7 +14,7 @@ from conftest import TINY
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.engine.stream import WAIT, Hidden, hidden
-from minillm.errors import CheckpointError, OutOfMemory
+from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, readers
 from minillm.machine import Machine
 from minillm.trace import Event, Trace
@@ -209,6 +209,13 @@ def test_damage_is_told_before_memory_is_taken(tiny, machine, tmp_path):
     with pytest.raises(CheckpointError):
         streamed(tmp_path, machine)
     assert machine.hbm.peak == 0
+
+
+@pytest.mark.parametrize("setting", [{"weights": "half"}, {"stream_from": "hbm"}, {"weights": 1}])
+def test_an_unknown_place_for_weights_is_told(setting):
+    """Would catch a typing error that silently loads all of the model into HBM."""
+    with pytest.raises(ConfigError, match=f"wanted {next(iter(setting))} to be one of"):
+        EngineConfig(**setting)
 
 
 def trace_of(*spans: tuple[str, float, float]) -> Trace:

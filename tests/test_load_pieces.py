@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillm.load.pieces import BLOCK, GAP, Piece, chunks, room
@@ -74,6 +74,7 @@ def test_every_byte_is_brought_once_and_fits_its_slot(sizes, dtype, start):
     rows=st.integers(2, 40), run=st.integers(1, 3 * BLOCK), more=st.integers(0, 3 * BLOCK),
     start=st.integers(0, 9000), gap=st.sampled_from([0, BLOCK, GAP]),
 )  # fmt: skip
+@example(rows=3, run=2 * BLOCK + 1, more=0, start=0, gap=0)  # two single rows are one too many
 def test_a_slice_by_columns_is_brought_once_and_fits_its_slot(rows, run, more, start, gap):
     """Would catch rows that are lost between two reads, and staging that grows with the stride."""
     info = columns(rows, run, run + more, start)

@@ -5,9 +5,8 @@
 Each round does each way once, one after another, so that what else the machine does hits all of
 them. Ratios are taken within a round. Cold: the page cache was told to forget the files before.
 Our ways, and load_file+copy, end in HBM, in memory that is made and touched: a first touch can
-cost more than the disk, and its price is shown by itself; "all" pays it, from nothing to weights
-in HBM. load_file alone touches every page and leaves the weights where they are, in the page
-cache: warm, it copies nothing at all.
+cost more than the disk. "all" pays for that too, from nothing to weights in HBM. load_file alone
+touches every page and leaves the weights in the page cache: warm, it copies nothing at all.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from minillm.load.shard import Checkpoint, allocate, bring
 from minillm.load.stream import THREADS, Reader
 from minillm.machine import Machine
 
-RAW, STOCK, COPIED = "raw O_DIRECT", "load_file", "load_file+copy"
+RAW, STOCK, COPIED = "raw", "load_file", "load_file+copy"
 ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
 OURS = ("direct", "read", "mmap")
 SHAPE = "1b"
@@ -58,6 +57,7 @@ class LoadReport:
     extra: dict[str, int] = field(default_factory=dict)
     arena: float = 0.0
     copies: list[tuple[float, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def note_copies(self, way: str, state: str, machine: Machine) -> None:
         """On a card: how fast direct's pieces crossed PCIe, beside one large pinned copy."""
@@ -95,6 +95,7 @@ class LoadReport:
                 f"{self.times_as_fast(way, state, STOCK, state):12.2f} "
                 f"{self.times_as_fast(way, state, COPIED, state):12.2f} {extra:>13}"
             )
+        lines += self.notes
         for pieces, ceiling in self.copies:
             lines.append(
                 f"copies DRAM→HBM {pieces / 1e9:.1f} GB/s, {pieces / ceiling:.0%} of pinned"
@@ -131,6 +132,9 @@ def _measure(
     report = LoadReport(checkpoint.nbytes, machine.describe())
     shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
     dtype = next(iter(checkpoint.tensors.values())).dtype
+    report.notes.append(f"raw: the files read and forgotten, {_how(checkpoint.files[0])}")
+    if not drop(checkpoint.files):
+        report.notes.append("this system cannot drop its page cache: cold is no colder than warm")
     begin = time.perf_counter()
     arena, places = allocate(shapes, machine, dtype, "hbm")
     try:
@@ -230,6 +234,13 @@ def _once(
         begin = time.perf_counter()
         go()
         return time.perf_counter() - begin, peak()
+
+
+def _how(path: Path) -> str:
+    """By what way the ceiling reads: O_DIRECT, or what there is instead."""
+    file = open_direct(path)
+    os.close(file.fd)
+    return file.how
 
 
 def _warm(checkpoint: Checkpoint) -> None:

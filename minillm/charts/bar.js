@@ -12,7 +12,8 @@ const SHAPES = {
 // "40 × slower", "real time", "2 × faster"
 export function paceWords(slower) {
   if (slower === 1) return "real time";
-  return slower > 1 ? `${slower.toLocaleString("en")} × slower` : `${Math.round(1 / slower)} × faster`;
+  if (slower < 1) return `${Math.round(1 / slower)} × faster`;
+  return `${slower.toLocaleString("en")} × slower`;
 }
 
 function roundButton(words, shape, act, small = true) {
@@ -29,7 +30,8 @@ function drawButton(button, words, shape) {
   button.dataset.shape = shape;
   button.setAttribute("aria-label", words);
   button.title = words;
-  button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${SHAPES[shape]}"/></svg>`;
+  const path = `<path d="${SHAPES[shape]}"/>`;
+  button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true">${path}</svg>`;
 }
 
 // act: {toggle(), pace(+1 slower or -1), step(+1 or -1), seek(p)}

@@ -3,7 +3,7 @@
 import { formatSeconds } from "./run.js";
 import { quoted } from "./journey.js";
 
-const shownText = (text) => text.trimStart().replaceAll("\n", "⏎") || (text ? "␣" : "·");
+const shownText = (text) => text.replaceAll("\n", "⏎").trimStart() || (text ? "␣" : "·");
 const LONG = 400; // letters of a prompt; of a longer one the end is shown
 const joined = (token, before) => before && token.text !== "" && !/^\s/.test(token.text);
 

@@ -19,8 +19,8 @@ const toNano = (t) => Math.round(t * 1e9) / 1e9;
 export function unpackRows({ kinds, kind, start, seconds, nbytes, token, request }) {
   return kind.map((k, i) => {
     const [what, name, stage, resource, source, target, label, how, detail] = kinds[k];
-    return [what, name, stage, resource, start[i] / 1e7, seconds[i] / 1e7, nbytes[i], source, target,
-      label, token[i], request[i], how, detail];
+    return [what, name, stage, resource, start[i] / 1e7, seconds[i] / 1e7, nbytes[i], source,
+      target, label, token[i], request[i], how, detail];
   });
 }
 
@@ -47,7 +47,8 @@ export function meaningOf(e) {
 
 // What a reader calls it: 'logits → DRAM' for a transfer, else its name.
 export function nameOf(e) {
-  return e.kind === "transfer" ? `${e.label || e.name} → ${baseOf(e.target).toUpperCase()}` : e.name;
+  if (e.kind !== "transfer") return e.name;
+  return `${e.label || e.name} → ${baseOf(e.target).toUpperCase()}`;
 }
 
 // Events inside which a shorter one runs on the same resource: a pass, seen beside its layers.

@@ -72,14 +72,16 @@ export function journeyBox(box, run) {
     const bar = document.createElement("div");
     bar.className = "minillm-stack";
     bar.setAttribute("role", "img");
-    bar.setAttribute("aria-label", parts.map((p) => `${p.name} ${formatSeconds(p.seconds)}`).join(", "));
+    const told = parts.map((part) => `${part.name} ${formatSeconds(part.seconds)}`);
+    bar.setAttribute("aria-label", told.join(", "));
     for (const part of parts) {
       const piece = document.createElement("div"), ink = document.createElement("i");
       const name = document.createElement("span");
       piece.style.flex = `${part.seconds / whole} 1 0`;
       ink.style.setProperty("--ink", `var(--m-${part.meaning})`);
       ink.dataset.meaning = part.meaning;
-      piece.title = `${part.name}: ${formatSeconds(part.seconds)}, ${formatPercent(part.seconds, whole)}`;
+      const share = formatPercent(part.seconds, whole);
+      piece.title = `${part.name}: ${formatSeconds(part.seconds)}, ${share}`;
       const room = (box.clientWidth * part.seconds) / whole, time = formatSeconds(part.seconds);
       const wordings = [`${part.name} ${time}`, part.name, time];
       name.textContent = wordings.find((words) => 6.3 * words.length < room) || "";

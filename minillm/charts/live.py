@@ -31,7 +31,7 @@ from minillm.trace import Event, Trace
 
 VIEWS = ("machine", "timeline", "memory", "tokens")
 PERIOD = 0.1  # seconds between two messages, at least
-SHARE = 0.01  # of the time: what sending may take; on a slow machine it sends less often
+SHARE = 0.01  # of the time: what sending may take; on a busy machine it sends less often
 BURST = 250  # events in a message beyond which work inside other work waits for the end of the run
 MANY = 100_000  # events kept for the player
 
@@ -137,14 +137,15 @@ class Feed:
     """Passes on what a trace records, at most once every PERIOD and with SHARE of the time.
 
     send(events, packer, anew) is called by a thread of its own. pause(seconds) waits, and is true
-    when it is over; tests give their own.
+    when it is over; tests give their own, and their own clock.
     """
 
     def __init__(
         self, trace: Trace, send: Callable[..., None],
         pause: Callable[[float], bool] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self._trace, self._send, self._packer = trace, send, Packer()
+        self._trace, self._send, self._packer, self._clock = trace, send, Packer(), clock
         self._over = threading.Event()
         self.spent = 0.0  # seconds of processor time
         self._pause = pause or self._over.wait
@@ -175,12 +176,13 @@ class Feed:
         wait = PERIOD
         try:
             while not self._pause(wait):
-                began, anew = self.spent, self._drain()
+                began, anew = self._clock(), self._drain()
                 if self._unsent or anew:
                     self._send(self._unsent, self._packer, anew)
                     self._unsent = []
+                # On a busy machine the run may wait for us as long as we wait for a processor.
+                wait = max(PERIOD, (self._clock() - began) / SHARE)
                 self.spent = time.thread_time()
-                wait = max(PERIOD, (self.spent - began) / SHARE)
         except Exception:  # the page went away: the run goes on, and `events` has it in the end
             pass
 

@@ -8,7 +8,8 @@ export function findRequests(work) {
   for (const e of work) {
     if (e.request === null || e.stage === "load") continue;
     if (!found.has(e.request)) {
-      found.set(e.request, { number: e.request, prompt: "", start: e.start, stop: e.end, ends: [] });
+      const { request: number, start, end: stop } = e;
+      found.set(number, { number, prompt: "", start, stop, ends: [] });
     }
     const one = found.get(e.request);
     one.stop = Math.max(one.stop, e.end);

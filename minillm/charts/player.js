@@ -77,7 +77,7 @@ class Player {
     this.root.el.remove();
   }
 
-  // -- what people do ------------------------------------------------------------------------------
+  // -- what people do ----------------------------------------------------------------------------
 
   get now() { return this.run.clock.trace(Math.min(this.state.p, this.run.clock.length)); }
   get slower() { return this.state.slower ?? paceAt(this.run, this.state.p); }
@@ -119,7 +119,8 @@ class Player {
 
   // One token on (+1) or back (-1) from the chosen one, or from the moment that is shown.
   step(step) {
-    const all = this.run.requests.flatMap((r) => r.tokens), t = this.now, { selection } = this.state;
+    const all = this.run.requests.flatMap((r) => r.tokens);
+    const t = this.now, { selection } = this.state;
     if (!all.length) return;
     let place = all.findIndex((x) => selection && sameToken(x, selection));
     if (place < 0) {
@@ -146,7 +147,7 @@ class Player {
       || requests[0];
   }
 
-  // -- what is drawn -------------------------------------------------------------------------------
+  // -- what is drawn -----------------------------------------------------------------------------
 
   build() {
     const { root, run, state } = this;

@@ -6,7 +6,8 @@
 import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
 import { findLinks, findRequests } from "./moves.js";
-export { FIELDS, INK, baseOf, findParents, meaningOf, nameOf, rankOf, unpackRows } from "./events.js";
+export { FIELDS, INK, baseOf, findParents, meaningOf, nameOf, rankOf } from "./events.js";
+export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
 const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
@@ -134,7 +135,7 @@ export class Run {
     return { nbytes: top.used, t: top.t, levels: top.levels };
   }
 
-  // -- answers for the views -----------------------------------------------------------------------
+  // -- answers for the views ---------------------------------------------------------------------
 
   // Who had the time from … to: every instant goes to the innermost event under way, once, so that
   // the seconds add up to to - from. The same as charts/facts.py parts; nbytes are of the events
@@ -172,7 +173,8 @@ export class Run {
   // busy   {"cpu": "sample", "compute:1": "ffn"}; token, prompt, words: see tokenAt, requests
   scene(t, window) {
     const events = this.between(t - window, t + 1e-9).filter((e) => e.end > t - window);
-    const latest = (all) => all.reduce((a, b) => (Math.min(b.end, t) >= Math.min(a.end, t) ? b : a));
+    const until = (e) => Math.min(e.end, t);
+    const latest = (all) => all.reduce((a, b) => (until(b) >= until(a) ? b : a));
     const tiers = {}, busy = {};
     for (const tier of this.tiers) {
       const { levels, used, peak } = this._held(tier, t);

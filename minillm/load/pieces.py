@@ -61,7 +61,7 @@ def chunks(infos: Iterable[TensorInfo], size: int = CHUNK, gap: int = GAP) -> It
 def _together(one: Piece, two: Piece, size: int, gap: int) -> bool:
     return (
         one.info.file == two.info.file
-        and one.rows == two.rows == 1
+        and one.info.rows == two.info.rows == 1
         and 0 <= two.start - one.end <= gap
         and (one.end - 1) // size == (two.end - 1) // size
     )

@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
-from .lab import CELL_SECONDS, Lab
+from .lab import CELL_SECONDS, RUN_SECONDS, Lab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-SETTLE_MS, PICTURES = 300, 10
+LIVE, VIEW = '.minillm-bar[data-mode="live"]', ".minillm-view"
+SETTLE_MS, FRAMES, GO_SECONDS = 300, 4, 0.05
 
 
-def film(lab: Lab, index: int, what: str, when: str) -> list[bytes]:
-    """Run a cell, cleared before, and photograph an element of its output as it runs.
+class Frame(NamedTuple):
+    """A picture of a live view, and how far the view says the run has come."""
 
-    what: the CSS selector of the element. when: one that is found as long as it is alive.
-    A picture counts if the cell still ran, and `when` was still found, after it was taken.
-    Photography takes time from the cell, so some are enough.
+    picture: bytes
+    told: str
+
+    def differs(self, other: Frame) -> bool:
+        """In both: dots that go on moving by themselves are not enough."""
+        return self.picture != other.picture and self.told != other.told
+
+
+def run_all_filming(lab: Lab) -> dict[int, list[Frame]]:
+    """Run > Run All Cells, and film the cells that `watch` while they run: cell to frames."""
+    watching = lab.find("watch(")
+    films = {}
+    with standing_still(lab.kernel_pid()) as let_go_on:
+        lab.start_all()
+        for index in watching:
+            lab.show(index)  # what is far from the screen is not drawn
+            lab.wait_for_turn(index)
+            films[index] = _film(lab, index, let_go_on)
+        lab.wait(RUN_SECONDS)
+    return films
+
+
+def _film(lab: Lab, index: int, let_go_on: Callable[[float | None], None]) -> list[Frame]:
+    """Frames that differ, a few, taken while the cell ran and its view was live.
+
+    The kernel stands still for each: the shipped model would be done before the second one.
     """
-    lab.page.evaluate("index => panel.content.widgets[index].model.clearExecution()", index)
-    cell, pictures = lab.start(index), []
-    alive, subject = cell.locator(when), cell.locator(what).first
+    let_go_on(0)
+    cell, frames = lab.show(index), []
+    live, told = cell.locator(LIVE), cell.locator(".minillm-now")
     end = time.monotonic() + CELL_SECONDS
-    while lab.is_running() and len(pictures) < PICTURES and time.monotonic() < end:
-        if alive.count() and subject.is_visible():
-            picture = subject.screenshot()
-            if lab.is_running() and alive.count():
-                pictures.append(picture)
-    lab.wait()
-    return pictures
+    while lab.running() == index and len(frames) < FRAMES and time.monotonic() < end:
+        let_go_on(GO_SECONDS)
+        if live.count():
+            frame = Frame(cell.locator(VIEW).first.screenshot(), told.inner_text())
+            still_so = live.count() and lab.running() == index
+            if still_so and all(frame.differs(other) for other in frames[-1:]):
+                frames.append(frame)
+    let_go_on(None)
+    return frames
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[Callable[[float | None], None]]:
+    """Gives go(seconds): the process goes on for so long, then stands still; None: for good.
+
+    On Windows, where a process cannot be stopped, it always goes on.
+    """
+    can = hasattr(signal, "SIGSTOP")
+
+    def go(seconds: float | None) -> None:
+        if can:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(seconds or 0)
+        if can and seconds is not None:
+            os.kill(pid, signal.SIGSTOP)
+
+    try:
+        yield go
+    finally:
+        go(None)
 
 
 def screens(lab: Lab) -> Iterator[Locator]:

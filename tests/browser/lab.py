@@ -3,7 +3,8 @@
     with Server(folder) as server:
         lab = Lab(page, server)
         lab.open("00_tour")
-        lab.run_all()
+        lab.start_all()
+        lab.wait(RUN_SECONDS)
         assert lab.errors() == []
 
 Sizes are in pixels, times in seconds.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+RUNNING = 'panel.content.widgets.findIndex(cell => cell.model.executionState === "running")'
 PATIENCE_SECONDS, CELL_SECONDS, RUN_SECONDS = 20, 120, 300
 
 
@@ -53,10 +55,9 @@ class Lab:
         """End the notebook's kernel."""
         self.page.evaluate("panel.sessionContext.shutdown()")
 
-    def run_all(self) -> None:
-        """Run > Run All Cells, and wait for the end. It ends well also if a cell failed."""
+    def start_all(self) -> None:
+        """Run > Run All Cells, without waiting for the end: it ends also where a cell fails."""
         self._start("notebook:run-all-cells")
-        self.wait(RUN_SECONDS)
 
     def start(self, index: int) -> Locator:
         """Run one cell, without waiting for its end."""
@@ -84,9 +85,23 @@ class Lab:
         )
         assert status == "ok", code
 
-    def is_running(self) -> bool:
-        """Whether what was started is under way: the learner sees [*] beside the cell."""
-        return not self.page.evaluate("window.ended")
+    def running(self) -> int | None:
+        """The cell under way: of those with [*], which may wait their turn, the first."""
+        index = self.page.evaluate(RUNNING)
+        return None if index < 0 else index
+
+    def wait_for_turn(self, index: int) -> None:
+        """Wait until a cell is under way, or was already."""
+        turn = f"index => window.ended || {RUNNING} >= index"
+        self.page.wait_for_function(turn, arg=index, timeout=1000 * RUN_SECONDS)
+
+    def kernel_pid(self) -> int:
+        """The process that runs the cells."""
+        asked = "{code: '', user_expressions: {pid: '__import__(\"os\").getpid()'}, silent: true}"
+        return int(self.page.evaluate(
+            f"""panel.sessionContext.session.kernel.requestExecute({asked})
+                .done.then(reply => reply.content.user_expressions.pid.data["text/plain"])"""
+        ))  # fmt: skip
 
     def _start(self, command: str) -> None:
         self.page.evaluate(

@@ -23,22 +23,11 @@ from .server import NOTEBOOKS
 
 STEMS = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
 BROKEN = "Error displaying widget"
-LIVE, VIEW = '.minillm-bar[data-mode="live"]', ".minillm-view"
-# Runs in the kernel: a step of the engine waits as long as the next of `pauses` says, if any.
-SLOWER = """
-import time
-from minillm import Engine
-at_once = Engine.step
-def later(self, *batch):
-    time.sleep(next(pauses, 0))
-    return at_once(self, *batch)
-Engine.step = later
-"""
-
+VIEW = ".minillm-view"
 
 @pytest.fixture(scope="module", params=STEMS)
 def opened(request: pytest.FixtureRequest, browser, server) -> Iterator[tuple[Lab, list[str]]]:
-    """A notebook after Run All Cells, and the list of what its page did wrong so far.
+    """A notebook after Run All Cells, filmed, and the list of what its page did wrong so far.
 
     If a cell fails, so do all tests of the notebook, at once.
     """
@@ -46,7 +35,7 @@ def opened(request: pytest.FixtureRequest, browser, server) -> Iterator[tuple[La
     found = troubles(context)
     lab = Lab(context.new_page(), server)
     lab.open(request.param)
-    lab.run_all()
+    lab.films = hands.run_all_filming(lab)
     failed = lab.errors()
     if not failed:
         yield lab, found
@@ -86,20 +75,12 @@ def test_every_screen_of_it_is_whole(lab: Lab, shots: Path) -> None:
 
 
 def test_a_live_view_moves_while_its_cell_runs(lab: Lab, shots: Path) -> None:
-    """Catches a view that shows nothing until the end, when a still would do as well.
-
-    The shipped model may be done before two pictures can be taken: its first steps are slowed.
-    """
-    lab.execute(SLOWER)
-    for index in lab.find("watch("):
-        lab.execute("pauses = iter([0.1] * 15)")
-        pictures = hands.film(lab, index, what=VIEW, when=LIVE)
-        for name, picture in zip(("begins", "ends"), pictures[:1] + pictures[-1:], strict=False):
-            (shots / f"{lab.stem}_live_{index}_{name}.png").write_bytes(picture)
-        assert lab.errors() == [], "the cell runs once, but not again"
-        different = len(set(pictures))
-        assert different > 1, f"cell {index}: {len(pictures)} pictures, {different} different"
-    lab.execute("Engine.step = at_once")
+    """Catches a view that shows nothing until the end, when a still would do as well."""
+    for index, frames in lab.films.items():
+        for number, frame in enumerate(frames):
+            (shots / f"{lab.stem}_live_{index}_{number}.png").write_bytes(frame.picture)
+        told = [frame.told for frame in frames]
+        assert len(frames) > 1, f"cell {index} was seen to change {len(frames)} times: {told}"
 
 
 def test_choosing_a_word_shows_its_journey(lab: Lab, shots: Path) -> None:
