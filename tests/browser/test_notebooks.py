@@ -7,9 +7,8 @@ Pictures of all of it are in tests/browser/shots/: look at them.
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,9 +153,10 @@ def test_an_exercise_is_solved_as_a_learner_solves_it(lab: Lab, shots: Path) -> 
         assert verdict(lab, index) == "not attempted"
         number = re.search(r'check\("([\d.]+)"', lab.cells()[index]["source"])[1]
         solutions = exercises.load(NOTEBOOKS / "solutions" / f"{lab.stem}.py")
-        solution = solutions[number].reference
-        stub = lab.find(f"def {solution.__name__}(")[0]
-        hands.type_into(lab, stub, solved(lab.cells()[stub]["source"], solution))
+        name = solutions[number].reference.__name__
+        stub = lab.find(f"def {name}(")[0]
+        source = lab.cells()[stub]["source"]
+        hands.type_into(lab, stub, solved(source, name, solutions[number].path))
         for cell in sorted({stub, index}):
             lab.run(cell)
         assert lab.errors() == []
@@ -170,12 +170,21 @@ def verdict(lab: Lab, index: int) -> str:
     return note.get_attribute("data-verdict")
 
 
-def solved(stub: str, solution: Callable) -> str:
-    """A cell's source with the function of that name replaced by the solution, undecorated."""
-    made = inspect.getsource(solution)
-    made = made[re.search(r"^def ", made, re.MULTILINE).start() :].rstrip().splitlines()
-    functions = (node for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef))
-    found = next(function for function in functions if function.name == solution.__name__)
-    lines = stub.splitlines()
-    lines[found.lineno - 1 : found.end_lineno] = made
-    return "\n".join(lines)
+def solved(stub: str, name: str, solutions: Path) -> str:
+    """A cell's source with the function of that name as the solution has it, and its imports."""
+    text = solutions.read_text(encoding="utf-8")
+    made, stubbed = (function_in(source, name) for source in (text, stub))
+    used = {node.id for node in ast.walk(made) if isinstance(node, ast.Name)}
+    imports = [
+        ast.unparse(node) for node in ast.parse(text).body
+        if isinstance(node, ast.Import) and used & {name.asname or name.name for name in node.names}
+    ]  # fmt: skip
+    lines, body = stub.splitlines(), text.splitlines()[made.lineno - 1 : made.end_lineno]
+    lines[stubbed.lineno - 1 : stubbed.end_lineno] = body
+    return "\n".join(imports + lines)
+
+
+def function_in(source: str, name: str) -> ast.FunctionDef:
+    """The function of that name; its lines begin below its decorators."""
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    return next(function for function in functions if function.name == name)
