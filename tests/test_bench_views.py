@@ -21,9 +21,10 @@ def cost(*shares: float) -> Cost:
     "shares, verdict",
     [
         ([0.010, 0.011, 0.009, 0.010, 0.012] * 4, "under 2%"),
-        ([0.030, 0.031, 0.029, 0.030, 0.032] * 4, "NOT under 2%"),
+        ([0.030, 0.031, 0.029, 0.030, 0.032] * 4, "NOT surely under 2%"),
         ([0.010, 0.400, -0.30, 0.200, -0.10] * 4, "too noisy"),
-        ([0.001], "under 2%"),
+        ([-0.30, -0.20, -0.10, -0.05, 0.01] * 4, "too noisy"),
+        ([0.001], "too noisy"),
     ],
 )
 def test_the_verdict_needs_rounds_that_agree(shares: list[float], verdict: str) -> None:
