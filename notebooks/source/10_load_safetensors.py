@@ -225,7 +225,9 @@ print(f"cold {first:.2f} s, warm {second:.2f} s: the second load is {first / sec
 reveal(mine, predicted=cold.seconds / warm.seconds, measured=first / second)
 
 # %% [markdown]
-# The file did not change, and neither did our code. What changed is where the bytes came from. The
+# The prediction knows the SSD's ceiling, and `read` does not reach it: the kernel fills its cache on
+# the way, which costs time. But why is the second load faster at all? The file did not change, and
+# neither did our code. What changed is where the bytes came from. The
 # first load asked the SSD, and on the way the system kept a copy of every page in DRAM: the **page
 # cache**. The second load never reached the SSD. The trace knows, for each read, how much of the
 # file was in the cache when it was opened.
@@ -345,7 +347,7 @@ for share in (0.5, 0.9):
     print(f"{share:.0%} of this SSD's rate: reads of {format_size(round(size))}, one at a time")
 
 # %% [markdown]
-# Or ask for several at once: while one waits, others flow. Our readers keep four requests of 4 MiB
+# Or ask for several at once: while one waits, others flow. Our readers keep four requests of 8 MiB
 # under way.
 
 # %% tags=["nbval-ignore-output"]

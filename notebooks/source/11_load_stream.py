@@ -129,8 +129,7 @@ shutil.rmtree(folder)
 
 # %% [markdown]
 # The last line is the other half of the trick. DRAM never holds the model: staging is a handful of
-# chunks, made once and used again and again. A model of 100 GB would pass through the same few
-# megabytes.
+# chunks, made once and used again and again. A model of 100 GB would pass through no more.
 
 # %% [markdown]
 # ## Turn the knob: the size of a chunk
@@ -294,9 +293,10 @@ engine.close()
 # %% tags=["nbval-ignore-output"]
 from minillm.predict import HARDWARE
 h100, big = HARDWARE["H100"], 16.06e9  # Llama-3-8B in bf16, bytes
-rates = {"HBM": h100.hbm_bandwidth, "PCIe": h100.pcie.bandwidth, "NVMe": h100.nvme.bandwidth}
+rates = {"from HBM": h100.hbm_bandwidth, "over PCIe": h100.pcie.bandwidth,
+         "from SSD": h100.nvme.bandwidth}  # fmt: skip
 for title, bandwidth in rates.items():
-    print(f"weights in {title:5}: at most {bandwidth / big:7.2f} tokens/s at batch 1 (predicted)")
+    print(f"weights {title:9}: at most {bandwidth / big:6.2f} tokens/s at batch 1 (predicted)")
 
 # %% [markdown]
 # With hundreds of prompts in a batch it is another matter: the weights still cross once a step, and
@@ -330,7 +330,7 @@ print("HBM 8 GB free, DRAM 4 GB free:", place(32, layer, 8 * 10**9, 4 * 10**9), 
 recall(
     ("Two links, one after the other, take 3 s and 1 s for all bytes. Overlapped?",
      "A little over 3 s: the slower link sets the time."),
-    ("Why does loading need only a few megabytes of DRAM?",
+    ("Why does loading need only some dozen megabytes of DRAM?",
      "Weights pass through staging in chunks, and a chunk's place is used again."),
     ("Why is a slice of columns more work to read than one of rows?",
      "It is a stripe in every row: many small ranges in place of one long."),
