@@ -113,8 +113,8 @@ def load_time(
 
     Two legs: out of the file into DRAM (from SSD or, if `cached`, from the kernel's page cache),
     then the copy to HBM. With `overlap` one chunk is read while the one before is copied, and the
-    slower leg sets the time; without, the legs add up. Legs that need the same cores and the same
-    memory (`hardware.shared`, from the page cache) add up in any case.
+    slower leg sets the time; without, the legs add up. Where HBM is a part of DRAM
+    (`hardware.shared`), the kernel's copy out of its cache is the one to HBM: a single leg.
 
     >>> load_time(16_060_522_496, "H100").seconds                 # Llama-3-8B in bf16, from SSD
     2.2944603565714288
@@ -126,10 +126,9 @@ def load_time(
         parts = {"page cache": nbytes / (hardware.page_cache or hardware.dram_bandwidth / 2)}
     else:
         parts = {"ssd": hardware.nvme.seconds(nbytes)}
-    if hardware.pcie:
+    if hardware.pcie and not (cached and hardware.shared):
         parts["copy"] = hardware.pcie.seconds(nbytes)
-    together = overlap and not (cached and hardware.shared)
-    seconds = max(parts.values()) if together else sum(parts.values())
+    seconds = max(parts.values()) if overlap else sum(parts.values())
     return Prediction(seconds, nbytes, 0.0, max(parts, key=parts.__getitem__), parts)
 
 

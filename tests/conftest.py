@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from minillm.config import ModelConfig
+from minillm.load import readers
 from minillm.machine import Machine
 from minillm.model import Llama
 
@@ -112,6 +113,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def machine() -> Machine:
     """A CPU machine with 64 MiB of emulated HBM and its own trace."""
     return Machine.here(hbm="64 MiB", device="cpu")
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page cache seems to hold nothing, so that files which were just written count as cold."""
+    monkeypatch.setattr(readers, "cached", lambda fd, size: 0.0)
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

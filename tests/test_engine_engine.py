@@ -365,7 +365,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny, machine, tmp_path):
 
 
 @pytest.fixture
-def traced(tiny) -> tuple[Engine, list]:
+def traced(tiny, cold) -> tuple[Engine, list]:
     """An engine that streamed one request of 12 tokens, and its trace's events."""
     engine = Engine.load(tiny("llama"), Machine.here("64 MiB", "cpu"))
     list(engine.stream(PROMPTS[0], GREEDY))

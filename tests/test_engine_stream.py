@@ -87,7 +87,7 @@ def test_two_layers_and_the_rest_are_all_that_hbm_holds(tiny):
 
 
 @pytest.mark.parametrize("home", HOMES)
-def test_every_step_moves_every_layer_once(tiny, machine, home):
+def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
     """Would catch a layer fetched twice, or a slot that is mistaken for the layer's home."""
     engine = streamed(tiny("llama"), machine, home)
     layers = list(engine.model.model.layers)
@@ -185,7 +185,7 @@ def test_too_little_memory_is_told_and_nothing_is_kept(tiny, home):
     machine = Machine.here(hbm="64 MiB", device="cpu")
     machine.dram.reserve(machine.dram.free - 1000, "others")
     with pytest.raises(OutOfMemory, match="of DRAM"):
-        streamed(tiny("llama"), machine, home)
+        streamed(tiny("llama"), machine, home, reader="direct")
     assert machine.hbm.used == 0 and list(machine.dram.by_label) == ["others"]
     assert not [t.name for t in threading.enumerate() if t.name.startswith("minillm")]
 
@@ -196,7 +196,7 @@ def test_auto_keeps_layers_in_dram_if_they_fit(tiny, machine):
     assert "weights" in machine.dram.by_label
     engine.close()
     machine.dram.reserve(machine.dram.free - 2**25, "others")
-    engine = streamed(tiny("llama"), machine, "auto")
+    engine = streamed(tiny("llama"), machine, "auto", reader="direct")
     assert "weights" not in machine.dram.by_label and "staging" in machine.dram.by_label
     engine.close()
 

@@ -103,7 +103,7 @@ def test_hbm_holds_exactly_the_weights_and_dram_nothing(tmp_path, machine, reade
     assert machine.hbm.used == 0
 
 
-def test_each_byte_moves_once_over_each_link(tmp_path, machine):
+def test_each_byte_moves_once_over_each_link(tmp_path, machine, cold):
     """Would catch a copy that the trace does not know, and a tensor that is read twice."""
     checkpoint = Checkpoint.open(save(tmp_path, *two_shards()))
     load(on_meta(), checkpoint, machine, BF16)
@@ -176,11 +176,11 @@ def test_interrupt_in_mid_load_leaves_nothing_behind(tmp_path, machine, monkeypa
     notebooks keep, that holds on to all of HBM."""
     held = []
 
-    def interrupted(arrived, places, machine):
+    def interrupted(reader, places, file, chunk, slot):
         held.append(weakref.ref(places["norm.weight"].untyped_storage()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "put", interrupted)
+    monkeypatch.setattr(stream.Reader, "_place" if reader == "read" else "_stage", interrupted)
     try:
         load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16, reader)
     except KeyboardInterrupt as error:

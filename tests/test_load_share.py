@@ -95,7 +95,7 @@ def test_with_fewer_kv_heads_than_ranks_neighbours_have_the_same_one(tiny):
     assert keys[0].shape == (config.head_dim, config.hidden_size)
 
 
-def test_a_rank_asks_for_its_own_ranges_only(tiny, machine):
+def test_a_rank_asks_for_its_own_ranges_only(tiny, machine, cold):
     """Would catch a rank that reads the whole file and throws three quarters away."""
     config = ModelConfig.from_pretrained(tiny("llama"))
     checkpoint = Checkpoint.open(tiny("llama"))
@@ -203,7 +203,7 @@ def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32):
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("family", ["llama-bias", "qwen3", "llama3"])
-def test_broadcast_gives_each_rank_what_it_would_have_read(tiny, machine, family, ranks):
+def test_broadcast_gives_each_rank_what_it_would_have_read(tiny, machine, cold, family, ranks):
     """Would catch a slice cut out of the wrong place, or of the piece before."""
     checkpoint = Checkpoint.open(tiny(family))
     how = megatron(ModelConfig.from_pretrained(tiny(family)))
@@ -224,7 +224,7 @@ def test_with_broadcast_nobody_holds_the_whole(tiny):
     _, machines, _ = broadcast_all(checkpoint, how, 4)
     for rank, machine in enumerate(machines):
         assert machine.hbm.peak == slices(checkpoint, rank, 4, how).nbytes
-        assert machine.dram.peak < checkpoint.nbytes / 3
+        assert machine.dram.peak < checkpoint.nbytes / 2
 
 
 def test_rows_longer_than_a_chunk_are_cut_too(tmp_path, machine):

@@ -122,12 +122,12 @@ def test_load_time_is_the_slower_leg_if_they_overlap_and_their_sum_if_not(name):
     assert (again.bytes, again.how, again.flops) == (nbytes, "predicted", 0)
 
 
-def test_legs_that_share_the_cores_add_up_although_they_overlap():
-    """Catches a warm load on a laptop predicted twice as fast as its memory."""
+def test_out_of_the_page_cache_into_emulated_hbm_is_one_copy():
+    """Catches a warm load on a laptop predicted with a second copy, which nobody makes."""
     here = replace(HARDWARE["H100"], shared=True, page_cache=10e9, pcie=Wire(20e9))
-    assert load_time(10**9, here, cached=True).seconds == pytest.approx(0.15)
+    assert load_time(10**9, here, cached=True).seconds == pytest.approx(0.1)
     assert load_time(10**9, here, cached=True).bound_by == "page cache"
-    assert load_time(10**9, here).seconds == load_time(10**9, here).parts["ssd"]  # DMA needs none
+    assert set(load_time(10**9, here).parts) == {"ssd", "copy"}
 
 
 def test_each_figure_has_a_source():

@@ -32,7 +32,7 @@ from minillm.load.make import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
 from minillm.load.shard import Checkpoint, allocate, bring
-from minillm.load.stream import THREADS, Reader
+from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 
 RAW, STOCK, COPIED = "raw", "load_file", "load_file+copy"
@@ -176,7 +176,7 @@ class _Ways:
 
     @contextmanager
     def raw(self) -> Iterator[Go]:
-        buffers = _buffers(THREADS)
+        buffers = _buffers(SLOTS)
         files = [open_direct(file) for file in self.checkpoint.files]
         try:
             yield lambda: [_read(file.fd, buffers) for file in files]

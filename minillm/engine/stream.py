@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
+from minillm.load.place import move
 from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, load
-from minillm.load.stream import Reader, move
+from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.model.llama import Llama
 from minillm.trace import Trace
@@ -186,7 +187,7 @@ class _InDram:
         self.layers, self._machine = block.view(len(layers), -1), machine
 
     def bring(self, layer: int, slot: _Slot) -> None:
-        move(self.layers[layer], slot.block, self._machine, detail=f"layer {layer}")
+        move(self.layers[layer], slot.block, self._machine, f"layer {layer}")
 
 
 class _OnSsd:

@@ -14,6 +14,7 @@ from minillm.load.safetensors import TensorInfo
 CHUNK = 8 * 2**20  # bytes of one read: so many that starting it costs nothing
 GAP = 128 * 2**10  # bytes: a hole up to this long is read over, for another request takes longer
 BLOCK = 4096  # bytes: O_DIRECT wants offsets, lengths and addresses in multiples of this
+_NAME = 100  # letters of a tensor's name that go into the trace: the file may bring a million
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Piece:
     @property
     def nbytes(self) -> int:
         return self.rows * self.run
+
+    @property
+    def label(self) -> str:
+        """The tensor's name, short enough for a trace."""
+        return self.info.name[:_NAME]
 
     @property
     def end(self) -> int:

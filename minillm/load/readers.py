@@ -31,8 +31,9 @@ READERS = ("read", "mmap", "direct")
 class WeightFile:
     """An open file, and how to bring bytes of it to DRAM. `fetch` may be called by any thread.
 
-    how: one of READERS. note: for the trace, by what way the bytes come. Raises CheckpointError
-    if there is no such file. Holds a file descriptor until `close`.
+    how: one of READERS. note: for the trace, by what way the bytes come. warm: when it was opened
+    the page cache held all of it, so the SSD is not asked. Raises CheckpointError if there is no
+    such file. Holds a file descriptor until `close`.
     """
 
     def __init__(self, path: Path, how: str):
@@ -41,7 +42,9 @@ class WeightFile:
         with opened(path) as (_, size):
             file = open_direct(path, how == "direct")
         self.fd, self.step, self.note = file.fd, BLOCK if file.direct else 1, file.how
-        if not file.direct and (held := cached(file.fd, size)) is not None:
+        held = None if file.direct else cached(file.fd, size)
+        self.warm = held == 1
+        if held is not None:
             self.note += f", which held {held:.0%} of the file"
         self.pages = _map(self.fd, size) if how == "mmap" else None
 
@@ -74,6 +77,11 @@ class WeightFile:
             return [self._gather(first, ranges, slot)]
         self._read(slot, ranges[0], pieces[-1])
         return [_view(slot, piece, piece.start - ranges[0][0]) for piece in pieces]
+
+    def read(self, piece: Piece, target: Tensor) -> None:
+        """Fill `target` with the bytes of a piece of one run, right out of the page cache."""
+        assert self.step == 1 and piece.rows == 1, (self.how, piece.rows)
+        self._read(target, (piece.start, piece.end), piece)
 
     def _read(self, slot: Tensor, asked: tuple[int, int], last: Piece, end: int = 0) -> None:
         """Fill `slot`, from its beginning on, with the bytes `asked` for, up to `end` at least."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import CheckpointError
+from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
     MAX_HEADER,
     TensorInfo,
@@ -30,7 +31,7 @@ from minillm.load.safetensors import (
     read_header,
     short,
 )
-from minillm.load.stream import Arrived, Reader, put
+from minillm.load.stream import Reader
 from minillm.machine import Machine
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

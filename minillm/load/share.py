@@ -20,9 +20,10 @@ from torch import Tensor
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError
 from minillm.load.pieces import Piece, chunks
+from minillm.load.place import Arrived
 from minillm.load.safetensors import TensorInfo
 from minillm.load.shard import Checkpoint
-from minillm.load.stream import Arrived, Reader, chunk_size
+from minillm.load.stream import Reader, chunk_size
 from minillm.machine import Machine
 
 

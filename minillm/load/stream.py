@@ -1,42 +1,42 @@
 """From SSD through DRAM to HBM at the speed of the disk: pieces of tensors, in reused staging.
 
-    SSD ────> staging: 6 slots of 8 MiB, used again and again ────> HBM
+    SSD ────> staging: 7 slots of 8 MiB, used again and again ────> HBM
 
-Four threads: while one copies its slot to HBM, the others have theirs filled, so that both links
-are busy and the whole takes as long as the slower one. Staging is made once, on huge pages and
-touched: a page fault costs more than the disk needs to fill the page. How much there is does not
-depend on the tensors' sizes.
+Each slot has a thread of its own: while one copies its slot to HBM, the others have theirs filled,
+so that both links are busy and the whole takes as long as the slower one. Staging is made once, on
+huge pages and touched: a page fault costs more than the disk needs to fill the page. How much there
+is does not depend on the tensors' sizes.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from traceback import clear_frames
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minillm.errors import CheckpointError
+from minillm.links import T
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, room
+from minillm.load.place import Arrived, arrive, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo, damaged
 from minillm.machine import Machine
 
-SLOTS = 6  # 48 MiB of staging: some being filled, some on their way to HBM
-THREADS = 4  # requests in flight: an SSD works on several at once
+SLOTS = 7  # 56 MiB of staging, and so many requests in flight: an SSD works on several at once
+STRAIGHT = 4  # times as large may a read be that needs no staging
 _HUGE = 2 * 2**20  # bytes of a huge page
-_NAME = 100  # letters of a tensor's name that go into the trace: the file may bring a million
-_GRAIN = 2**14  # elements: so few torch converts on the thread that asks
 
-Arrived = list[tuple[Piece, Tensor]]
-"""What one read brought: pieces, and the bytes of each, uint8, one row a run."""
+Read = tuple[WeightFile, list[Piece]]
 
 
 def chunk_size(infos: Iterable[TensorInfo], largest: int = CHUNK) -> int:
@@ -56,28 +56,36 @@ class Reader:
     how: "read", "mmap" or "direct"; see `minillm.load.readers`. infos: the most that it will be
     asked for at once: for little, little staging is made. gap: see `chunks`; with 0, not a byte is
     read that is not wanted (with O_DIRECT, not a block). Holds staging (DRAM, at most slots ·
-    (chunk + 8 KiB) + 2 MiB; none for mmap), open files and threads until `close`.
+    (chunk + 8 KiB) + 2 MiB; none where nothing is staged), open files and threads until `close`.
     """
 
     def __init__(
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
-        slots: int = SLOTS, threads: int = THREADS, gap: int = GAP,
+        slots: int = SLOTS, gap: int = GAP,
     ) -> None:  # fmt: skip
         assert how in READERS and chunk % BLOCK == 0, (how, chunk)
         infos = list(infos)
-        self.machine, self.how, self.gap = machine, how, gap
+        self.machine, self.how, self.gap, self._most = machine, how, gap, chunk
         self.chunk = chunk_size(infos, chunk)
         self.slots = len(list(islice(chunks(infos, self.chunk, gap), slots))) or 1
         self._files: dict[Path, WeightFile] = {}
+        # The kernel can copy out of its page cache right to where the bytes belong. Where HBM is
+        # emulated, that copy *is* the one from DRAM to HBM, and staging would be a second one. A
+        # card cannot be reached so, and a scale model has a link to wait for.
+        self._straight = how == "read" and machine.emulated and machine.scale is None
+        self._staging: Tensor | None = None
         with ExitStack() as stack:
-            self._staging = None if how == "mmap" else self._make_staging(stack)
+            if not self._straight:
+                self._make_staging(stack)
             stack.callback(self._close_files)
-            self._pool = ThreadPoolExecutor(min(threads, self.slots), "minillm-read")
+            self._pool = ThreadPoolExecutor(self.slots, "minillm-read")
             stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
-    def _make_staging(self, stack: ExitStack) -> Tensor:
-        """(slots, bytes), each beginning at a block."""
+    def _make_staging(self, stack: ExitStack) -> None:
+        """(slots, bytes), each beginning at a block; mmap needs none."""
+        if self.how == "mmap":
+            return
         each = room(self.chunk) + BLOCK  # of the blocks at its ends, a part may be others' bytes
         size = self.slots * each
         align = _HUGE if size >= _HUGE else BLOCK
@@ -86,7 +94,7 @@ class Reader:
         staging = made[-made.data_ptr() % align :][:size]
         with self.machine.trace.span("touch staging", stage="load", resource="cpu"):
             staging[::BLOCK] = 0
-        return staging.view(self.slots, each)
+        self._staging = staging.view(self.slots, each)
 
     def __enter__(self) -> Reader:
         return self
@@ -106,63 +114,140 @@ class Reader:
         while self._files:
             self._files.popitem()[1].close()
 
-    def chunks(
-        self, infos: Iterable[TensorInfo], then: Callable[[Arrived], None] = lambda arrived: None
-    ) -> Generator[Arrived, None, None]:
+    def chunks(self, infos: Iterable[TensorInfo]) -> Generator[Arrived, None, None]:
         """The tensors' bytes as stored, in the order given, some pieces at a time.
 
-        then: called with what has arrived, on the thread that read it, so several at a time.
         Each read is a transfer SSD → DRAM in the trace. Raises CheckpointError for a file that
-        cannot be read or has become shorter than its header says, and what `then` raises.
+        cannot be read or has become shorter than its header says.
         """
         waiting: deque[Future[Arrived]] = deque()
-        at = self.machine.trace.at  # of this thread; the threads that read stamp their events so
-        fetch = partial(self._fetch, then=then, stamp={"token": at.token, "request": at.request})
         try:
-            for number, chunk in enumerate(chunks(infos, self.chunk, self.gap)):
+            for number, (file, chunk) in enumerate(self._reads(infos, self.chunk)):
                 if len(waiting) == self.slots:
                     yield waiting.popleft().result()  # back here, its slot is free again
-                file = self._open(chunk[0].info.file)
-                slot = None if self._staging is None else self._staging[number % self.slots]
-                waiting.append(self._pool.submit(fetch, file, chunk, slot))
+                slot = self._slot(number % self.slots)
+                waiting.append(self._pool.submit(self._stamped(self._fetch), file, chunk, slot))
             while waiting:
                 yield waiting.popleft().result()
         finally:  # what is under way would be written into slots that are filled anew
             wait([future for future in waiting if not future.cancel()])
 
     def fill(self, places: Mapping[str, Tensor], infos: Iterable[TensorInfo]) -> None:
-        """Bring each tensor to its place, as `put` does; errors as in `chunks`."""
-        with closing(self.chunks(infos, lambda got: put(got, places, self.machine))) as arriving:
-            for _ in arriving:
-                pass
+        """Bring each tensor to its place, as `put` does; errors as in `chunks`.
 
-    def _open(self, path: Path) -> WeightFile:
-        if path not in self._files:
-            self._files[path] = WeightFile(path, self.how)
-        return self._files[path]
+        Each thread takes the next read when it is through with the one before. Where nothing is
+        staged, reads are larger, so that there is less to do between them.
+        """
+        infos = list(infos)
+        dtypes = {name: place.dtype for name, place in places.items()}
+        as_stored = all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos)
+        straight = self._straight and as_stored
+        size = chunk_size(infos, STRAIGHT * self._most) if straight else self.chunk
+        reads = _Shared(self._reads(infos, size))
+        bring = partial(self._place if straight else self._stage, places)
+        serve = self._stamped(partial(_serve, reads, bring))
+        slots = [None if straight else self._slot(number) for number in range(self.slots)]
+        serving = [self._pool.submit(serve, slot) for slot in slots]
+        try:
+            for future in serving:
+                future.result()
+        finally:  # also after an interrupt: no more reads, and wait for those under way
+            reads.close()
+            wait(serving)
 
-    def _fetch(
-        self, file: WeightFile, chunk: list[Piece], slot: Tensor | None,
-        then: Callable[[Arrived], None], stamp: dict[str, int | None],
-    ) -> Arrived:  # fmt: skip
-        """Fill one slot, on a thread of the pool."""
-        name, ranges = chunk[0].info.name, file.ranges(chunk, self.gap)
-        tensors = name[:_NAME]
+    def _reads(self, infos: Iterable[TensorInfo], size: int) -> Iterator[Read]:
+        for chunk in chunks(infos, size, self.gap):
+            path = chunk[0].info.file
+            if path not in self._files:
+                self._files[path] = WeightFile(path, self.how)
+            yield self._files[path], chunk
+
+    def _slot(self, number: int) -> Tensor | None:
+        if self._staging is None:
+            self._make_staging(self._stack)
+        return None if self._staging is None else self._staging[number]
+
+    def _stamped(self, do: Callable[..., T]) -> Callable[..., T]:
+        """`do`, on another thread, records its events as done for what this thread is at."""
+        at = self.machine.trace.at
+        stamp = {"token": at.token, "request": at.request}
+
+        def stamped(*arguments: object) -> T:
+            with at(**stamp):
+                return do(*arguments)
+
+        return stamped
+
+    def _fetch(self, file: WeightFile, chunk: list[Piece], slot: Tensor | None) -> Arrived:
+        """Fill one slot."""
+        ranges = file.ranges(chunk, self.gap)
+        raws = self._carry(file, chunk, ranges, partial(file.fetch, chunk, ranges, slot))
+        return list(zip(chunk, raws, strict=True))
+
+    def _carry(
+        self, file: WeightFile, chunk: list[Piece], ranges: list[tuple[int, int]],
+        do: Callable[[], T],
+    ) -> T:  # fmt: skip
+        """Do it: a transfer from SSD of these ranges of the file, or work of the CPU if warm."""
+        nbytes = sum(end - start for start, end in ranges)
+        tensors = chunk[0].label
         if len(chunk) > 1:
-            tensors += f" … {chunk[-1].info.name[:_NAME]} ({len(chunk)})"
-        with self.machine.trace.at(**stamp):
-            try:
-                raws = self.machine.carry(
-                    partial(file.fetch, chunk, ranges, slot),
-                    nbytes=sum(end - start for start, end in ranges), name=file.how,
-                    source="ssd", target="dram", label="weights", stage="load",
-                    detail=f"{tensors}; {file.note}",
-                )  # fmt: skip
-            except OSError as error:
-                raise _unreadable(file, name, ranges, error) from error
-            arrived = list(zip(chunk, raws, strict=True))
-            then(arrived)
-            return arrived
+            tensors += f" … {chunk[-1].label} ({len(chunk)})"
+        fields = {"label": "weights", "stage": "load", "detail": f"{tensors}; {file.note}"}
+        try:
+            if file.warm and self.machine.scale is None:
+                nbytes = 0 if self._staging is None else nbytes  # copied, from DRAM to DRAM
+                with self.machine.trace.span(file.how, resource="cpu", nbytes=nbytes, **fields):
+                    return do()
+            ends = {"source": "ssd", "target": "dram", "name": file.how}
+            return self.machine.carry(do, nbytes, **ends, **fields)
+        except OSError as error:
+            raise _unreadable(file, chunk[0].info.name, ranges, error) from error
+
+    def _stage(
+        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
+    ) -> None:
+        put(self._fetch(file, chunk, slot), places, self.machine)
+
+    def _place(
+        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
+    ) -> None:
+        def read() -> None:
+            for piece in chunk:
+                place = places[piece.info.name].view(-1).view(torch.uint8)
+                target = place[piece.at :][: piece.nbytes]
+                arrive(partial(file.read, piece, target), target, self.machine, piece.label)
+
+        self._carry(file, chunk, file.ranges(chunk, self.gap), read)
+
+
+def _serve(reads: _Shared, bring: Callable[..., None], slot: Tensor | None) -> None:
+    """What one thread of `fill` does, until there is no more to read."""
+    try:
+        for file, chunk in reads:
+            bring(file, chunk, slot)
+    except BaseException:
+        reads.close()  # the others stop too
+        raise
+
+
+class _Shared:
+    """An iterator that several threads share: each item goes to one of them."""
+
+    def __init__(self, items: Iterator) -> None:
+        self._items, self._lock = items, threading.Lock()
+
+    def __iter__(self) -> _Shared:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            return next(self._items)
+
+    def close(self) -> None:
+        """There are no more."""
+        with self._lock:
+            self._items = iter(())
 
 
 def _unreadable(
@@ -171,53 +256,3 @@ def _unreadable(
     wanted = f"bytes {ranges[0][0]:,} to {ranges[-1][1]:,}"
     do = 'check the disk, or take reader="read"' if file.step > 1 else "check the disk"
     return damaged(file.path, wanted, f"“{error.strerror}”", name, do)
-
-
-def put(arrived: Arrived, places: Mapping[str, Tensor], machine: Machine) -> None:
-    """Copy what arrived to where it belongs: `places[name]`, contiguous, in HBM or DRAM.
-
-    A tensor without a place is left out; a place may have another dtype than the file. When this
-    returns, staging may be filled again.
-    """
-    for piece, raw in arrived:
-        if piece.info.name not in places:
-            continue
-        place, dtype = places[piece.info.name].view(-1), piece.info.dtype
-        if place.dtype == dtype:
-            place, dtype = place.view(torch.uint8), torch.uint8
-        elif raw.data_ptr() % dtype.itemsize:  # the format aligns nothing, and torch wants
-            raw = raw.clone()  # elements at multiples of their size
-        raw = raw.view(dtype)
-        target = place[piece.at // dtype.itemsize :][: raw.numel()].view(raw.shape)
-        move(raw, target, machine, detail=piece.info.name[:_NAME])
-
-
-def move(raw: Tensor, target: Tensor, machine: Machine, **more: str) -> None:
-    """Copy weights from DRAM to `target` on this thread alone, and return when they are there.
-
-    Recorded as a transfer DRAM → HBM or, if the target is in DRAM too, as a span of the CPU.
-    """
-    fields = {"name": "copy weights dram->hbm", "label": "weights", "stage": "load"} | more
-    if not machine.emulated and machine.tier_of(target) is machine.hbm:
-        machine.send(raw, target, **fields).join()
-    elif machine.tier_of(target) is machine.hbm:
-        do = partial(_copy, raw, target)
-        machine.carry(do, raw.nbytes, source="dram", target="hbm", **fields)
-    else:
-        fields |= {"name": "place weights", "resource": "cpu"}
-        with machine.trace.span(nbytes=raw.nbytes, **fields):
-            _copy(raw, target)
-
-
-def _copy(raw: Tensor, target: Tensor) -> None:
-    """Copy on this thread alone.
-
-    Torch would share a large copy out to threads of its own. Ours are several already: on two
-    busy cores the two kinds hindered each other until a load took five times as long.
-    """
-    if raw.dtype == target.dtype:
-        np.copyto(target.view(torch.uint8).numpy(), raw.view(torch.uint8).numpy())
-        return
-    rows = max(1, _GRAIN // max(1, raw.numel() // len(raw)))
-    for part, place in zip(raw.split(rows), target.split(rows), strict=True):
-        place.copy_(part)
