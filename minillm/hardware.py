@@ -37,7 +37,7 @@ class Hardware:
     nvme, pcie, nvlink, infiniband: None where there is none.
     page_cache: bytes a second out of the kernel's cache of a file; None takes half of DRAM's
     bandwidth, since that copy reads and writes it.
-    shared: HBM is a part of DRAM and the same cores copy everything, so copies do not overlap.
+    shared: HBM is a part of DRAM, so that a copy out of the page cache is the one to HBM.
     sources: for each of these figures, where it is from.
     """
 
@@ -56,16 +56,17 @@ class Hardware:
 
 
 # The start-up time of a link is in no data sheet. For links between GPUs we take what NCCL's own
-# cost model uses for one hop of a ring; a copy over PCIe that a program asks for costs more.
-_NCCL = "latency: NCCL, src/graph/tuning.cc, hwLat of a ring's hop (LL)"
+# cost model uses for one hop of a ring with protocol LL, which is for small messages (with Simple,
+# for large ones, 3.4, 5.7 and 14 µs); a copy over PCIe that a program asks for costs more.
+_NCCL = "latency: NCCL, src/graph/tuning.cc (since 2.31 src/tuning/cost_model.cc), hwLat: ring, LL"
 _NVLINK, _PCIE, _NETWORK = 0.6e-6, 1.0e-6, 2.7e-6
 _FLASH = 1e-4
-_FLASH_SOURCE = "latency: of TLC flash; Micron 9200 data sheet, 92 to 150 µs at queue depth 1"
+_FLASH_SOURCE = "latency: of 3D NAND flash; Micron 9200 data sheet, 92 to 150 µs at queue depth 1"
 
 _GEN4_DRIVE = Wire(7.0e9, _FLASH)
 _GEN4_SOURCE = (
-    "one PCIe 4.0 drive a GPU, as in a DGX; Samsung PM1733, sequential read 7,000 MB/s; "
-    + _FLASH_SOURCE
+    "one PCIe 4.0 drive a GPU, as in a DGX (one of A100 40 GB has only 4 drives for 8); "
+    "Samsung PM1733, sequential read 7,000 MB/s; " + _FLASH_SOURCE
 )
 _GEN5_DRIVE = Wire(13.0e9, _FLASH)
 _GEN5_SOURCE = (
@@ -85,8 +86,11 @@ _A100_LINKS = {
 }
 _HOPPER = "NVIDIA H100 and H200 Tensor Core GPU data sheets, SXM"
 _HOPPER_LINKS = {
-    "bf16_flops": f"{_HOPPER}: BFLOAT16 1,979 TFLOPS with sparsity; dense is half",
-    "dram_bandwidth": "DGX H100 user guide: 2 Xeon 8480C; 8 channels DDR5-4800 each; over 8 GPUs",
+    "bf16_flops": "NVIDIA H100 whitepaper, SXM5: BF16 989.4 TFLOPS dense, 1,978.9 with sparsity",
+    "dram_bandwidth": (
+        "DGX H100 user guide: 2 Xeon 8480C; over 8 GPUs; 8 channels of at most DDR5-4800 each "
+        "(4400 with two modules a channel)"
+    ),
     "nvme": _GEN4_SOURCE,
     "pcie": f"{_HOPPER}: PCIe Gen5 128 GB/s, both directions; {_NCCL}",
     "nvlink": f"{_HOPPER}: NVLink 900 GB/s, both directions; {_NCCL}",
@@ -137,7 +141,7 @@ HARDWARE: dict[str, Hardware] = {
                 "hbm_bytes": f"{_B200}: 1,440 GB HBM3e",
                 "hbm_bandwidth": f"{_B200}: 64 TB/s",
                 "bf16_flops": f"{_B200}: FP8 72 PFLOPS with sparsity; BF16 dense a quarter",
-                "dram_bandwidth": f"{_B200}: 2 Xeon 8570; 8 channels DDR5-5600 each",
+                "dram_bandwidth": f"{_B200}: 2 Xeon 8570; 8 channels of at most DDR5-5600 each",
                 "nvme": _GEN5_SOURCE,
                 "pcie": f"NVIDIA HGX B200: PCIe Gen5 x16; {_NCCL}",
                 "nvlink": f"{_B200}: 14.4 TB/s, both directions; {_NCCL}",
@@ -152,7 +156,7 @@ HARDWARE: dict[str, Hardware] = {
                 "bf16_flops": f"{_ADA}: BF16 with FP32 accumulate, 165.2 TFLOPS dense",
                 "dram_bandwidth": "two channels of DDR5-5600, as in a desktop: 2 × 44.8 GB/s",
                 "nvme": f"Samsung 990 PRO data sheet: read up to 7,450 MB/s; {_FLASH_SOURCE}",
-                "pcie": f"{_ADA}: PCIe Gen4 x16, 32 GB/s each way; {_NCCL}",
+                "pcie": f"a card for PCIe Gen4 x16, 32 GB/s each way; {_NCCL}",
             },
         ),
         Hardware(
@@ -160,7 +164,8 @@ HARDWARE: dict[str, Hardware] = {
             sources={
                 "hbm_bytes": f"{_APPLE}: up to 64 GB, unified, which CPU and GPU share",
                 "hbm_bandwidth": f"{_APPLE}: up to 400 GB/s",
-                "bf16_flops": "32 GPU cores × 128 lanes × 2 × 1.27 GHz, float32; none for bf16",
+                "bf16_flops": "Apple, November 2020: M1, 2.6 TFLOPS with 8 GPU cores; M1 Max has "
+                              "32; taken as float32, none for bf16",
                 "dram_bandwidth": f"{_APPLE}: the same memory",
                 "nvme": f"Apple newsroom, MacBook Pro, 2021: up to 7.4 GB/s; {_FLASH_SOURCE}",
             },

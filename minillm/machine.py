@@ -18,7 +18,7 @@ from minillm.cuda_link import CudaLink
 from minillm.errors import ConfigError, format_size, parse_size
 from minillm.host import available_dram, cpu_name, find_device, n_cores
 from minillm.links import HostLink, Sending, T
-from minillm.predict import find_hardware
+from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
 from minillm.scale import ScaleModel
 from minillm.tier import Memory, Tier
@@ -67,9 +67,9 @@ class Machine(Memory):
 
     @classmethod
     def scale_model(
-        cls, of: str, hbm: int | str | None = None, trace: Trace | None = None
+        cls, of: Hardware | str, hbm: int | str | None = None, trace: Trace | None = None
     ) -> Machine:
-        """This machine's CPU, with the links of a server in `HARDWARE`: "H100", "A100", …
+        """This machine's CPU, with the links of a server: a name in `HARDWARE`, or figures.
 
         Links are slowed until HBM : PCIe : NVMe : NVLink : InfiniBand are as there, with HBM as
         fast as this machine reads DRAM (by its saved profile, else measured now, in half a

@@ -75,7 +75,7 @@ class Profile:
         gemm, latency = self["cuda.gemm bfloat16" if cuda else "gemm bfloat16"], self["ssd.latency"]
         return Hardware(
             "this machine", hbm_bytes or available_dram(), read.best, gemm.best,
-            self["dram.read"].best, Wire(self["ssd.read"].best, latency.median), Wire(copy.best),
+            self["dram.read"].best, Wire(self["ssd.read"].best, latency.best), Wire(copy.best),
             page_cache=self["page cache.read"].best, shared=not cuda,
             sources=dict.fromkeys(
                 ("hbm_bandwidth", "bf16_flops", "dram_bandwidth", "nvme", "pcie", "page_cache"),

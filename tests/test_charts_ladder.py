@@ -56,9 +56,21 @@ def test_rate_is_bytes_over_busy_seconds_and_overlap_counts_once() -> None:
     assert (ssd.how, fill.how) == ("measured", "emulated")
 
 
+def test_title_says_how_the_ceilings_climb_from_ssd_to_hbm() -> None:
+    """Catches a title on what a tiny model reached, where the tiers are the subject."""
+    ceilings = {"ssd": 2.8e9, "copy": 17.8e9, "hbm": 35.5e9}
+    title = ladder(one_gpu(), ceilings).get_suptitle()
+    assert title == "From SSD to HBM the ceiling climbs 2.8 → 17.8 → 35.5 GB/s"
+    slow = ladder(one_gpu(), ceilings | {"ssd": 7e7}).finding
+    assert slow == "From SSD to HBM the ceiling climbs 70 MB/s → 17.8 GB/s → 35.5 GB/s"
+    load = a_trace(moved("ssd", "dram", 0, 1, 9), moved("dram", "hbm", 1, 1, 9))
+    assert ladder(load, ceilings).finding == "From SSD to DRAM the ceiling climbs 2.8 → 17.8 GB/s"
+    assert "climbs" not in ladder(one_gpu(), ceilings | {"copy": 1e9}).finding, "it does not"
+
+
 def test_title_compares_how_hbm_is_read_with_how_it_is_filled() -> None:
     """Catches a ratio turned round."""
-    title = ladder(one_gpu()).get_suptitle()
+    title = ladder(one_gpu(), {}).get_suptitle()
     assert title == "HBM is read 2.5 × as fast as it is filled: 5 GB/s against 2 GB/s"
     slow = a_trace(moved("dram", "hbm", 0, 1, 100), read("", 1, 10, 100))
     assert ladder(slow).finding.startswith("HBM is filled 10 × as fast as it is read: 100 MB/s")

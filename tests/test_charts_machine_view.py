@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 
 from minillm.charts import bundle
 from minillm.charts.machine_pen import scale
@@ -241,7 +242,7 @@ def test_the_still_says_rates_labels_and_the_scale_of_a_magnified_tank() -> None
     chart = machine(make_run())
     words = still_words(chart)
     assert amount(MIB / COPY, "B/s") in words and "measured" in words
-    assert {"emulated", "predicted", "emulated in DRAM", "to here 4 MiB"} <= set(words)
+    assert {"emulated", "predicted", "emulated in DRAM", "top = 4 MiB"} <= set(words)
     assert "52 % of ceiling" in words  # of the disk's 2 GB/s
     assert chart.finding in chart.alt and "DRAM to HBM" in chart.alt
 
@@ -255,6 +256,50 @@ def test_a_run_without_a_load_or_without_bytes_still_has_a_finding() -> None:
     assert machine(only).finding == "Compute read 4 MiB from HBM at 4.19 GB/s"
     with pytest.raises(MinillmError, match="load an engine"):
         machine(Trace())
+
+
+def move(token: int | None, mib: int = 9) -> Event:
+    return Event("transfer", "copy", "load", "copy", 1.0, 1e-3, mib * MIB, "dram", "hbm", "weights",
+                 token=token, request=None if token is None else 0, how="emulated")  # fmt: skip
+
+
+def test_the_finding_of_streamed_weights_says_for_how_many_tokens_they_crossed() -> None:
+    """Catches a run whose link is its whole story and whose title does not name it."""
+    run = [*make_run(tokens=3).events, move(None), *(move(k) for k in (0, 0, 1, 2))]
+    finding = machine(Trace.of(run, {})).finding
+    assert finding == "36 MiB of weights crossed to HBM for 3 tokens"
+    assert machine(Trace.of([move(0)], {})).finding.endswith("crossed to HBM for 1 token")
+
+
+def test_the_finding_of_a_warm_load_says_that_the_ssd_was_not_asked() -> None:
+    """Catches a second load that is told as if it had come from the disk."""
+    warm = Event("span", "read", "load", "cpu", 1.0, 1e-3, label="weights")
+    step = Event("span", "decode step", "model", "compute", 2.0, 1e-3, 27 * MIB, token=0, request=0)
+    finding = machine(Trace.of([warm, move(None)], {})).finding
+    assert finding == "9 MiB came out of the page cache; the SSD was not asked"
+    asked = machine(Trace.of([warm, move(None), step], {})).finding
+    assert asked == (
+        "9 MiB came out of the page cache; compute then read 27 MiB from HBM, 3.0 × as much"
+    )
+    cold = Event("transfer", "read", "load", "ssd", 0.0, 1e-3, MIB, "ssd", "dram", "weights")
+    assert "page cache" not in machine(Trace.of([cold, warm, move(None)], {})).finding
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_compute_is_drawn_pale_while_it_has_nothing_to_do(busy: bool) -> None:
+    """Catches a dark grid under the word "idle"."""
+    step = Event("span", "decode step", "model", "compute", 2.0, 1e-3, MIB)
+    chart = machine(Trace.of([move(None), step] if busy else [move(None)], {"device": "cpu"}))
+    faces = [to_hex(patch.get_facecolor()).upper() for patch in chart.axes[0].patches]
+    dark, pale = (faces.count(INK[ink].colour) for ink in ("compute", "idle"))
+    assert (dark >= 18, pale >= 18) == (busy, not busy)
+
+
+def test_a_cpu_that_waits_for_weights_is_not_busy() -> None:
+    """Catches a wait for the link counted as work."""
+    wait = Event("span", "wait for weights", "load", "cpu", 1.0, 5.0, token=0, request=0)
+    work = Event("span", "sample", "decode", "cpu", 7.0, 2e-3, token=0, request=0)
+    assert "busy 2 ms" in still_words(machine(Trace.of([move(0), wait, work], {})))
 
 
 def run_node(code: str, data: object, folder: Path) -> object:

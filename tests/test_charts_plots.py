@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from minillm import charts
-from minillm.charts import facts
+from minillm.charts import facts, loading
 from minillm.charts.show import pack
-from minillm.charts.style import INK, percent, seconds
+from minillm.charts.style import INK, amount, percent
 from minillm.errors import MinillmError, format_size
 from minillm.event import Event
 from minillm.trace import Trace
@@ -100,7 +99,6 @@ def make_run(tokens: int = 24, pause: float = 20.0) -> Trace:
 DRAWN = {
     "timeline": charts.timeline,
     "memory": lambda trace: charts.memory(trace, {"hbm": 30 * MIB, "dram": 11 * 2**30}),
-    "journey": charts.journey,
     "ladder": charts.ladder,
     "stages": charts.stages,
     "strip": lambda trace: charts.strip(trace=trace),
@@ -125,52 +123,6 @@ def test_tokens_cut_a_request_without_gap_or_overlap() -> None:
     assert sum(p.seconds for p in pieces) == pytest.approx(whole.seconds)
 
 
-def test_parts_add_up_to_their_token_and_nothing_nested_counts_twice() -> None:
-    """Catches a layer counted inside its step and again by itself."""
-    piece = facts.tokens(facts.request(make_run()))[5]
-    parts = {part.name: part.seconds for part in facts.parts(piece)}
-    assert sum(parts.values()) == pytest.approx(piece.seconds)
-    assert parts["attention"] == pytest.approx(0.4 * 2.1e-3)
-    assert parts["rest of the model"] == pytest.approx(0.1 * 2.1e-3)
-    assert parts["in between"] == pytest.approx(50e-6)
-
-
-def parts_slowly(window: facts.Window) -> list[tuple[str, float]]:
-    """The same by looking at every event between any two edges: what `parts` must equal."""
-    parents = {id(e) for e in window.events for o in window.events
-               if o.resource == e.resource and e.start <= o.start and o.end <= e.end
-               and o.seconds < e.seconds}  # fmt: skip
-
-    def name(event: Event) -> str:
-        return f"rest of the {event.stage}" if id(event) in parents else facts.name_of(event)
-
-    edges = sorted({t for e in window.events for t in (e.start, e.end)})
-    edges = [window.start, *(t for t in edges if window.start < t < window.stop), window.stop]
-    spent = dict.fromkeys(map(name, window.events), 0.0) | {"in between": 0.0}
-    for left, right in zip(edges, edges[1:], strict=False):
-        active = [e for e in window.events if e.start <= left and right <= e.end]
-        active.sort(key=lambda e: (e.start, -e.seconds))
-        spent[name(active[-1]) if active else "in between"] += right - left
-    return list(spent.items())
-
-
-def test_parts_give_each_instant_to_the_innermost_event() -> None:
-    """Catches a faster way that gives a tie, an overlap or an edge to another event."""
-    chance = random.Random(0)
-    for _ in range(300):
-        events = tuple(
-            Event("span", chance.choice("ab"), "model", chance.choice(["cpu", "compute"]),
-                  chance.randint(0, 12) / 8, chance.randint(0, 8) / 8)
-            for _ in range(chance.randint(1, 14))
-        )  # fmt: skip
-        first, last = min(e.start for e in events), max(e.end for e in events)
-        window = facts.Window(first + chance.choice((0, 0.25)), last + 0.125, events)
-        found = {}
-        for part in facts.parts(window):
-            found[part.name] = found.get(part.name, 0.0) + part.seconds
-        assert found == pytest.approx(dict(parts_slowly(window)))
-
-
 class Watched(Event):
     """An event that counts how often its end is asked for."""
 
@@ -182,15 +134,14 @@ class Watched(Event):
         return self.start + self.seconds
 
 
-def test_parts_and_tokens_take_no_longer_per_event_in_a_long_window() -> None:
-    """Catches work that grows with the square of the window: a player asks for thousands."""
+def test_tokens_take_no_longer_per_event_in_a_long_window() -> None:
+    """Catches work that grows with the square of the window: a run may have thousands."""
     asked = {}
     for steps in (100, 1000):
         events = facts.request(make_run(tokens=steps)).events
         window = facts.Window.around(Watched(*event) for event in events)
         Watched.asked = 0
         assert len(facts.tokens(window)) == steps
-        facts.parts(window)
         asked[steps] = Watched.asked / len(events)
     assert asked[1000] < 1.2 * asked[100] < 20
 
@@ -199,12 +150,11 @@ def test_timeline_says_the_times_of_first_and_later_tokens() -> None:
     """Catches a title whose numbers are not the run's."""
     trace = make_run()
     first = max(e.end for e in trace.select(token=0)) - trace.select(name="tokenize")[0].start
-    ends = [trace.select(name="detokenize", token=k)[0].end for k in range(24)]
-    gap = sorted(b - a for a, b in zip(ends, ends[1:], strict=False))[11]
+    mine = [trace.select(token=k) for k in range(1, 24)]
+    each = sorted(max(e.end for e in t) - min(e.start for e in t) for t in mine)[11]
     chart = charts.timeline(trace)
-    assert chart.finding == f"The first token comes after {seconds(first)}, then one every " + (
-        seconds(gap)
-    )
+    first, each = amount(first, "s"), amount(each, "s")
+    assert chart.finding == f"The first token comes after {first}, each later one takes {each}"
     assert chart.finding in texts(chart)
 
 
@@ -212,10 +162,10 @@ def test_timeline_rows_say_the_sums_of_the_trace() -> None:
     """Catches a resource whose words and blocks tell of different events."""
     trace = make_run()
     said = " ".join(texts(charts.timeline(trace)))
-    steps = f"prefill {seconds(busy(trace, 'prefill'))}, 23 × decode step "
-    assert steps + seconds(busy(trace, "decode step")) in said
-    assert f"15.0 MiB → DRAM {seconds(busy(trace, 'read'))}" in said
-    assert f"15.0 MiB → HBM {seconds(busy(trace, 'to HBM'))}" in said
+    steps = f"prefill {amount(busy(trace, 'prefill'), 's')}, 23 × decode step "
+    assert steps + amount(busy(trace, "decode step"), "s") in said
+    assert f"15.0 MiB → DRAM {amount(busy(trace, 'read'), 's')}" in said
+    assert f"15.0 MiB → HBM {amount(busy(trace, 'to HBM'), 's')}" in said
 
 
 def test_timeline_does_not_show_the_pause_between_load_and_request() -> None:
@@ -223,7 +173,7 @@ def test_timeline_does_not_show_the_pause_between_load_and_request() -> None:
     long, short = make_run(pause=900.0), make_run(pause=0.5)
     assert charts.timeline(long).finding == charts.timeline(short).finding
     assert facts.request(long).seconds == pytest.approx(facts.request(short).seconds)
-    assert facts.load(long).seconds < 0.02
+    assert loading.load(long).seconds < 0.02
 
 
 def test_memory_says_the_peak_and_the_labels_that_make_it() -> None:
@@ -247,31 +197,16 @@ def test_many_labels_are_shown_as_three_that_add_up() -> None:
     assert {"buffer 0 5.0 MiB", "buffer 1 4.0 MiB", "other 6.0 MiB"} <= set(said)
 
 
-def test_journey_bars_say_the_parts_of_their_token() -> None:
-    """Catches a bar whose length, words and share come from different numbers."""
-    trace = make_run()
-    pieces = facts.tokens(facts.request(trace))
-    chart = charts.journey(trace)
-    said = texts(chart)
-    for token in (0, facts.typical(pieces)):
-        whole = pieces[token].seconds
-        assert f"token {token}: {seconds(whole)}" in said
-        for part in facts.parts(pieces[token]):
-            if part.seconds:
-                assert f"  {seconds(part.seconds)} · {percent(part.seconds, whole)}" in said
-    assert "81 % is ffn and attention" in chart.finding
-
-
 def test_stage_table_is_the_trace_by_stage_and_its_last_row_the_sum() -> None:
     """Catches a table that adds up other events than the trace does."""
     trace = make_run()
     totals, table = trace.by_stage(), charts.stages(trace)
     for total, row in zip(totals, table.rows, strict=False):
         assert row[0] == total.stage and row[1].startswith(format_size(total.nbytes))
-        assert row[2] == seconds(total.seconds) and percent(total.share, 1) in row[3]
+        assert row[2] == amount(total.seconds, "s") and percent(total.share, 1) in row[3]
     last = ("all", format_size(sum(t.nbytes for t in totals)))
     assert table.rows[-1][:2] == last
-    assert table.rows[-1][2] == seconds(sum(t.seconds for t in totals))
+    assert table.rows[-1][2] == amount(sum(t.seconds for t in totals), "s")
     assert "<caption><b>The model stage takes 83 %" in table._repr_mimebundle_()["text/html"]
 
 
@@ -280,7 +215,7 @@ def test_strip_says_what_each_stage_did_and_where_we_are() -> None:
     trace = make_run()
     said = texts(charts.strip(trace=trace))
     for total in trace.by_stage():
-        words = f"{seconds(total.seconds)} · {percent(total.share, 1)}"
+        words = f"{amount(total.seconds, 's')} · {percent(total.share, 1)}"
         assert (words if total.seconds else "nothing to do") in said
     assert charts.strip(here="decode").finding.endswith("you are here: decode")
     with pytest.raises(MinillmError, match="wanted one of load, tokens"):
@@ -294,19 +229,17 @@ def test_an_empty_trace_is_refused_with_what_to_do(name: str) -> None:
         DRAWN[name](Trace())
 
 
-def test_a_trace_without_a_request_says_to_stream_a_prompt() -> None:
-    """Catches a chart of a request that shows the load instead."""
+def test_a_trace_without_a_request_is_drawn_as_a_load() -> None:
+    """Catches a chart that waits for a request before it shows what was loaded."""
     clock = Clock()
     trace = Trace(clock=clock)
     add_load(trace, clock)
-    for chart in (charts.timeline, charts.journey):
-        with pytest.raises(MinillmError, match="stream a prompt first"):
-            chart(trace)
+    assert charts.timeline(trace).finding.startswith("SSD and copies take turns")
     assert charts.memory(trace).finding == "HBM holds 15.0 MiB at its peak, all of it weights"
     assert charts.stages(trace).finding.startswith("The load stage takes 100 %")
 
 
-def test_the_last_request_is_drawn_unless_another_is_asked_for() -> None:
+def test_the_last_request_is_the_one_drawn() -> None:
     """Catches a chart that mixes two requests."""
     clock = Clock()
     trace = Trace(clock=clock)
@@ -314,9 +247,7 @@ def test_the_last_request_is_drawn_unless_another_is_asked_for() -> None:
     clock.now += 3
     add_request(trace, clock, number=1, tokens=5)
     assert len(facts.tokens(facts.request(trace))) == 5
-    assert len(facts.tokens(facts.request(trace, 0))) == 9
-    with pytest.raises(MinillmError, match="request 7"):
-        charts.timeline(trace, 7)
+    assert "4 × decode step" in charts.timeline(trace).alt
 
 
 def test_a_batch_is_drawn_as_one_run() -> None:
@@ -333,7 +264,6 @@ def test_a_request_of_one_token_is_drawn_without_a_close_look() -> None:
     """Catches a median of no steps."""
     trace = make_run(tokens=1)
     assert charts.timeline(trace).finding.startswith("The first token comes after")
-    assert charts.journey(trace).finding.startswith("Token 0 takes")
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -368,7 +298,7 @@ def test_a_chart_made_by_hand_needs_its_finding_only(tmp_path: Path) -> None:
     data, about = chart._repr_mimebundle_()
     assert data["text/plain"] == about["image/png"]["alt"] == "Costs $5, then $6"
     assert (about["image/png"]["width"], about["image/png"]["height"]) == (384, 192)
-    with pytest.raises(MinillmError, match="ends in .png or .svg"):
+    with pytest.raises(MinillmError, match="ends in .png"):
         chart.save(tmp_path / "chart.gif")
 
 
@@ -427,11 +357,10 @@ def test_a_chart_shows_as_png_with_words_and_alt_text(tmp_path: Path) -> None:
     assert data["text/plain"] == repr(chart) == chart.finding
     assert chart.finding in about["image/png"]["alt"]
     assert (about["image/png"]["width"], about["image/png"]["height"]) == (672, 336)
-    for suffix in ("png", "svg"):
-        one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
-        chart.save(one)
-        charts.timeline(make_run()).save(two)
-        assert one.read_bytes() == two.read_bytes()
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    chart.save(one)
+    charts.timeline(make_run()).save(two)
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_saved_trace_gives_the_same_charts(tmp_path: Path) -> None:
@@ -445,7 +374,8 @@ def test_a_saved_trace_gives_the_same_charts(tmp_path: Path) -> None:
 
 def test_charts_leave_pyplot_alone() -> None:
     """Catches pyplot, whose global state a widget callback on another thread can corrupt."""
-    program = "import sys, minillm.charts; assert 'matplotlib.pyplot' not in sys.modules"
+    modules = "sys, minillm.charts, minillm.lesson"
+    program = f"import {modules}; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -490,9 +420,8 @@ def test_memory_shows_the_fullest_of_several_hbms() -> None:
     assert {"HBM 7", "budget 20.0 MiB\n(80 % used)"} <= set(texts(chart))
 
 
-def test_other_charts_know_ranks_too() -> None:
+def test_the_ladder_knows_ranks_too() -> None:
     """Catches a KeyError for the ink of 'compute:3'."""
-    assert charts.journey(on_ranks()).finding == "Token 2 takes 10 ms: 53 % is attention and ffn"
     assert "GPU ↔ GPU NVLink is 1.7 × as fast as HBM" in charts.ladder(on_ranks()).finding
 
 
@@ -503,7 +432,7 @@ def test_a_long_foreign_name_is_cut_where_it_stands() -> None:
     with trace.at(request=0, token=23), trace.span("a thing of a very long name that the CPU does",
                                                    stage="decode", resource="cpu"):  # fmt: skip
         trace.clock.now += 0.5
-    for draw in (charts.memory, charts.journey, charts.timeline):
+    for draw in (charts.memory, charts.timeline):
         chart = draw(trace)
         drawn = chart.get_tightbbox(FigureCanvasAgg(chart).get_renderer())
         assert drawn.x0 >= 0 and drawn.x1 <= 7, draw
@@ -513,8 +442,8 @@ def test_a_long_foreign_name_is_cut_where_it_stands() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [(0.00241, "2.41 ms"), (0.9994, "999 ms"), (12.0, "12 s"), (0.0, "0 µs"), (3e-7, "0.3 µs"),
-     (0.09996, "100 ms")],
+     (0.09996, "100 ms"), (0.99996, "1 s")],
 )  # fmt: skip
 def test_seconds_are_said_with_three_digits(value: float, said: str) -> None:
     """Catches 1e+02 ms, and a unit that is off by a thousand."""
-    assert seconds(value) == said
+    assert amount(value, "s") == said

@@ -162,13 +162,6 @@ def test_functions_and_classes_fit_on_a_screen(path: Path) -> None:
             assert lines <= limit, f"{name_of(path)}:{node.lineno}: {node.name} has {lines} lines"
 
 
-def test_no_star_imports() -> None:
-    """Catches a name that a reader cannot find."""
-    star = re.compile(r"^\s*from\s+\S+\s+import\s+\*", re.MULTILINE)
-    python = [path for path in tracked() if path.suffix == ".py"]
-    assert not [name_of(path) for path in python if star.search(path.read_text(encoding="utf-8"))]
-
-
 def test_top_level_holds_nothing_else() -> None:
     """Catches a stray script, result or folder at the place every visitor sees first."""
     files = {path.name for path in tracked() if path.parent == ROOT}

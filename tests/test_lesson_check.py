@@ -1,4 +1,4 @@
-"""minillm/lesson/check.py, page.py, recall.py: what a learner sees, and what comes back."""
+"""minillm/lesson/check.py, page.py: what a learner sees, and what comes back."""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from minillm.errors import ConfigError, MinillmError
-from minillm.lesson import Case, exercise, exercises, wrong
+from minillm.lesson import Case, exercises
 from minillm.lesson.judge import NOT_ATTEMPTED, NOT_YET, RIGHT, judge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,29 +119,9 @@ def test_a_damaged_solution_file_is_named(tmp_path, text) -> None:
         exercises.load(path)
 
 
-def test_loading_leaves_no_bytecode_behind(tmp_path) -> None:
-    """Catches stale bytecode: an edited solution must count at once."""
-    path = tmp_path / "00_mine.py"
-    shutil.copy(SOLUTIONS[0], path)
-    exercises.load(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["00_mine.py"]
-
-
 def test_a_case_needs_an_answer_and_a_reason() -> None:
     """Catches a case that judges by nothing, or fails without a word."""
     with pytest.raises(ConfigError, match="expect= or with holds="):
         Case(1, because="x")
     with pytest.raises(ConfigError, match="says why"):
         Case(1, expect=1, because=" ")
-
-
-def test_the_decorators_leave_a_function_as_it_is() -> None:
-    """Catches a solution that a notebook cannot call or show as plain Python."""
-
-    def plain(n):
-        """Doc."""
-        return n
-
-    cases = [Case(n, expect=n, because="it is") for n in range(3)]
-    assert exercise("11.1", cases=cases, hints=["h"])(plain) is plain
-    assert wrong("11.1", says="no")(plain) is plain and plain(3) == 3

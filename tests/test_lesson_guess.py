@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+from minillm.errors import MinillmError
 from minillm.lesson import guess, reveal
 
 GUESS = sys.modules["minillm.lesson.guess"]  # the name itself is the function
@@ -80,13 +81,6 @@ def test_a_cell_that_runs_again_keeps_the_guess_of_its_notebook(monkeypatch):
     assert guess("time per token", unit="ms").value is None
 
 
-@pytest.mark.parametrize("value", [2, 2.0, "2", "2 ms"])
-def test_code_can_write_a_guess(value):
-    """Catches a lesson that cannot be run without a browser."""
-    assert guess("time per token", "ms", value=value).value == 2.0
-    assert guess("time per token", "ms", value="soon").value == 2.0  # the earlier one is kept
-
-
 def test_the_saved_notebook_shows_a_still_and_says_the_same_before_and_after():
     """Catches a field that an export shows as nothing, and text that nbval finds changed."""
     mine = guess("time per token", unit="ms")
@@ -122,10 +116,27 @@ def test_far_off_is_normal():
 
 def test_reveal_shows_guess_and_measurement(shown):
     """Catches a guess that does not reach the chart, or is held against the prediction."""
-    mine = guess("time per token", unit="ms", value=8)
+    mine = guess("time per token", unit="ms")
+    mine.write("8")
     reveal(mine, predicted=2.1, measured=[2.7, 2.6, 2.5], ceiling=2.0)
     numbers = {"guess": 8.0, "predicted": 2.1, "measured": [2.7, 2.6, 2.5], "ceiling": 2.0}
+    numbers["how"] = "measured"
     assert shown[-2:] == [("time per token", "ms", numbers), GUESS.how_far(8, 2.6, "ms")]
+
+
+def test_a_number_from_a_scale_model_is_not_called_measured(monkeypatch):
+    """Catches a slowed link's time that is said to be this machine's."""
+    charts = []
+    monkeypatch.setattr(GUESS, "display", charts.append)
+    mine = guess("time to load", unit="s")
+    mine.write("8")
+    reveal(mine, predicted=0.9, measured=[1.0, 1.1, 0.9], how="emulated")
+    words = [text.get_text() for text in charts[-1].findobj(lambda a: hasattr(a, "get_text"))]
+    assert charts[-1].finding == "Emulated 1 s: 111 % of the prediction, 12 % of the guess"
+    assert "emulated 1 s, median of 3" in words and "measured" not in " ".join(words)
+    assert "emulated" in charts[-1].alt
+    with pytest.raises(MinillmError, match="measured or emulated, found 'guessed'"):
+        reveal(mine, measured=1.0, how="guessed")
 
 
 def test_reveal_goes_on_without_a_guess(shown):
@@ -134,14 +145,13 @@ def test_reveal_goes_on_without_a_guess(shown):
     del shown[:]
     reveal(mine, measured=2.6)
     assert len(shown) == 1 and shown[0][2]["guess"] is None
-    reveal(None, measured=2.6)
-    reveal(4.0, measured=2.0)
-    assert shown[-1] == "Your guess of 4 was 2.0 × too high. The right order of magnitude."
-    reveal()
+    reveal(mine)
     assert shown[-1] == "nothing to show yet"
 
 
 def test_the_chart_of_the_course_takes_what_reveal_gives(capsys):
     """Catches a change of `predicted_measured` that reveal does not know."""
-    reveal(guess("time per token", unit="ms", value=8), predicted=2.1, measured=2.6, ceiling=2.0)
+    mine = guess("time per token", unit="ms")
+    mine.write("8")
+    reveal(mine, predicted=2.1, measured=2.6, ceiling=2.0)
     assert "Your guess of 8 ms was 3.1 × too high." in capsys.readouterr().out

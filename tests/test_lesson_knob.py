@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from minillm.charts.show import Chart, Table
@@ -132,7 +133,7 @@ def test_a_machine_that_says_values_slowly_is_waited_for_a_little_longer(loop):
 def test_sliders_dragged_on_another_thread_draw_once(loop):
     """Catches a queue of drawings that lags behind the hand."""
     drawn = []
-    turned = knob(lambda batch: drawn.append(batch) or f"batch {batch}", batch=(1, 64))
+    turned = knob(lambda batch=1: drawn.append(batch) or f"batch {batch}", batch=(1, 64))
     slider = turned.sliders["batch"]
     for n in range(2, 32):
         elsewhere(setattr, slider, "value", n)
@@ -147,34 +148,63 @@ def test_a_value_set_by_code_is_drawn_in_the_same_line():
     assert turned.result.finding == "A batch of 8 keeps 8,192 tokens"  # the defaults of chart
     turned.sliders["batch"].value = 16
     assert turned.result.finding == "A batch of 16 keeps 16,384 tokens"
-    turned.set(batch=2, context=10**6)
-    assert turned.values == {"batch": 2, "context": 8192}
-
-
-def test_set_draws_once_for_several_values():
-    """Catches a picture of a mixture that nobody asked for."""
-    drawn = []
-    turned = knob(lambda a, b: drawn.append((a, b)) or "", a=(1, 9), b=(1, 9))
-    turned.set(a=3, b=4)
-    assert drawn == [(1, 1), (3, 4)]
+    turned.sliders["context"].value = 10**6
+    assert turned.values == {"batch": 16, "context": 8192}
 
 
 def test_an_error_in_draw_is_shown_in_place_and_the_knob_lives():
     """Catches a slider that is dead after one bad value."""
-    turned = knob(lambda n: f"{6 / n:g} <b>", n=(0, 9))
+    turned = knob(lambda n=0: f"{6 / n:g} <b>", n=(0, 9))
     assert turned.result == "ZeroDivisionError: division by zero (at n = 0)"
     assert "ZeroDivisionError" in turned._picture.value
     turned.sliders["n"].value = 3
     assert turned.result == "2 <b>" and "2 &lt;b&gt;" in turned._picture.value
 
 
-def test_a_chart_a_table_and_text_are_shown_as_what_they_are():
-    """Catches a chart without its words, and a table flattened to text."""
+def test_a_chart_and_a_table_are_shown_as_what_they_are():
+    """Catches a chart without its words, and a table whose columns ran together."""
     picture = knob(chart, batch=(1, 64))._picture.value
     assert 'alt="A batch of 8' in picture and "data:image/png" in picture
     table = Table(("part", "bytes", "note"), (("kv", "3", ""),), "3 bytes")
-    assert "<table" in knob(lambda n: table, n=(1, 2))._picture.value
+    assert "part  bytes  note\nkv        3</pre>" in knob(lambda n: table, n=(1, 2))._picture.value
     assert "returned nothing" in knob(lambda n: None, n=(1, 2))._picture.value
+
+
+@pytest.mark.parametrize(("span", "start"), [
+    ((1, 64), 33), ((0, 100, 5), 50), ((128, 8192, 128), 4224), ((0.0, 1.0), 0.5), ((1, 1024), 32),
+    ((64, 65536), 2048), ((4, 65536), 512), ((1, 1000), 32), ((1e9, 1e13), 1e11), ([1, 2, 4], 2),
+    (["fast", "slow"], "fast"), (True, True), (False, False),
+])  # fmt: skip
+def test_a_slider_starts_in_the_middle(span, start):
+    """Catches a saved notebook that shows the end at which there is least to see."""
+    turned = knob(lambda n: "", n=span)
+    assert turned.values == {"n": start} and type(turned.values["n"]) is type(start)
+    if isinstance(span, tuple) and len(span) == 3:
+        assert (start - span[0]) % span[2] == 0, "a place that the slider can come back to"
+
+
+@pytest.mark.parametrize(("span", "default"), [((1, 1024), 64), ((0, 100, 5), 0), ([1, 2, 4], 4),
+                                               ((0.0, 1.0), 0.1), (True, False)])  # fmt: skip
+def test_a_slider_starts_where_draw_says_it_does(span, default):
+    """Catches a lesson that cannot choose what its saved picture shows."""
+    assert knob(lambda n=default: "", n=span).values == {"n": default}
+
+
+def test_any_figure_is_shown_also_in_the_still():
+    """Catches a curve with a dot on it, of which a code host shows the words "Figure(640x480)"."""
+    def curve(batch=8):
+        figure = Figure(figsize=(7, 2))
+        ax = figure.add_axes((0.1, 0.2, 0.8, 0.7))
+        ax.plot([0, 64], [0, 64])
+        ax.plot(batch, batch, "o")
+        return figure
+
+    turned = knob(curve, batch=(1, 64))
+    assert "data:image/png" in turned._picture.value
+    picture = Image.open(io.BytesIO(turned._repr_mimebundle_()[0]["image/png"]))
+    assert picture.height > 2 * 192
+    on_axes = knob(lambda batch: curve(batch).axes[0], batch=(1, 64))
+    assert "data:image/png" in on_axes._picture.value
 
 
 @pytest.mark.parametrize("draw", [chart, lambda batch: f"batch {batch}\n$ \\frac"])
@@ -200,7 +230,7 @@ def test_draw_gets_the_very_values_of_its_span(span, values):
     got = []
     turned = knob(lambda n: got.append(n) or "", n=span)
     for value in values:
-        turned.set(n=value)
+        turned.sliders["n"].value = value
         assert got[-1] == value and type(got[-1]) is type(value)
         assert turned._repr_mimebundle_()[0]["image/png"]
 
@@ -229,13 +259,3 @@ def test_sliders_are_named_after_the_parameters():
     """Catches a slider that moves nothing."""
     with pytest.raises(ConfigError, match="sliders as the parameters"):
         knob(chart, batches=(1, 64))
-
-
-def test_a_drawing_touches_no_pyplot():
-    """Catches a figure that stays in memory for each value of a drag."""
-    before = sys.modules.get("matplotlib.pyplot")
-    count = len(before.get_fignums()) if before else 0
-    turned = knob(chart, batch=(1, 64))
-    turned.set(batch=3)
-    after = sys.modules.get("matplotlib.pyplot")
-    assert (len(after.get_fignums()) if after else 0) == count

@@ -11,7 +11,6 @@ Still, with a finding in a sentence:
     strip(here, trace)     the five stages, with 'you are here' or with what each did
     timeline(trace)        which resource was busy when: the load, a request, one token
     memory(trace, budget)  HBM and DRAM over time, by label, with the peak
-    journey(trace)         where the microseconds of a token went
     stages(trace)          the table stage · bytes · time · share
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
 """
@@ -20,7 +19,7 @@ from minillm.charts.compare import predicted_measured
 from minillm.charts.ladder import ladder
 from minillm.charts.live import RunView, watch
 from minillm.charts.machine_view import machine
-from minillm.charts.plots import journey, memory, stages
+from minillm.charts.plots import memory, stages
 from minillm.charts.replay import replay
 from minillm.charts.roofline import roofline
 from minillm.charts.show import Chart, Table
@@ -28,6 +27,6 @@ from minillm.charts.strip import strip
 from minillm.charts.timeline import timeline
 
 __all__ = [
-    "Chart", "RunView", "Table", "journey", "ladder", "machine", "memory", "predicted_measured",
+    "Chart", "RunView", "Table", "ladder", "machine", "memory", "predicted_measured",
     "replay", "roofline", "stages", "strip", "timeline", "watch",
 ]  # fmt: skip

@@ -23,11 +23,6 @@ export function attend(one) {
   el.addEventListener("pointerdown", touched, true);
   const alone = (event) => { if (event.detail !== one && state.auto) one.seek(Infinity); };
   document.addEventListener("minillm-play", alone); // one replay at a time moves by itself
-  const repaint = () => one.repaint(), dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", repaint);
-  const themed = new MutationObserver(repaint);
-  const names = ["data-jp-theme-light", "data-jp-theme-name", "class"];
-  themed.observe(document.body, { attributeFilter: names });
   const seen = new IntersectionObserver((all) => {
     one.visible = all.at(-1).isIntersecting;
     one.ask();
@@ -36,8 +31,7 @@ export function attend(one) {
   seen.observe(el);
   sized.observe(el);
   return () => {
-    [themed, seen, sized].forEach((observer) => observer.disconnect());
-    dark.removeEventListener("change", repaint);
+    [seen, sized].forEach((observer) => observer.disconnect());
     document.removeEventListener("minillm-play", alone);
   };
 }

@@ -83,7 +83,8 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
       name.textContent = `request ${request.number} · ${place + 1} of ${all.length}`;
       steps[0].disabled = place === 0;
       steps[1].disabled = place === all.length - 1;
-      if (request.number !== number) begin(request);
+      const anew = request.tokens.length < chips.length; // the trace was cleared
+      if (anew || request.number !== number) begin(request);
       for (let i = chips.length; i < request.tokens.length; i++) {
         chips.push(add(request.tokens[i]));
         marked = Math.min(marked, i - 1);

@@ -35,27 +35,32 @@ from minillm.errors import MinillmError
 HIGH, SIDE = 1.6, 0.3  # inches: the chart's height, its margin on both sides
 WIDE = WIDTH - 2 * SIDE
 WIDEST = 30  # largest over smallest value that a linear axis still shows
+HOW = ("measured", "emulated")
 SAID = {"guess": "guess", "predicted": "prediction", "measured": "measured", "ceiling": "ceiling"}
 
 
 def predicted_measured(
     quantity: str, unit: str, *, guess: float | None = None, predicted: float | None = None,
     measured: float | Iterable[float] | None = None, ceiling: float | None = None,
+    how: str = "measured",
 ) -> Chart:  # fmt: skip
     """Guess, prediction, measurement and ceiling as marks on one axis that begins at zero.
 
-    measured: one number or several runs, of which the median and the spread are shown. What is
-    None is left out. All are in `unit`: "s", "B", "B/s", "FLOP/s" are written with a prefix (2.41
-    ms), any other unit as it is given. The ceiling of a time is the least it can be. Values more
-    than 30 × apart get a log axis. Raises MinillmError if there is no value, or one below zero.
+    measured: one number or several runs, of which the median and the spread are shown. how: what it
+    is called, "emulated" if it comes from a scale model. What is None is left out. All are in
+    `unit`: "s", "B", "B/s", "FLOP/s" are written with a prefix (2.41 ms), any other unit as it is
+    given. The ceiling of a time is the least it can be. Values more than 30 × apart get a log axis.
+    Raises MinillmError if there is no value, or one below zero, or for another `how`.
 
     >>> predicted_measured("time per token", "s", predicted=0.28e-3, measured=2.41e-3).finding
     'Measured 2.41 ms: 8.6 × the prediction'
     """
+    if how not in HOW:
+        raise MinillmError(f"wanted how as measured or emulated, found {how!r}; write one of them")
     runs = _runs(guess, predicted, measured, ceiling)
     values = {name: median(several) for name, several in runs.items()}
     least = _is_time(unit)
-    said = SAID | ({"ceiling": "limit"} if least else {})
+    said = SAID | {"measured": how} | ({"ceiling": "limit"} if least else {})
     finding = _finding(values, unit, said)
     everything = [value for several in runs.values() for value in several]
     log = min(everything) > 0 and max(everything) > WIDEST * min(everything)
@@ -110,7 +115,7 @@ def _finding(values: dict[str, float], unit: str, said: dict[str, str]) -> str:
     others.sort(key=("predicted", "ceiling", "guess").index)
     value = values[subject]
     parts = [f"{_share(value, values[n])} the {said[n]}" for n in others if values[n]][:2]
-    verb = {"measured": "Measured", "predicted": "Predicted", "guess": "Guessed"}
+    verb = {"measured": said["measured"].capitalize(), "predicted": "Predicted", "guess": "Guessed"}
     begin = f"{verb.get(subject, f'The {said[subject]} is')} {amount(value, unit)}"
     return ": ".join([begin, *[", ".join(parts)] * bool(parts)])
 
@@ -184,7 +189,7 @@ def _short(words: dict[str, str], runs: dict, one: tuple[str, float] | None) -> 
 
 
 def _room(words: str) -> float:
-    return width_of(words, 8, "bold" if words.startswith("measured") else "normal") + 0.14
+    return width_of(words, 8, "bold" if words.startswith(HOW) else "normal") + 0.14
 
 
 def _label(ax: Axes, words: dict[str, str], at: dict[str, float]) -> None:

@@ -51,6 +51,18 @@ export function nameOf(e) {
   return `${e.label || e.name} → ${baseOf(e.target).toUpperCase()}`;
 }
 
+// What compute reads from its HBM: spans that say their bytes; of nested ones the outermost, for a
+// layer's bytes are in those of its pass. Of events by start; the same as facts.outermost.
+export function readsOf(events) {
+  const until = new Map();
+  return events.filter((e) => {
+    if (e.kind !== "span" || !e.nbytes || baseOf(e.resource) !== "compute") return false;
+    if (e.end <= (until.get(e.resource) ?? -Infinity)) return false;
+    until.set(e.resource, e.end);
+    return true;
+  });
+}
+
 // Events inside which a shorter one runs on the same resource: a pass, seen beside its layers.
 export function findParents(events) {
   const parents = new Set(), open = new Map();

@@ -6,12 +6,10 @@ against the trace.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from heapq import heappop, heappush
-from itertools import accumulate, groupby
+from itertools import accumulate
 from statistics import median
 
 from minillm.errors import MinillmError
@@ -34,15 +32,6 @@ class Window:
     def around(cls, events: Iterable[Event]) -> Window:
         events = tuple(events)
         return cls(min(e.start for e in events), max(e.end for e in events), events)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One activity in a window, and the seconds for which it was the innermost one under way."""
-
-    name: str
-    meaning: str  # a key of style.INK
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,40 +68,32 @@ def work(trace: Trace) -> list[Event]:
     return events
 
 
-def load(trace: Trace) -> Window | None:
-    """The window in which the weights came in, with all it holds; None if the trace has no load.
-
-    It begins with the first byte that moves: reading config and headers comes before.
-    """
-    events = work(trace)
-    moving = [e for e in events if e.stage == "load" and e.kind == "transfer"]
-    if not moving:
-        return None
-    window = Window.around(moving)
-    inside = (e for e in events if window.start <= e.start and e.end <= window.stop)
-    return Window(window.start, window.stop, tuple(inside))
+def asked(trace: Trace) -> bool:
+    """Whether the trace holds a request, or a batch, and not a load alone."""
+    return any(e.stage == "model" and e.token is not None for e in trace.events)
 
 
-def request(trace: Trace, number: int | None = None) -> Window:
-    """The window of one request, or by default of the last run, be it a request or a batch."""
-    events = [e for e in work(trace) if e.stage != "load"]
+def request(trace: Trace) -> Window:
+    """The window of the last run, be it a request or a batch, with the weights moved for it."""
+    events = [e for e in work(trace) if e.stage != "load" or e.token is not None]
     passes = [e for e in events if e.stage == "model" and e.token is not None]
-    if number is None and passes and passes[-1].request is None:
+    if not passes:
+        raise MinillmError(
+            "wanted a request in the trace, found none; "
+            "stream a prompt first: for piece in engine.stream(prompt): …"
+        )
+    number = passes[-1].request
+    if number is not None:
+        mine = [e for e in events if e.request == number]
+    else:
         first = len(passes) - 1  # a batch: go back to where its token 0 was made
         while first and (passes[first - 1].token or 0) <= (passes[first].token or 0):
             first -= 1
         before = max((e.end for e in passes[:first]), default=0.0)
         begin = min(e.start for e in events if e.start >= before and e.token == 0)
-        return Window.around(e for e in events if e.start >= begin and e.token is not None)
-    number = passes[-1].request if number is None and passes else number
-    mine = [e for e in events if e.request == number and number is not None]
-    if not mine:
-        wanted = "a request" if number is None else f"request {number}"
-        raise MinillmError(
-            f"wanted {wanted} in the trace, found no event of it; "
-            "stream a prompt first: for piece in engine.stream(prompt): …"
-        )
-    return Window.around(mine)
+        mine = [e for e in events if e.start >= begin and e.token is not None]
+    own = Window.around(e for e in mine if e.stage != "load")
+    return Window(own.start, own.stop, tuple(mine))
 
 
 def tokens(window: Window) -> dict[int, Window]:
@@ -123,7 +104,7 @@ def tokens(window: Window) -> dict[int, Window]:
     """
     ends: dict[int, float] = {}
     for event in window.events:
-        if event.token is not None:
+        if event.token is not None and event.stage != "load":
             ends[event.token] = max(event.end, ends.get(event.token, 0.0))
     order = sorted(ends)
     stops = [*accumulate((ends[token] for token in order[:-1]), max), window.stop][: len(order)]
@@ -137,6 +118,16 @@ def tokens(window: Window) -> dict[int, Window]:
             piece += 1
     cut = zip(order, starts, stops, inside, strict=True)
     return {token: Window(start, stop, tuple(mine)) for token, start, stop, mine in cut}
+
+
+def own(token: int, piece: Window) -> Window:
+    """A token from its own first event to its last, without what the caller did before it."""
+    mine = [e for e in piece.events if e.token == token and e.stage != "load"]
+    if not mine:
+        return piece
+    start, stop = min(e.start for e in mine), max(e.end for e in mine)
+    inside = (e for e in piece.events if start <= e.start + e.seconds / 2 <= stop)
+    return Window(start, stop, tuple(inside))
 
 
 def typical(pieces: dict[int, Window]) -> int:
@@ -162,51 +153,13 @@ def outermost(events: Iterable[Event]) -> list[Event]:
     return kept
 
 
-def parts(window: Window) -> list[Part]:
-    """Who had the window's time. Every instant goes to the innermost event under way, once.
-
-    The seconds add up to the window's. An event with others inside it keeps what they leave, as
-    "rest of the <its stage>"; time with nothing under way comes last, as "in between".
-    """
-    moments = {t for e in window.events for t in (e.start, e.end)}
-    inside = sorted(t for t in moments if window.start < t < window.stop)
-    edges = [window.start, *inside, window.stop]
-    parents = _parents(window.events)
-    time = {_part_name(event, parents): 0.0 for event in window.events}
-    coming = sorted(enumerate(window.events), key=lambda item: -item[1].start)
-    # What began last is innermost; of two that began at once, the shorter, then the later one.
-    active: list[tuple[float, float, int, Event]] = []  # a heap: the innermost is its first
-    for left, right in zip(edges, edges[1:], strict=False):
-        while coming and coming[-1][1].start <= left:
-            i, event = coming.pop()
-            heappush(active, (-event.start, event.seconds, -i, event))
-        while active and active[0][3].end <= left:
-            heappop(active)
-        key = _part_name(active[0][3], parents) if active else ("in between", "idle")
-        time[key] = time.get(key, 0.0) + right - left
-    idle = time.pop(("in between", "idle"), 0.0)
-    return [*(Part(*key, spent) for key, spent in time.items()), Part("in between", "idle", idle)]
-
-
-def _part_name(event: Event, parents: set[int]) -> tuple[str, str]:
-    rest = id(event) in parents
-    return f"rest of the {event.stage}" if rest else name_of(event), meaning(event)
-
-
-def _parents(events: Sequence[Event]) -> set[int]:
-    """The ids of events that hold a shorter one on their resource: one sweep from the last back.
-
-    An event holds another if one that begins no earlier ends no later.
-    """
-    found: set[int] = set()
-    soonest: dict[str, float] = {}  # by resource, the first end of those seen
-    ordered = sorted(events, key=lambda e: (-e.start, e.seconds))
-    for _, alike in groupby(ordered, key=lambda e: (e.start, e.seconds)):
-        same = list(alike)  # of one start and length: they do not hold each other
-        found |= {id(e) for e in same if soonest.get(e.resource, math.inf) <= e.end}
-        for event in same:
-            soonest[event.resource] = min(event.end, soonest.get(event.resource, math.inf))
-    return found
+def busy_seconds(events: Iterable[Event]) -> float:
+    """Seconds in which at least one of them was under way."""
+    total = until = 0.0
+    for event in sorted(events, key=lambda e: e.start):
+        total += max(0.0, event.end - max(until, event.start))
+        until = max(until, event.end)
+    return total
 
 
 def memory(trace: Trace, tier: str) -> Memory | None:
@@ -235,8 +188,10 @@ def rank_of(name: str) -> int:
 
 
 def meaning(event: Event) -> str:
-    """The ink of an event: its link, the tier it copies to, or the unit that works."""
+    """The ink of an event: its link, the tier it copies to, or the unit that works or waits."""
     unit, target = bare(event.resource), bare(event.target)
+    if event.name.startswith("wait "):
+        return "idle"
     if unit == "copy":
         return target if target in ("hbm", "dram") else "cpu"
     return "ffn" if event.name == "ffn" else unit
@@ -246,14 +201,34 @@ def name_of(event: Event) -> str:
     """What a reader calls it: 'logits → DRAM' for a transfer, else its name."""
     if event.kind == "transfer":
         return f"{event.label or event.name} → {bare(event.target).upper()}"
-    return event.name
+    return f"page cache ({event.name})" if from_cache(event) else event.name
+
+
+def from_cache(event: Event) -> bool:
+    """Whether it read weights that the page cache held: work of the CPU, no transfer from SSD."""
+    return (event.kind, event.stage, event.label) == ("span", "load", "weights") and event.name in (
+        "read", "mmap",
+    )  # fmt: skip
 
 
 WHO = ("model", "dtype", "device")  # what of a trace's meta stands below a title
 
 
-def provenance(trace: Trace) -> str:
-    """One line on where the numbers come from: measured or not, which model, which machine."""
-    how = {e.how for e in trace.events if e.kind != "counter"}
-    words = [*sorted(how - {"emulated"}), *(str(trace.meta[k]) for k in WHO if trace.meta.get(k))]
-    return " · ".join([*words, *["HBM emulated in DRAM"] * ("emulated" in how)])
+def provenance(trace: Trace, read: bool = False) -> str:
+    """One line on where the numbers come from: measured or not, which model, which machine.
+
+    read: whether the picture tells what compute read; those bytes are often predicted.
+
+    'measured, emulated · scale model of H100, 94 × slower · town · bfloat16 · cpu'
+    """
+    work = [e for e in trace.events if e.kind != "counter"]
+    how = {e.how for e in work}
+    if read and any(e.detail.startswith("bytes predicted") for e in work):
+        how.add("predicted")
+    words = [", ".join(h for h in ("measured", "emulated", "predicted") if h in how)]
+    model = trace.meta.get("scale_model")
+    if model:
+        words.append(f"scale model of {model['of']}, {model['slower']:.0f} × slower")
+    words += [str(trace.meta[k]) for k in WHO if trace.meta.get(k)]
+    emulated = "emulated" in how and not model
+    return " · ".join(filter(None, [*words, "HBM emulated in DRAM" if emulated else ""]))

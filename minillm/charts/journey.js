@@ -1,6 +1,6 @@
 // Where the microseconds of a token went, and which bytes moved for it.
 
-import { baseOf, findParents, formatBytes, formatPercent, formatSeconds } from "./run.js";
+import { baseOf, formatBytes, formatPercent, formatSeconds, readsOf } from "./run.js";
 
 export const quoted = (text) => `“${(text.trim() || text).replaceAll("\n", "⏎")}”`;
 
@@ -20,23 +20,14 @@ export function journeyOf(run, token) {
 }
 
 // "11.6 MiB read from HBM (predicted), 8 B of ids in, 16 KiB of logits out"
-export function bytesMoved(run, token) {
+function bytesMoved(run, token) {
   const all = run.between(token.start, token.stop);
   const events = all.filter((e) => e.nbytes && e.start + e.seconds / 2 <= token.stop
     && e.start + e.seconds / 2 >= token.start);
-  const reads = events.filter((e) => e.kind === "span" && baseOf(e.resource) === "compute");
-  const inside = new Set(); // a layer's bytes are in the bytes of its pass
-  for (const parent of findParents(reads)) {
-    for (const e of reads) {
-      const within = parent.start <= e.start && e.end <= parent.end && e.seconds < parent.seconds;
-      if (within && e.resource === parent.resource) inside.add(e);
-    }
-  }
   const sums = new Map();
   const add = (what, nbytes) => sums.set(what, (sums.get(what) || 0) + nbytes);
-  for (const e of reads) {
-    const how = e.detail.includes("predicted") ? " (predicted)" : "";
-    if (!inside.has(e)) add(`read from HBM${how}`, e.nbytes);
+  for (const e of readsOf(events)) {
+    add(`read from HBM${e.detail.includes("predicted") ? " (predicted)" : ""}`, e.nbytes);
   }
   for (const e of events) if (e.kind === "transfer") add(wayOf(e), e.nbytes);
   return [...sums].map(([what, nbytes]) => `${formatBytes(nbytes)} ${what}`).join(", ");

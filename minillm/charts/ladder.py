@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ from minillm.charts.style import (
     name_row,
     percent,
     quiet,
-    seconds,
     times,
 )  # fmt: skip
 from minillm.errors import MinillmError, format_size
@@ -75,11 +74,11 @@ def ladder(trace: Trace, ceilings: Mapping[str, float] | None = None) -> Chart:
     Raises MinillmError if no byte moved.
 
     >>> ladder(engine.trace).finding
-    'HBM is read 6.1 × as fast as it is filled: 3.2 TB/s against 52 GB/s'
+    'From SSD to HBM the ceiling climbs 2.8 → 17.8 → 35.5 GB/s'
     """
     known = (trace.meta.get("ceilings") or {}) if ceilings is None else ceilings
     hops = find_hops(trace, known)
-    note = facts.provenance(trace)
+    note = facts.provenance(trace, read=True)
     if any(hop.ceiling and hop.best > 1.05 * hop.ceiling for hop in hops):
         note += " · beyond a ceiling: probably from a cache"
     finding = _finding(hops)
@@ -105,7 +104,8 @@ def _columns(hops: Sequence[Hop], weights: int | None) -> dict[str, list[tuple[s
         ]
     if weights:
         columns["weights take"] = [
-            (seconds(weights / h.rate), f"by one of {h.links}" if h.links > 1 else "") for h in hops
+            (amount(weights / h.rate, "s"), f"by one of {h.links}" if h.links > 1 else "")
+            for h in hops
         ]
     return columns
 
@@ -146,7 +146,7 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
     for event in events:  # each rank, and each direction, is a link of its own
         links.setdefault((event.source, event.target, event.resource), []).append(event)
     nbytes = sum(e.nbytes for e in events)
-    rate = nbytes / sum(busy_seconds(link) for link in links.values())
+    rate = nbytes / sum(facts.busy_seconds(link) for link in links.values())
     key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
     ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
@@ -157,17 +157,25 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
     return Hop(name, ink, nbytes, rate, best, ceiling, how, guessed, len(events), len(links))
 
 
-def busy_seconds(events: Iterable[Event]) -> float:
-    """Seconds in which at least one of them was under way."""
-    total = until = 0.0
-    for event in sorted(events, key=lambda e: e.start):
-        total += max(0.0, event.end - max(until, event.start))
-        until = max(until, event.end)
-    return total
+def _climb(hops: Sequence[Hop]) -> str:
+    """How the ceilings rise along the way of the weights; "" if they do not, or are not known."""
+    way = {"SSD → DRAM": "SSD", "DRAM → HBM": "DRAM", "HBM → compute": "HBM"}
+    steps = [(way[hop.name], hop.ceiling) for hop in hops if hop.name in way and hop.ceiling]
+    rates = [ceiling for _, ceiling in steps]
+    if len(rates) < 2 or rates != sorted(set(rates)):
+        return ""
+    said = [amount(rate, "B/s") for rate in rates]
+    if len({words.split()[1] for words in said}) == 1:  # one unit: said once
+        said = [*(words.split()[0] for words in said[:-1]), said[-1]]
+    return f"From {steps[0][0]} to {steps[-1][0]} the ceiling climbs {' → '.join(said)}"
 
 
 def _finding(hops: Sequence[Hop]) -> str:
-    """How HBM is read against how it is filled; without both, the fastest against the slowest."""
+    """How high the ceilings of this way are. Where they are not known, what was reached: how HBM is
+    read against how it is filled; without both, the fastest link against the slowest.
+    """
+    if climb := _climb(hops):
+        return climb
     by_name = {hop.name: hop for hop in hops}
     read, fill = by_name.get("HBM → compute"), by_name.get("DRAM → HBM")
     if read and fill and fill.nbytes < 0.5 * read.nbytes / read.count:

@@ -29,8 +29,8 @@ from minillm.charts.wire import Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Event, Trace
 
-VIEWS = ("machine", "timeline", "memory", "tokens")
-PERIOD = 0.1  # seconds between two messages, at least
+VIEWS = ("machine", "timeline", "memory")
+PERIOD = 0.2  # seconds between two messages, at least: each costs the run a millisecond or two
 SHARE = 0.01  # of the time: what sending may take; on a busy machine it sends less often
 BURST = 250  # events in a message beyond which work inside other work waits for the end of the run
 MANY = 100_000  # events kept for the player
@@ -105,7 +105,7 @@ class RunView(anywidget.AnyWidget):
 
 @contextmanager
 def watch(trace: Trace, *views: str) -> Iterator[RunView]:
-    """Show `trace` while the block runs: "machine", "timeline", "memory", "tokens"; all by default.
+    """Show `trace` while the block runs: "machine", "timeline", "memory"; all by default.
 
     The page shows the events since the block began and the memory as it was then. When the block
     ends, also by an exception, the view becomes a player of the run, a still goes beside it, and

@@ -1,6 +1,6 @@
 // From events to what flows through which pipe: the bytes of a transfer pass all pipes on its way.
 
-import { baseOf, rankOf } from "./run.js";
+import { baseOf, rankOf, readsOf } from "./run.js";
 import { ceilingOf } from "./machine_words.js";
 
 const READS = ["weights, KV", "weights", "read"]; // from the fullest wording to the shortest
@@ -25,23 +25,16 @@ function inkOf(pipe, e, to) {
   return pipe.kind === "disk" ? "ssd" : END_INK[baseOf(to)] || "cpu";
 }
 
-// What compute reads counts once, for the outermost span that says its bytes.
-function endsOf(e, until) {
-  if (e.kind === "transfer") return [e.source, e.target];
-  if (!e.nbytes || !e.resource.startsWith("compute")) return null;
-  if (e.end <= (until.get(e.resource) ?? -Infinity)) return null;
-  until.set(e.resource, e.end);
-  return [e.rank ? `hbm:${e.rank}` : "hbm", e.resource];
-}
+const endsOf = (e) => (e.kind === "transfer" ? [e.source, e.target]
+  : [e.rank ? `hbm:${e.rank}` : "hbm", e.resource]);
 
 // Flows by step: {sign, nbytes, rate (bytes/s while it moved), label, how, share of the ceiling or
 // null, ink}. Steps are as in wayOf; "=nvlink" is what goes through that switch in all.
 export function flowsOf(events, sheet, meta) {
-  const found = new Map(), ways = new Map(), until = new Map();
-  for (const e of events) {
-    const ends = endsOf(e, until);
-    if (!ends) continue;
-    const key = `${ends[0]} ${ends[1]} ${e.resource}`;
+  const found = new Map(), ways = new Map();
+  const copies = events.filter((e) => e.kind === "transfer");
+  for (const e of [...copies, ...readsOf(events)]) {
+    const ends = endsOf(e), key = `${ends[0]} ${ends[1]} ${e.resource}`;
     if (!ways.has(key)) ways.set(key, stepsOf(sheet, e, ends));
     for (const { step, ink } of ways.get(key)) add(found, step, e, ink);
   }

@@ -32,7 +32,6 @@ export class MachinePicture {
     const made = this.emulated && sheet.gpus > 1 ? ["GPUs emulated by the CPU, HBM in DRAM"] : [];
     const note = svgPart("text", { x: width - 14, y: 49, class: "faint end" }, this.svg);
     setText(note, [...(sheet.note ? [sheet.note] : []), ...made].join(" · "));
-    this._makeTitles();
   }
 
   destroy() { this.svg.remove(); }
@@ -54,14 +53,6 @@ export class MachinePicture {
     });
   }
 
-  _makeTitles() {
-    for (const [id, { g }] of [...this.boxes, ...this.pipes]) {
-      const { title, kind } = this.sheet.boxes[id] || { ...this.sheet.links[id] };
-      const name = title || pipeName(kind, this.emulated);
-      setText(svgPart("title", {}, g), `${name}. ${partSays(kind)}`);
-    }
-  }
-
   // Letters keep a size that can be read, whatever the width of the page.
   resize(width) {
     const scale = width / this.sheet.width;
@@ -77,10 +68,12 @@ export class MachinePicture {
   // Set the picture to t. Returns the ms after which its words are due, 0 if they are up to date.
   show(t, view, now, calm) {
     const still = !view.live && !view.playing;
-    if (still || t < this.t) this.pipes.forEach((pipe) => pipe.forget());
+    if (still || t < this.t) { // nothing said or lit before holds any more
+      this.pipes.forEach((pipe) => pipe.forget());
+      this.wordsAt = -Infinity;
+    }
     Object.assign(this, { t, view, still, calm, scene: this.run.scene(t, view.window) });
-    const events = this.run.between(t - view.window, t + 1e-9)
-      .filter((e) => e.end > t - view.window);
+    const { events } = this.scene;
     this.flows = flowsOf(events, this.sheet, this.run.meta);
     this.flows.forEach((flow, step) => {
       if (step[0] !== "=") this.pipes.get(step.slice(1)).carry(flow, now);
@@ -90,7 +83,7 @@ export class MachinePicture {
     this.line.show(this.scene, this.em);
     this._card(now);
     const due = WORDS_EVERY - (now - this.wordsAt);
-    if (!still && due > 0) return due;
+    if (due > 0) return due;
     this.say(now);
     return 0;
   }
@@ -185,7 +178,7 @@ export class MachinePicture {
     this._card(now);
     if (!this.still && now - this.ariaAt < ARIA_EVERY) return;
     this.ariaAt = now;
-    this.svg.setAttribute("aria-label", sceneSentence(this.scene, this.strip.title));
+    this.svg.setAttribute("aria-label", sceneSentence(this));
   }
 
   _sayBox(id, box) {

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from minillm.charts.machine_pen import RAISED, TINTS, Pen, arrow, order, scale, visible
 from minillm.charts.show import Chart
-from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, amount, percent, seconds
+from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, amount, percent
 
 if TYPE_CHECKING:
     from minillm.charts.machine_view import Did, Flow, Peak
@@ -90,13 +90,13 @@ def _unit(pen: Pen, box: dict, flows: dict[str, Flow], busy: float | None) -> No
     first = y + 16 if h >= 60 else y + h / 2 - 3
     pen.words(x + 9, first, box["title"], weight="bold", color=TEXT)
     read = flows.get(f"+read:{box['rank']}") if kind == "compute" and h < 84 else None
-    said = f"read {amount(read.rate, 'B/s')}" if read else f"busy {seconds(busy or 0.0)}"
+    said = f"read {amount(read.rate, 'B/s')}" if read else f"busy {amount(busy or 0.0, 's')}"
     pen.fit(x + 9, first + 13.5, [said if read or busy else "idle"], w - 16)
     if kind == "compute" and h >= 84:
-        size = (w - 18 - 15) / 6
+        size, ink = (w - 18 - 15) / 6, "compute" if busy else "idle"
         for i in range(6 * max(3, min(8, int((h - 60) / 12)))):
             corner = (x + 9 + i % 6 * (size + 3), y + h - 9 - size - i // 6 * (size + 3))
-            pen.ax.add_patch(Rectangle(corner, size, size, facecolor=INK["compute"].colour))
+            pen.ax.add_patch(Rectangle(corner, size, size, facecolor=INK[ink].colour))
 
 
 def _tank(pen: Pen, box: dict, peak: Peak, emulated: bool) -> None:
@@ -147,7 +147,7 @@ def _say_held(pen: Pen, box: dict, peak: Peak, emulated: bool, top: str) -> None
         many = 2 * round(w / 14)
         teeth = [tank[1] + 2 - 4 * (i % 2) for i in range(many + 1)]
         pen.ax.plot([x + i * w / many for i in range(many + 1)], teeth, color=RULE, linewidth=0.9)
-        pen.words(x + w - 9, tank[1] + 15, f"to here {top}", "right")
+        pen.words(x + w - 9, tank[1] + 15, f"top = {top}", "right")
 
 
 def _label(pen: Pen, box: dict, edges: list[tuple[str, int, float, float]]) -> None:

@@ -3,7 +3,7 @@
 import { INK } from "./run.js";
 import { INSET, LINES, WordBox } from "./machine_boxes.js";
 import { labelSaid, memorySaid, shortBytes } from "./machine_words.js";
-import { fitting, setAttr, setText, svgPart, textWidth } from "./machine_svg.js";
+import { fitting, setAttr, setText, svgPart } from "./machine_svg.js";
 
 const LOWEST = ["weights", "kv"]; // in a tank; the rest on top of them
 const TINTS = [0.28, 0.55, 0.75, 0.95]; // what is large is pale, what is thin is strong

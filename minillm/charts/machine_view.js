@@ -3,6 +3,7 @@
 
 import { MachinePicture } from "./machine_picture.js";
 import { setText } from "./machine_svg.js";
+import { announce } from "./sheet.js";
 
 export const MACHINE_CSS = `
 .minillm-machine { position: relative; }
@@ -133,11 +134,10 @@ export function machineView(el, run, { onPick } = {}) {
 
 // All figures of the part under the pointer, or of the one that the arrow keys have reached.
 function partTips(root, pick) {
-  const tip = document.createElement("div"), voice = document.createElement("span");
-  [tip.className, tip.hidden, voice.className] = ["minillm-machine-tip", true, "minillm-quiet"];
-  voice.setAttribute("aria-live", "polite");
-  root.append(tip, voice);
-  let picture = null, chosen = null, title = null;
+  const tip = document.createElement("div");
+  [tip.className, tip.hidden] = ["minillm-machine-tip", true];
+  root.append(tip);
+  let picture = null, chosen = null;
 
   const partOf = (id) => picture.svg.querySelector(`[data-part="${id}"]`);
   const write = () => {
@@ -153,14 +153,11 @@ function partTips(root, pick) {
   const choose = (id, aloud) => {
     if (id === chosen) return;
     if (chosen) partOf(chosen)?.classList.remove("chosen");
-    if (title) setText(title.part, title.text); // the page's own tip stays away from ours
     chosen = id;
-    const lines = write(), part = id && partOf(id), own = part?.querySelector("title");
-    title = own && lines ? { part: own, text: own.textContent } : null;
-    if (title) setText(own, "");
+    const lines = write(), part = id && partOf(id);
     if (!part) return;
     part.classList.add("chosen");
-    if (aloud && lines) setText(voice, lines.map((line) => line.replace(/\.?$/, ".")).join(" "));
+    if (aloud) announce(root, lines.map((line) => line.replace(/\.?$/, ".")).join(" "));
     const box = part.getBoundingClientRect(), frame = root.getBoundingClientRect();
     const left = box.left - frame.left + box.width / 2 - tip.offsetWidth / 2;
     const below = box.bottom - frame.top + 8, above = box.top - frame.top - tip.offsetHeight - 8;
@@ -189,7 +186,7 @@ function partTips(root, pick) {
     keys[event.key]();
   });
   return {
-    follow(next) { [picture, chosen, title, tip.hidden] = [next, null, null, true]; },
+    follow(next) { [picture, chosen, tip.hidden] = [next, null, true]; },
     refresh() { if (chosen) write(); },
   };
 }

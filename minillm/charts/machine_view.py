@@ -6,32 +6,29 @@ The living picture is machine_view.js; both take their geometry from `layout`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from minillm.charts import facts
+from minillm.charts.machine_finding import find
 from minillm.charts.machine_layout import layout
 from minillm.charts.machine_still import draw
 from minillm.charts.show import Chart
-from minillm.charts.style import amount, times
+from minillm.charts.style import amount
 from minillm.errors import format_size
 from minillm.trace import Event, Trace
 
-__all__ = ["Flow", "Peak", "crossed", "layout", "machine", "peaks", "plan"]
 
-
-@dataclass
+@dataclass(frozen=True)
 class Flow:
     """What crossed a link in one direction. Seconds in which two moved at once count once."""
 
-    nbytes: int = 0
-    seconds: float = 0.0
-    label: str = ""
-    how: str = "measured"
-    ceiling: float | None = None  # bytes/s
-    ink: str = ""  # a key of style.INK
-    until: float = field(default=-1.0, repr=False)
-    most: int = field(default=-1, repr=False)
+    nbytes: int
+    seconds: float
+    label: str
+    how: str
+    ceiling: float | None  # bytes/s
+    ink: str  # a key of style.INK
 
     @property
     def rate(self) -> float:
@@ -73,12 +70,12 @@ def machine(trace: Trace) -> Chart:
     facts.work(trace)  # an empty trace is an error that says what to do
     sheet = plan(trace)
     did = Did(crossed(trace, sheet), peaks(trace, sheet), _busy(trace, sheet), *_words(trace))
-    finding = _finding(did.flows, sheet)
+    finding = find(trace, did.flows, sheet)
     said = [f"{sheet['boxes'][box]['title']} held {format_size(peak.nbytes)}"
             for box, peak in did.held.items() if peak.nbytes]  # fmt: skip
     said += [_in_words(step, flow, sheet) for step, flow in did.flows.items()]
     emulated = trace.meta.get("device") == "cpu"
-    chart = draw(sheet, did, finding, facts.provenance(trace), emulated)
+    chart = draw(sheet, did, finding, facts.provenance(trace, read=True), emulated)
     chart.alt = f"The machine of this run. {finding}. {'; '.join(said)}."
     return chart
 
@@ -98,8 +95,8 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
     """
     home, capacity = sheet["home"], _capacities(trace)
     held: dict[str, dict[tuple[str, str], int]] = {}
-    most = {box: Peak({}, capacity.get(facts.bare(box))) for box in sheet["boxes"]
-            if "tank" in sheet["boxes"][box]}  # fmt: skip
+    most = {box: Peak({}, capacity.get(box, capacity.get(facts.bare(box.split("@")[0]))))
+            for box, what in sheet["boxes"].items() if "tank" in what}  # fmt: skip
     if trace.meta.get("weight_bytes"):
         most["ssd"].levels["weights"] = int(trace.meta["weight_bytes"])
     for event in trace.events:
@@ -110,8 +107,6 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
         levels[event.name, event.label] = event.nbytes
         if sum(levels.values()) > most[box].nbytes:
             most[box].levels = _by_label(levels)
-    for box, peak in most.items():
-        peak.capacity = capacity.get(box, capacity.get(facts.bare(box.split("@")[0])))
     return most
 
 
@@ -135,37 +130,39 @@ def _by_label(levels: dict[tuple[str, str], int]) -> dict[str, int]:
 
 def crossed(trace: Trace, sheet: dict[str, Any]) -> dict[str, Flow]:
     """What crossed each link, by step: "+pcie" along the link of that name, "-pcie" against it."""
-    flows: dict[str, Flow] = {}
-    ceilings = trace.meta.get("ceilings", {})
+    moved: dict[str, list[tuple[Event, str]]] = {}
     for event, begin, end in _moves(trace):
         for step in _way(sheet, begin, end):
-            link = sheet["links"][step[1:]]
-            flow = flows.setdefault(step, Flow())
-            flow.seconds += max(0.0, event.end - max(flow.until, event.start))
-            flow.until = max(flow.until, event.end)
-            flow.nbytes += event.nbytes
-            if event.nbytes > flow.most:
-                guessed = event.kind == "span" and "predicted" in event.detail
-                flow.most, flow.how = event.nbytes, "predicted" if guessed else event.how
-                flow.label = event.label if event.kind == "transfer" else "weights, KV"
-                flow.ink = _ink(event, link["kind"], end)
-            key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
-            shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
-            flow.ceiling = None if shared else ceilings.get(link["kind"], ceilings.get(key))
-    return flows
+            moved.setdefault(step, []).append((event, end))
+    ceilings = trace.meta.get("ceilings", {})
+    return {step: _flow(sheet, step, moves, ceilings) for step, moves in moved.items()}
+
+
+def _flow(
+    sheet: dict[str, Any], step: str, moves: list[tuple[Event, str]], ceilings: dict[str, float]
+) -> Flow:
+    """moves: what took this step, each with the tier it went to. The largest gives the words."""
+    link, events = sheet["links"][step[1:]], [event for event, _ in moves]
+    largest, end = max(moves, key=lambda move: move[0].nbytes)
+    guessed = largest.kind == "span" and "predicted" in largest.detail
+    key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
+    shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
+    return Flow(
+        sum(e.nbytes for e in events), facts.busy_seconds(events),
+        label=largest.label if largest.kind == "transfer" else "weights, KV",
+        how="predicted" if guessed else largest.how,
+        ceiling=None if shared else ceilings.get(link["kind"], ceilings.get(key)),
+        ink=_ink(largest, link["kind"], end),
+    )  # fmt: skip
 
 
 def _busy(trace: Trace, sheet: dict[str, Any]) -> dict[str, float]:
     """Seconds for which each unit was at work; what runs inside other work counts once."""
-    busy: dict[str, float] = {}
-    until: dict[str, float] = {}
+    spans: dict[str, list[Event]] = {}
     for event in facts.work(trace):
-        box = sheet["home"].get(_plain(event.resource)) if event.kind == "span" else None
-        if box is not None:
-            done = until.get(box, 0.0)
-            busy[box] = busy.get(box, 0.0) + max(0.0, event.end - max(done, event.start))
-            until[box] = max(done, event.end)
-    return busy
+        if event.kind == "span" and facts.meaning(event) != "idle":
+            spans.setdefault(sheet["home"].get(_plain(event.resource), ""), []).append(event)
+    return {box: facts.busy_seconds(events) for box, events in spans.items()}
 
 
 def _words(trace: Trace) -> tuple[str, list[str]]:
@@ -181,15 +178,14 @@ def _moves(trace: Trace) -> Iterator[tuple[Event, str, str]]:
 
     Of a span that lies in another one with bytes, the outer one counts.
     """
-    until: dict[str, float] = {}
-    for event in facts.work(trace):
+    work = facts.work(trace)
+    for event in work:
         if event.kind == "transfer":
             yield event, _plain(event.source), _plain(event.target)
-        elif event.nbytes and facts.bare(event.resource) == "compute":
-            if event.end > until.get(event.resource, -1.0):
-                until[event.resource] = event.end
-                unit = _plain(event.resource)
-                yield event, unit.replace("compute", "hbm"), unit
+    reads = (e for e in work if e.kind == "span" and e.nbytes)
+    for event in facts.outermost(e for e in reads if facts.bare(e.resource) == "compute"):
+        unit = _plain(event.resource)
+        yield event, unit.replace("compute", "hbm"), unit
 
 
 def _way(sheet: dict[str, Any], begin: str, end: str) -> list[str]:
@@ -209,31 +205,6 @@ def _home(sheet: dict[str, Any], unit: str, rank: int) -> str | None:
 
 def _plain(name: str) -> str:
     return name.removesuffix(":0")
-
-
-def _finding(flows: dict[str, Flow], sheet: dict[str, Any]) -> str:
-    """What the run moved, in one sentence: what came in, and how often it was read."""
-    by_kind: dict[str, list[Flow]] = {}
-    for step, flow in flows.items():
-        by_kind.setdefault(step[0] + sheet["links"][step[1:]]["kind"], []).append(flow)
-    load, read = (sum(f.nbytes for f in by_kind.get(k, [])) for k in ("+disk", "+read"))
-    if load and read:
-        what = "of weights " if by_kind["+disk"][0].label == "weights" else ""
-        return (f"{_size(load)} {what}came in once; compute then read {_size(read)} from HBM, "
-                f"{times(read / load)} as much")  # fmt: skip
-    for nbytes, kind, words in ((read, "+read", "Compute read {} from HBM at {}"),
-                                (load, "+disk", "{} came in from SSD at {}")):  # fmt: skip
-        if nbytes:
-            busy = max(f.seconds for f in by_kind[kind])
-            return words.format(_size(nbytes), amount(nbytes / busy if busy else 0.0, "B/s"))
-    moved = max((f for f in flows.values()), key=lambda f: f.nbytes, default=None)
-    if moved is None:
-        return "No bytes moved between the memories in this run"
-    return f"{_size(moved.nbytes)} of {moved.label or 'data'} moved, at {amount(moved.rate, 'B/s')}"
-
-
-def _size(nbytes: int) -> str:
-    return amount(nbytes, "B")
 
 
 def _in_words(step: str, flow: Flow, sheet: dict[str, Any]) -> str:

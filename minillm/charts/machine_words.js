@@ -80,17 +80,20 @@ export function memorySaid(kind, { used, capacity }) {
   return [...(whole ? [`${held} of ${whole}`] : []), ...brief, held];
 }
 
-// The whole picture in a sentence, for who cannot see it.
-export function sceneSentence(scene, stage) {
-  const says = [stage ? `Stage ${stage}` : "Nothing is under way"];
+// The whole picture in a sentence, for who cannot see it: of what flows the largest three.
+export function sceneSentence({ scene, strip, flows, sheet }) {
+  const says = [strip.title ? `Stage ${strip.title}` : "Nothing is under way"];
   for (const [name, tier] of Object.entries(scene.tiers)) {
     if (baseOf(name) !== "ssd" && tier.used && says.length < 6) {
       says.push(`${name.toUpperCase()} holds ${memorySaid("", tier)[0]}`);
     }
   }
-  for (const { from, to, label, rate, how } of scene.links.slice(0, 3)) {
-    const ends = [from, to].map((unit) => (baseOf(unit) === "compute" ? unit : unit.toUpperCase()));
-    says.push(`${ends[0]} to ${ends[1]}: ${labelSaid(label)} at ${formatRate(rate)}, ${how}`);
+  const moved = [...flows].filter(([step]) => step[0] !== "=");
+  for (const [step, flow] of moved.sort((a, b) => b[1].nbytes - a[1].nbytes).slice(0, 3)) {
+    const link = sheet.links[step.slice(1)], way = [link.from, link.to];
+    const ends = (flow.sign > 0 ? way : way.reverse()).map((end) => sheet.boxes[end].title);
+    const label = labelSaid([flow.label].flat()[0]);
+    says.push(`${ends.join(" to ")}: ${label} at ${formatRate(flow.rate)}, ${flow.how}`);
   }
   const word = scene.words.at(-1);
   if (word) says.push(`newest token ${scene.words.length - 1}: ${visible(word).trim()}`);

@@ -1,14 +1,15 @@
 // How full each tier was, as the memory view shows it, and what can be said of it. Nothing draws.
+import { firstAbove } from "./clock.js";
+import { labelSaid } from "./machine_words.js";
 import { baseOf, formatBytes, formatPercent, formatSeconds, rankOf } from "./run.js";
 
 const MOST = 3; // labels shown by name; the rest of them together are "other"
-const LABEL_WORDS = { kv: "KV cache" };
 
-// One panel for each tier that was counted: {tier, name, labels, points, peak, peakAt, budget, near,
-// top, small}. labels: the largest at the peak first, the last of them may be "other"; points:
+// One panel for each tier that was counted: {tier, name, labels, points, peak, peakAt, budget,
+// near, top, small}. labels: the largest at the peak first, the last of them may be "other"; points:
 // [{t, at (play seconds), held: bytes by label in that order, used}] after each change; near: the
-// budget is drawn as a line; one of more than twice the peak is told in words, or it would press the
-// data flat; top: bytes at the upper edge; small: one of many ranks.
+// budget is drawn as a line; one of more than twice the peak is told in words, or it would press
+// the data flat; top: bytes at the upper edge; small: one of many ranks.
 export function memoryPanels(run) {
   const order = ["hbm", "dram", "ssd"];
   const tiers = run.tiers.filter((tier) => run.series(tier).length && run.peak(tier).nbytes);
@@ -47,22 +48,14 @@ function heldBy(labels, levels, used) {
 }
 
 // The point of a panel that holds at `at` (play seconds); null before the first.
-export function pointAt({ points }, at) {
-  let low = 0, high = points.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (points[middle].at > at) high = middle; else low = middle + 1;
-  }
-  return points[low - 1] || null;
-}
-
-export const labelWords = (label) => LABEL_WORDS[label] || label;
+export const pointAt = ({ points }, at) =>
+  points[firstAbove(points, at, (point) => point.at) - 1] || null;
 
 // What the card says at `at`: {title, lines}.
 export function memoryFacts(panel, at) {
   const point = pointAt(panel, at), used = point ? point.used : 0;
   const lines = panel.labels.map((label, i) => [label, point ? point.held[i] : 0])
-    .filter(([, nbytes]) => nbytes).map(([label, n]) => `${labelWords(label)} ${formatBytes(n)}`);
+    .filter(([, nbytes]) => nbytes).map(([label, n]) => `${labelSaid(label)} ${formatBytes(n)}`);
   const { budget } = panel;
   const share = budget ? ` · ${formatPercent(used, budget)} of ${formatBytes(budget)}` : "";
   lines.push(`at ${formatSeconds(at)}`);

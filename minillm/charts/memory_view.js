@@ -3,8 +3,8 @@ import { baseOf, formatBytes, formatPercent } from "./run.js";
 import { dashed, line } from "./sheet.js";
 import { clipTo, crisp } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
-import { labelWords, memoryFacts, memoryPanels, memoryWords } from "./memory_panels.js";
-import { pointAt } from "./memory_panels.js";
+import { labelSaid } from "./machine_words.js";
+import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
 export const MEMORY_CSS = `
 .minillm-memory-sheet { margin-top: 6px; }
@@ -189,7 +189,7 @@ function shineValues(g, sheet, scale, panel, at) {
     return;
   }
   panel.labels.forEach((label, i) => {
-    const nbytes = point ? point.held[i] : 0, words = `${labelWords(label)} ${formatBytes(nbytes)}`;
+    const nbytes = point ? point.held[i] : 0, words = `${labelSaid(label)} ${formatBytes(nbytes)}`;
     if (!margin && !nbytes) return;
     paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
     g.fillStyle = nbytes ? ink.text : ink.faint;

@@ -3,7 +3,6 @@
 // While a cell runs it follows the newest event (live). Then it is a player of the same run, on a
 // clock without the long pauses. A short run plays itself once, slowly, and stops at any touch.
 
-import { Run } from "./run.js";
 import { attend } from "./attend.js";
 import { PACES, controlBar } from "./bar.js";
 import { journeyBox, journeyOf, typicalToken } from "./journey.js";
@@ -46,7 +45,7 @@ class Player {
     // itself. selection: the chosen token. request: the number of the one whose words are shown.
     this.state = { p: Infinity, playing: false, auto: false, slower: null, selection: null,
       request: null, heights: {}, ...from };
-    Object.assign(this, { root, run, shown: [], frame: 0, last: 0, visible: true });
+    Object.assign(this, { root, run, frame: 0, last: 0, visible: true });
     this.bar = controlBar(root.bar, run, this);
     this.journey = journeyBox(root.journey, run);
     this.chips = tokenChips(root.text, run, {
@@ -67,7 +66,7 @@ class Player {
     Object.assign(this.state, { live: false, slower: null });
     const short = this.run.clock.length > 0 && this.run.clock.length <= SHORT;
     if (itself && short && !calm()) this.play(0, true);
-    this.repaint();
+    this.draw();
   }
 
   destroy() {
@@ -155,8 +154,6 @@ class Player {
       place.style.minHeight = `${state.heights[root.names[i]] || 0}px`;
     });
     setTimeout(() => root.places.forEach((place) => { place.style.minHeight = ""; }), 500);
-    this.shown.forEach((view) => view.destroy());
-    root.places.forEach((place) => place.replaceChildren());
     const onSeek = (t) => { if (!state.live) this.seek(run.clock.play(t)); };
     const onPick = (picked) => {
       const token = run.requests.flatMap((r) => r.tokens).find((x) => sameToken(x, picked));
@@ -165,8 +162,6 @@ class Player {
     const hands = { onSeek, onPick };
     this.shown = root.names.map((name, i) => MAKERS[name](root.places[i], run, hands));
   }
-
-  repaint() { this.build(); this.draw(); this.ask(); }
 
   measure() {
     const { places, names } = this.root;

@@ -1,4 +1,4 @@
-"""Charts of a run, each a plain function of its trace: memory, the journey of a token, stages.
+"""Charts of a run, each a plain function of its trace: memory over time, and what each stage did.
 
 Every title is a sentence with numbers of this trace. A trace without what a chart needs raises
 MinillmError and says what to do.
@@ -10,19 +10,19 @@ from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts
-from minillm.charts.facts import Memory, Part, Window
+from minillm.charts import facts, loading
+from minillm.charts.facts import Memory, Window
 from minillm.charts.show import Chart, Table
 from minillm.charts.style import (
     HEIGHT,
     INK,
     PAPER,
     TEXT,
+    amount,
     cut,
     name_row,
     panels,
     percent,
-    seconds,
     time_axis,
     width_of,
 )  # fmt: skip
@@ -59,7 +59,7 @@ def _views(trace: Trace) -> list[tuple[str, Window]]:
     """What is worth a panel: the load and the last request; without both, everything."""
     moved = any(e.kind == "transfer" for e in trace.events)
     asked = any(e.token is not None for e in trace.events)
-    views = [("weights in, once", facts.load(trace))] if moved else []
+    views = [(loading.panel_title(trace), loading.load(trace))] if moved else []
     views += [("one request", facts.request(trace))] if asked else []
     whole = Window(0.0, max(e.end for e in trace.events) or 1.0, trace.events)
     return [(title, window) for title, window in views if window] or [("the whole run", whole)]
@@ -154,49 +154,6 @@ def _said(label: str) -> str:
     return "KV cache" if label == "kv" else label
 
 
-def journey(trace: Trace, request: int | None = None) -> Chart:
-    """Where the time of the first token went, and that of a typical later one, by activity.
-
-    Every instant counts once, for the innermost activity, so the bars of a token add up to it.
-    """
-    pieces = facts.tokens(facts.request(trace, request))
-    chosen = sorted({min(pieces), facts.typical(pieces)})
-    shares = {token: {p.name: p for p in facts.parts(pieces[token])} for token in chosen}
-    names = dict.fromkeys(name for share in shares.values() for name in share)
-    names = [*(name for name in names if name != "in between"), "in between"]
-    names = [name for name in names if any(s[name].seconds for s in shares.values() if name in s)]
-    last = shares[chosen[-1]]
-    active = [part.name for part in last.values() if part.meaning != "idle"]
-    top = sorted(active, key=lambda name: -last[name].seconds)[:2]
-    whole = pieces[chosen[-1]].seconds
-    part = percent(sum(last[name].seconds for name in top), whole)
-    finding = f"Token {chosen[-1]} takes {seconds(whole)}: {part} is {' and '.join(top)}"
-    chart = Chart(finding, note=facts.provenance(trace))
-    axes = panels(chart, [1.0] * len(chosen), left=1.3, right=0.2)[0]
-    for ax, token in zip(axes, chosen, strict=True):
-        _bars(ax, f"token {token}: {seconds(pieces[token].seconds)}", names, shares[token])
-    for y, name in enumerate(names):
-        name_row(axes[0], y + 0.5, cut(name, 1.15, 8.5))
-    told = "; ".join(f"{part.name} {seconds(part.seconds)}" for part in last.values())
-    chart.alt = f"Time of a token by activity. {finding}. {told}."
-    return chart
-
-
-def _bars(ax: Axes, title: str, names: list[str], share: dict[str, Part]) -> None:
-    whole, longest = (f(part.seconds for part in share.values()) for f in (sum, max))
-    scale = time_axis(ax, title, 0, 1.6 * longest)  # room for the words behind the longest bar
-    ax.set_ylim(len(names) + 0.1, 0)
-    for y, name in enumerate(names):
-        if name not in share or not share[name].seconds:
-            continue
-        spent, ink = share[name].seconds, INK[share[name].meaning]
-        long = max(spent, 0.005 * longest) / scale  # what took time is seen
-        bar = ax.barh(y + 0.5, long, 0.64, color=ink.colour, edgecolor=PAPER, linewidth=0)
-        bar[0].set_hatch(ink.hatch)
-        said = f"  {seconds(spent)} · {percent(spent, whole)}"
-        ax.text(long, y + 0.5, said, size=7.5, color=TEXT, va="center")
-
-
 def stages(trace: Trace) -> Table:
     """Stage · bytes · time · share: what each stage moved and how long it was at work.
 
@@ -211,11 +168,10 @@ def stages(trace: Trace) -> Table:
         moved = format_size(total.nbytes) + (" (predicted)" if guessed else "")
         bar = "█" * round(24 * total.share) or ("▏" if total.seconds else "")
         share = f"{percent(total.share, 1)}".rjust(5)
-        rows.append((total.stage, moved, seconds(total.seconds), f"{share} {bar}"))
-    everything = sum(total.seconds for total in totals)
-    rows.append(("all", format_size(sum(t.nbytes for t in totals)), seconds(everything), "100 %"))
+        rows.append((total.stage, moved, amount(total.seconds, "s"), f"{share} {bar}"))
+    everything = format_size(sum(t.nbytes for t in totals)), sum(t.seconds for t in totals)
+    rows.append(("all", everything[0], amount(everything[1], "s"), "100 %"))
     top = max(totals, key=lambda total: total.seconds)
-    return Table(
-        ("stage", "bytes", "time", "share of time"), tuple(rows),
-        f"The {top.stage} stage takes {percent(top.share, 1)} of the time: {seconds(top.seconds)}",
-    )  # fmt: skip
+    finding = f"The {top.stage} stage takes {percent(top.share, 1)} of the time"
+    return Table(("stage", "bytes", "time", "share of time"), tuple(rows),
+                 f"{finding}: {amount(top.seconds, 's')}")  # fmt: skip

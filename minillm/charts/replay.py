@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minillm.charts import bundle, facts
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
-from minillm.charts.style import seconds
+from minillm.charts.style import amount
 from minillm.charts.wire import Packer
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -90,7 +90,7 @@ def page(trace: Trace, views: Sequence[str]) -> str:
     short = prompt if len(prompt) <= 60 else prompt[:59] + "…"
     title = f"A run of {model}" + (f": “{short}”" if short else "")
     tokens = len({(e.request, e.token) for e in work if e.label == "text" and e.token is not None})
-    lasted = seconds(max(e.end for e in work) - work[0].start)
+    lasted = amount(max(e.end for e in work) - work[0].start, "s")
     machine = trace.meta.get("machine", "")
     about = [f"{tokens} tokens in {lasted}", *([machine] if machine else []), (
         "Press play, or choose a word. This file holds the whole run and needs no network.")]

@@ -5,8 +5,7 @@
 
 import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-import { findLinks, findRequests } from "./moves.js";
-export { FIELDS, INK, baseOf, findParents, meaningOf, nameOf, rankOf } from "./events.js";
+export { FIELDS, INK, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
@@ -127,8 +126,6 @@ export class Run {
     return series[firstAbove(series, t, (s) => s.t) - 1] || { levels: {}, used: 0, peak: 0 };
   }
 
-  levels(tier, t) { return this._held(tier, t).levels; }
-
   peak(tier) {
     const series = this.series(tier);
     const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
@@ -138,22 +135,17 @@ export class Run {
   // -- answers for the views ---------------------------------------------------------------------
 
   // Who had the time from … to: every instant goes to the innermost event under way, once, so that
-  // the seconds add up to to - from. The same as charts/facts.py parts; nbytes are of the events
-  // whose middle lies inside.
+  // the seconds add up to to - from.
   parts(from, to) {
     const events = this.between(from, to), parents = findParents(events), found = new Map();
     const part = (name, meaning) => {
       const key = `${name}\n${meaning}`;
-      if (!found.has(key)) found.set(key, { name, meaning, seconds: 0, nbytes: 0 });
+      if (!found.has(key)) found.set(key, { name, meaning, seconds: 0 });
       return found.get(key);
     };
-    const mine = events.map((e) => {
-      const at = part(parents.has(e) ? `rest of the ${e.stage}` : nameOf(e), meaningOf(e));
-      const middle = e.start + e.seconds / 2;
-      if (from <= middle && middle <= to) at.nbytes += e.nbytes;
-      return at;
-    });
-    const idle = { name: "in between", meaning: "idle", seconds: 0, nbytes: 0 };
+    const mine = events.map((e) =>
+      part(parents.has(e) ? `rest of the ${e.stage}` : nameOf(e), meaningOf(e)));
+    const idle = { name: "in between", meaning: "idle", seconds: 0 };
     const inside = events.flatMap((e) => [e.start, e.end]).filter((t) => from < t && t < to);
     const edges = [from, ...inside.sort((a, b) => a - b), to];
     const active = []; // indices; the last one pushed is the innermost, for events come by start
@@ -166,31 +158,26 @@ export class Run {
     return [...found.values(), idle];
   }
 
-  // What the diagram shows at t, from the events that overlap (t - window, t]:
+  // What the diagram shows at t, from `events`, those that overlap (t - window, t]:
   // tiers  {name: {levels, used, capacity, peak}}, peak so far
-  // links  [{from, to, kind: "copy" | "read" | "nvlink" | "infiniband", rate (bytes/s while it
-  //        moved), nbytes, label, how, share (of its ceiling) | null, age (s since it ended)}]
-  // busy   {"cpu": "sample", "compute:1": "ffn"}; token, prompt, words: see tokenAt, requests
+  // busy   {"cpu": "sample", "compute:1": "ffn"}
+  // prompt, words of the request, so far
   scene(t, window) {
     const events = this.between(t - window, t + 1e-9).filter((e) => e.end > t - window);
-    const until = (e) => Math.min(e.end, t);
-    const latest = (all) => all.reduce((a, b) => (until(b) >= until(a) ? b : a));
-    const tiers = {}, busy = {};
+    const tiers = {}, busy = {}, until = {};
     for (const tier of this.tiers) {
       const { levels, used, peak } = this._held(tier, t);
       tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
     }
-    const spans = events.filter((e) => e.kind === "span");
-    for (const unit of new Set(spans.map((e) => e.resource))) {
-      busy[unit] = latest(spans.filter((e) => e.resource === unit)).name;
+    for (const { kind, name, resource: unit, end } of events) { // of each unit the latest
+      if (kind !== "span" || Math.min(end, t) < until[unit]) continue;
+      [busy[unit], until[unit]] = [name, Math.min(end, t)];
     }
     const request = this.requestAt(t);
     const done = request ? request.tokens.filter((token) => token.stop <= t) : [];
     return {
-      t, tiers, busy, links: findLinks(events, t, this.meta.ceilings || {}),
-      stage: events.length ? latest(events).stage : null,
-      token: this.tokenAt(t), prompt: request ? request.prompt : "",
-      words: done.map((token) => token.text), how: [...new Set(events.map((e) => e.how))],
+      events, tiers, busy, prompt: request ? request.prompt : "",
+      words: done.map((token) => token.text),
     };
   }
 
@@ -200,4 +187,33 @@ export class Run {
     const begun = this.requests.filter((r) => r.start <= t);
     return (token && begun.find((r) => r.number === token.request)) || begun.at(-1) || null;
   }
+}
+
+// A request is cut at the end of each generated token, so that its tokens add up to the whole.
+function findRequests(work) {
+  const found = new Map();
+  for (const e of work) {
+    if (e.request === null || e.stage === "load") continue;
+    if (!found.has(e.request)) {
+      const { request: number, start, end: stop } = e;
+      found.set(number, { number, prompt: "", start, stop, ends: [] });
+    }
+    const one = found.get(e.request);
+    one.stop = Math.max(one.stop, e.end);
+    if (e.name === "tokenize") one.prompt = e.detail;
+    if (e.token === null) continue;
+    const token = (one.ends[e.token] ||= { text: "", stop: 0 });
+    token.stop = Math.max(token.stop, e.end);
+    if (e.name === "detokenize") token.text += e.detail;
+  }
+  return [...found.values()].map(({ ends, ...one }) => {
+    let start = one.start;
+    const tokens = [];
+    ends.forEach(({ text, stop }, index) => {
+      const until = index === ends.length - 1 ? one.stop : stop;
+      tokens.push({ request: one.number, index, text, start, stop: until });
+      start = until;
+    });
+    return { ...one, tokens };
+  });
 }

@@ -34,8 +34,10 @@ export class Sheet {
     const sizes = new ResizeObserver(sized), themes = new MutationObserver(all);
     const dark = matchMedia("(prefers-color-scheme: dark)");
     sizes.observe(this.box);
-    const attributes = { attributes: true, attributeFilter: ["class", "data-jp-theme-light"] };
-    for (const page of [document.documentElement, document.body]) themes.observe(page, attributes);
+    const attributeFilter = ["class", "data-jp-theme-light", "data-jp-theme-name"];
+    for (const page of [document.documentElement, document.body]) {
+      themes.observe(page, { attributeFilter });
+    }
     dark.addEventListener("change", all);
     this._unwatch = () => {
       sizes.disconnect();
@@ -221,13 +223,5 @@ export class Card {
 
 // Say it to those who listen instead of looking: one polite region for the whole player.
 export function announce(el, words) {
-  const root = el.closest(".minillm") || el;
-  let region = root.querySelector(":scope > [aria-live]");
-  if (!region) {
-    region = document.createElement("div");
-    region.className = "minillm-quiet";
-    region.setAttribute("aria-live", "polite");
-    root.append(region);
-  }
-  region.textContent = words;
+  el.closest(".minillm").querySelector(":scope > [aria-live]").textContent = words;
 }

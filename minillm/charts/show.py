@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -59,16 +58,11 @@ class Chart(Figure):
         return pack(Image.open(raw))
 
     def save(self, path: str | Path) -> None:
-        """Write a `.png` or `.svg`, else MinillmError; the same chart gives the same bytes."""
+        """Write a `.png`, else MinillmError; the same chart gives the same bytes."""
         path = Path(path)
-        if path.suffix == ".png":
-            path.write_bytes(self.png())
-        elif path.suffix == ".svg":
-            with rc_context({"svg.hashsalt": "minillm"}):
-                self.savefig(path, facecolor=PAPER, metadata={"Date": None, "Creator": None})
-        else:
-            raise MinillmError(f"wanted a path that ends in .png or .svg, found {str(path)!r}; "
-                               "name one of them")
+        if path.suffix != ".png":
+            raise MinillmError(f"wanted a path that ends in .png, found {str(path)!r}; name one")
+        path.write_bytes(self.png())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         _stand_before_pyplot()

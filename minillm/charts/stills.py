@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from PIL import Image
 
 from minillm.charts.machine_view import machine
-from minillm.charts.plots import journey, memory
+from minillm.charts.plots import memory
 from minillm.charts.show import Chart
 from minillm.charts.style import PAPER
 from minillm.charts.timeline import timeline
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 
-# view: the chart that says the same without moving; the words alone leave the journey of one
+# view: the chart that says the same without moving
 CHARTS: dict[str, Callable[[Trace], Chart]] = {
-    "machine": machine, "timeline": timeline, "memory": memory, "tokens": journey,
+    "machine": machine, "timeline": timeline, "memory": memory,
 }  # fmt: skip
 DPI = 128  # a third more than a screen's points
 SMALL = 60_000  # bytes: as few colours as it takes, so that notebooks stay small
@@ -37,10 +37,9 @@ def still(trace: Trace, views: Sequence[str]) -> Still | None:
     """The charts of `views` one below the other; None if this trace can show none of them.
 
     >>> still(engine.trace, ["timeline"]).finding
-    'The first token comes after 14.2 ms, then one every 2.4 ms'
+    'The first token comes after 14.2 ms, each later one takes 2.4 ms'
     """
-    asked = [view for view in CHARTS if view in views and view != "tokens"] or ["tokens"]
-    charts = list(_possible(trace, asked))
+    charts = list(_possible(trace, [view for view in CHARTS if view in views]))
     if not charts:
         return None
     pictures = [_picture(chart) for chart in charts]
@@ -71,7 +70,7 @@ def _packed(sheet: Image.Image) -> bytes:
 
 
 def _possible(trace: Trace, views: Sequence[str]) -> Iterator[Chart]:
-    """A load without a request has no timeline, a run without counters no memory."""
+    """A run without a request or a load has no timeline, one without counters no memory."""
     for view in views:
         try:
             yield CHARTS[view](trace)

@@ -24,7 +24,6 @@ export class Stretch {
   constructor(run) {
     Object.assign(this, { run, from: 0, to: 1e-3, mode: "fit", pointer: null, goal: null });
     this.watchers = new Set();
-    this.focus = null;
   }
 
   watch(tell) {
@@ -36,12 +35,8 @@ export class Stretch {
   get seen() { return this.to - this.from; }
   get isWhole() { return this.from <= 0 && this.to >= this.length; }
 
-  // Called at each draw: follows the run, and the player's wish to show one part of it.
+  // Called at each draw: follows the run.
   update(view) {
-    const focus = view.focus || null, before = this.focus;
-    this.focus = focus;
-    if (focus && (!before || focus[0] !== before[0] || focus[1] !== before[1])) this.show(...focus);
-    else if (before && !focus) this.fit();
     if (view.live && this.mode === "fit") this.mode = "live";
     if (!view.live && this.mode === "live") this.mode = "fit";
     if (this.mode === "fit" && !this.goal) this._see(0, this.length);

@@ -7,7 +7,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from minillm.charts import facts
 from minillm.charts.show import Chart
-from minillm.charts.style import FAINT, INK, PAPER, RULE, TEXT, WIDTH, percent, seconds
+from minillm.charts.style import FAINT, INK, PAPER, RULE, TEXT, WIDTH, amount, percent
 from minillm.errors import MinillmError
 from minillm.trace import STAGES, Trace
 
@@ -57,10 +57,9 @@ def _done(trace: Trace | None) -> list[tuple[str, str]]:
     if trace is None:
         return []
     facts.work(trace)  # an empty trace is an error that says what to do
-    return [
-        (t.stage, f"{seconds(t.seconds)} · {percent(t.share, 1)}" if t.seconds else "nothing to do")
-        for t in trace.by_stage()
-    ]
+    worked = [t for t in trace.by_stage() if t.seconds]
+    done = {t.stage: f"{amount(t.seconds, 's')} · {percent(t.share, 1)}" for t in worked}
+    return [(stage, done.get(stage, "nothing to do")) for stage in STAGES]
 
 
 def _box(ax: Axes, left: float, bottom: float, stage: str, here: bool) -> None:

@@ -44,19 +44,6 @@ INK = {
 }
 
 
-def unit_of(value: float) -> tuple[str, float]:
-    """The unit in which people read this many seconds, and its size in seconds."""
-    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-    return next((unit for unit in units if abs(value) >= unit[1]), units[-1])
-
-
-def seconds(value: float) -> str:
-    """Three digits and a unit: 0.00241 -> '2.41 ms'."""
-    unit, scale = unit_of(value)
-    amount = value / scale
-    return f"{amount:.0f} {unit}" if abs(amount) >= 99.95 else f"{amount:.3g} {unit}"
-
-
 def percent(part: float, whole: float) -> str:
     """'43 %'; a part that is there but small is '< 1 %', never '0 %'."""
     share = 100 * part / whole if whole else 0.0
@@ -78,8 +65,8 @@ def scale_of(value: float, unit: str) -> tuple[str, float]:
     unit stays. 3.2e9 B/s -> ('GB/s', 1e9).
     """
     if unit == "s":
-        return unit_of(value)
-    if unit in PREFIXED[2:]:
+        sizes = [("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)]
+    elif unit in PREFIXED[2:]:
         sizes = [(f"{p}{unit}", 1e3**n) for n, p in enumerate(("", "k", "M", "G", "T", "P"))]
     elif unit == "B":
         sizes = [(p, 1024.0**n) for n, p in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))]
@@ -144,7 +131,7 @@ def panels(
 
 def time_axis(ax: Axes, title: str, start: float, stop: float, named: bool = True) -> float:
     """Quiet axes over `start` … `stop` (seconds); returns the size of their unit in seconds."""
-    unit, scale = unit_of(stop)
+    unit, scale = scale_of(stop, "s")
     quiet(ax, f"time ({unit})" if named else "")
     ax.set_title(title, size=8.5, weight="bold", color=TEXT, loc="left", pad=5)
     ax.set_xlim(start / scale, stop / scale)

@@ -4,183 +4,143 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts
+from minillm.charts import facts, loading
 from minillm.charts.facts import Window
+from minillm.charts.loading import Overlap
 from minillm.charts.show import Chart
 from minillm.charts.style import (
     BOTTOM,
     HEIGHT,
-    INK,
-    PAPER,
     RULE,
     TEXT,
     TOP,
     WIDTH,
-    name_row,
+    amount,
     panels,
-    seconds,
-    time_axis,
-    width_of,
+    percent,
 )  # fmt: skip
-from minillm.errors import format_size
-from minillm.trace import Event, Trace
+from minillm.charts.timeline_rows import (
+    Row,
+    at_once,
+    draw_rows,
+    find_rows,
+    name_rows,
+    not_inside,
+    told,
+)
+from minillm.trace import Trace
 
-ROWS = {"ssd": "SSD", "copy": "copies", "cpu": "CPU", "compute": "compute", "network": "network"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of resource: a lane for each rank of it. Heights count rows of one lane as 1."""
-
-    resource: str
-    lanes: tuple[str, ...]  # 'compute', 'compute:1', …
-    top: float
-
-    @property
-    def high(self) -> float:
-        return 1.0 if len(self.lanes) == 1 else 0.54 + 0.2 * len(self.lanes)
-
-    @property
-    def name(self) -> str:
-        return ROWS[self.resource] + (f"\n{len(self.lanes)} ranks" if len(self.lanes) > 1 else "")
-
-    def strip(self, lane: str) -> tuple[float, float]:
-        """Where the blocks of a lane stand: upper edge and height."""
-        if len(self.lanes) == 1:
-            return self.top + 0.42, 0.46
-        return self.top + 0.42 + 0.2 * self.lanes.index(lane), 0.17
-
-    def busiest(self, events: Sequence[Event]) -> list[Event]:
-        """The events of the lane that has most to do: what the row's words tell of."""
-        mine = [[e for e in events if e.resource == lane] for lane in self.lanes]
-        return max(mine, key=lambda lane: sum(e.seconds for e in lane))
+LEFT = 0.74  # inches: the names of the rows
+PAUSED = 0.3  # of a request: if more than this passed between its tokens, its panel says so
 
 
-def timeline(trace: Trace, request: int | None = None) -> Chart:
-    """The load, one request (by default the last), and one of its tokens enlarged.
+class View(NamedTuple):
+    """A panel: its title, what it shows, and how wide it is beside the others."""
+
+    title: str
+    window: Window
+    width: float
+    inner: bool = False
+
+
+def timeline(trace: Trace) -> Chart:
+    """The load, the last request, and one of its tokens enlarged; or a load alone.
 
     Each has its own time axis: a load is long, a token short, and the reader pauses in between.
-    Rows are resources; a block is a piece of work or a copy, the words above it their sum. Of
-    several ranks each has its own lane, and the words are those of the busiest.
-    Raises MinillmError if the trace holds no request.
+    Rows are resources; a block is a piece of work or a copy, the words above it their sum. What
+    several threads do at one time stands one below the other. Of several ranks each has its own
+    lane, and the words are those of the busiest.
+    Raises MinillmError if the trace holds neither a request nor a load.
+
+    >>> timeline(engine.trace).finding
+    'The first token comes after 14.2 ms, each later one takes 2.4 ms'
     """
-    whole = facts.request(trace, request)
-    pieces = facts.tokens(whole)
-    close = facts.typical(pieces)
-    views = [("weights in, once", facts.load(trace)), ("one request", whole)]
+    load = loading.load(trace)
+    if load and not facts.asked(trace):
+        return _of_load(trace, load)
+    whole = facts.request(trace)
+    tokens = {token: facts.own(token, piece) for token, piece in facts.tokens(whole).items()}
+    close = facts.typical(tokens)
+    views = [View(loading.panel_title(trace), load, 1.3)] if load else []
+    views.append(View(_request_title(whole, tokens), whole, 1.75))
     if close:
-        zoom = whole.seconds / (pieces[close].seconds or math.inf)
+        zoom = whole.seconds / (tokens[close].seconds or math.inf)
         said = f" {zoom:,.0f} ×" if zoom < 99_999 else ""
-        views.append((f"▼ token {close}, enlarged{said}", pieces[close]))
-    views = [(title, window) for title, window in views if window]
-    rows = _rows([window for _, window in views])
-    high = max(HEIGHT, TOP + BOTTOM + 0.45 * (rows[-1].top + rows[-1].high))
-    finding = _finding(pieces)
-    chart = Chart(finding, note=facts.provenance(trace), size=(WIDTH, high))
-    widths = [1.3, 1.75, 1.6] if views[0][1] is not whole else [1.75, 1.6]
-    axes = panels(chart, widths[: len(views)], left=0.74)[0]
-    for ax, (title, window) in zip(axes, views, strict=True):
-        _draw_rows(ax, title, window, rows, inner=title.startswith("▼"))
-    for row in rows:
-        middle = 0.65 if len(row.lanes) == 1 else (0.42 + row.high) / 2
-        name_row(axes[0], row.top + middle, row.name)
+        views.append(View(f"▼ token {close}, enlarged{said}", tokens[close], 1.6, inner=True))
+    rows = find_rows([view.window for view in views])
+    chart, axes = _sheet(trace, _finding(whole, tokens), views, rows)
+    for ax, view in zip(axes, views, strict=True):
+        draw_rows(ax, view.title, view.window, rows, view.inner)
     if close:
-        _point_at(axes[-2], pieces[close], whole)
-    chart.alt = f"Timeline by resource. {finding}. {_in_words(views, rows)}"
+        _point_at(axes[-2], tokens[close], whole)
+    chart.alt = f"Timeline by resource. {chart.finding}. {_in_words(views, rows)}"
     return chart
 
 
-def _rows(windows: Sequence[Window]) -> list[Row]:
-    """A row for each kind of resource at work, from the top down."""
-    found = {e.resource for window in windows for e in window.events}
-    rows: list[Row] = []
-    for resource in ROWS:
-        lanes = sorted((r for r in found if facts.bare(r) == resource), key=facts.rank_of)
-        if lanes:
-            rows.append(Row(resource, tuple(lanes), rows[-1].top + rows[-1].high if rows else 0.0))
-    return rows
+def _sheet(
+    trace: Trace, finding: str, views: Sequence[View], rows: Sequence[Row], row: float = 0.45,
+    least: float = HEIGHT,
+) -> tuple[Chart, list[Axes]]:  # fmt: skip
+    """A chart with its panels side by side and the names of the rows. row, least: inches high."""
+    high = max(least, TOP + BOTTOM + row * (rows[-1].top + rows[-1].high))
+    chart = Chart(finding, note=facts.provenance(trace), size=(WIDTH, high))
+    axes = panels(chart, [view.width for view in views], LEFT)[0]
+    name_rows(axes[0], rows)
+    return chart, axes
 
 
-def _finding(pieces: dict[int, Window]) -> str:
-    first, gap = seconds(pieces[min(pieces)].seconds), facts.gap(pieces)
-    if gap is None:
-        return f"The first token comes after {first}"
-    return f"The first token comes after {first}, then one every {seconds(gap)}"
+def _finding(whole: Window, tokens: dict[int, Window]) -> str:
+    first, each = tokens[min(tokens)].stop - whole.start, facts.gap(tokens)
+    said = f"The first token comes after {amount(first, 's')}"
+    return said if each is None else f"{said}, each later one takes {amount(each, 's')}"
 
 
-def _draw_rows(ax: Axes, title: str, window: Window, rows: list[Row], inner: bool) -> None:
-    """Blocks lane by lane; with `inner`, what runs inside a block is drawn in it."""
-    scale = time_axis(ax, title, 0, window.seconds)
-    ax.set_ylim(rows[-1].top + rows[-1].high, 0)
-    for row in rows:
-        ax.axhline(row.top + row.high - 0.08, color=RULE, linewidth=0.6, zorder=0)
-        mine = [e for e in window.events if e.resource in row.lanes]
-        top = facts.outermost(mine)
-        outer = set(map(id, top))
-        nested = [e for e in mine if id(e) not in outer] if inner else []
-        for lane in row.lanes:
-            strip = row.strip(lane)
-            above, below = ([e for e in some if e.resource == lane] for some in (top, nested))
-            _blocks(ax, window, scale, above, strip, alpha=0.3 if below else 1)
-            _blocks(ax, window, scale, below, strip)
-        words = _told(row.busiest(nested or top))
-        words = words if len(row.lanes) == 1 else [f"busiest {said}" * bool(said) for said in words]
-        words = _fitting(words, ax.get_position().width * WIDTH)
-        ax.text(0, row.top + 0.36, words, size=7.5, color=TEXT, va="bottom", parse_math=False)
+def _request_title(whole: Window, tokens: dict[int, Window]) -> str:
+    """Between its tokens the engine waits for the caller, who may print or sleep."""
+    later = sum(window.seconds for token, window in tokens.items() if token != min(tokens))
+    pauses = whole.stop - tokens[min(tokens)].stop - later
+    return "one request, pauses and all" if pauses > PAUSED * whole.seconds else "one request"
 
 
-def _blocks(
-    ax: Axes, window: Window, scale: float, events: list[Event], strip: tuple[float, float],
-    alpha: float = 1,
-) -> None:  # fmt: skip
-    """A block for each event, at least a hairline wide, in the ink of its meaning."""
-    # Many short events would, at a hairline each, look like one long one.
-    hairline = min(0.004, 0.4 / max(len(events), 1)) * window.seconds
-    for meaning in dict.fromkeys(map(facts.meaning, events)):
-        mine = [e for e in events if facts.meaning(e) == meaning]
-        spans = [((e.start - window.start) / scale, max(e.seconds, hairline) / scale) for e in mine]
-        wide = sum(e.seconds for e in mine) / len(mine) > 4 * hairline
-        bars = ax.broken_barh(spans, strip, facecolor=INK[meaning].colour, alpha=alpha)
-        bars.set(edgecolor=PAPER, linewidth=0.4 if wide else 0)
-        bars.set(hatch=INK[meaning].hatch if wide and alpha == 1 else "")
+def _of_load(trace: Trace, load: Window) -> Chart:
+    """A load over the whole width, so that one sees whether both links are busy at one time."""
+    view = View("the load (white is waiting)", load, 1.0)
+    rows, both = find_rows([load]), loading.overlap(load.events)
+    chart, (ax,) = _sheet(trace, _load_finding(load, both), [view], rows, row=0.6, least=0.0)
+    draw_rows(ax, view.title, load, rows, more=_beside(load, both))
+    words = _in_words([view._replace(title="the load")], rows)
+    chart.alt = f"Timeline of a load. {chart.finding}. {words}"
+    return chart
 
 
-def _told(events: list[Event]) -> list[str]:
-    """What a row did, from the fullest wording to the shortest; all of them end in the same sum.
-
-    'prefill 31 ms, 23 × decode step 48.3 ms'; '15.0 MiB → HBM 1.75 ms'; 'sample, … 3.06 ms'.
-    """
-    if not events:
-        return [""]
-    groups: dict[str, list[Event]] = {}
-    for event in events:
-        groups.setdefault(facts.name_of(event), []).append(event)
-    busy = {name: sum(e.seconds for e in group) for name, group in groups.items()}
-    total = seconds(sum(busy.values()))
-    if len(groups) == 1 and events[0].kind == "transfer":
-        moved = format_size(sum(e.nbytes for e in events))
-        return [f"{moved} → {facts.bare(events[0].target).upper()} {total}"]
-    if set(groups) == {"attention", "ffn"}:
-        longest = f"attention ■ {seconds(busy['attention'])}, ffn ▨ {seconds(busy['ffn'])}"
-        return [longest, longest.replace("attention ", "").replace("ffn ", "")]
-    times = {name: f"{len(group)} × " if len(group) > 1 else "" for name, group in groups.items()}
-    each = ", ".join(f"{times[name]}{name} {seconds(spent)}" for name, spent in busy.items())
-    longest = sorted(busy, key=lambda name: -busy[name])
-    shorter = [
-        ", ".join([name for name in groups if name in longest[:n]] + ["…"] * (n < len(groups)))
-        for n in range(len(groups), 0, -1)
-    ]
-    return [each, *(f"{names} {total}" for names in shorter), total]
+def _load_finding(load: Window, both: Overlap) -> str:
+    """Whether the two links worked at one time, and how much of the time the busier one did."""
+    moved, lasted = amount(both.nbytes, "B"), amount(load.seconds, "s")
+    if both.cached:
+        return f"{moved} came out of the page cache in {lasted}; the SSD was not asked"
+    if not (both.ssd and both.copy):
+        return f"{moved} of weights moved in {lasted}"
+    busier = "the SSD" if both.ssd >= both.copy else "copies"
+    busy = f"{busier} busy {percent(max(both.ssd, both.copy), load.seconds)} of it"
+    if both.share <= 0.2:
+        return f"SSD and copies take turns: {lasted} in all, {busy}"
+    part = " in part" if both.share < 0.8 else ""
+    return f"SSD and copies overlap{part}: {lasted} in all, {busy}"
 
 
-def _fitting(wordings: list[str], inches: float) -> str:
-    """The fullest wording that fits a row of this width, at 7.5 points."""
-    fits = (words for words in wordings if width_of(words, 7.5) <= inches + 0.05)
-    return next(fits, wordings[-1])
+def _beside(load: Window, both: Overlap) -> dict[str, str]:
+    """What the rows of a load add: reads at a time, and how much of the copies' time was hidden."""
+    many = len(at_once([e for e in load.events if facts.bare(e.resource) == "ssd"]))
+    said = {"ssd": f", up to {many} reads at a time"} if many > 1 else {}
+    if both.ssd and both.copy:
+        share = percent(both.both, both.copy)
+        share = {"0 %": "none", "< 1 %": "none", "100 %": "all"}.get(share, share)
+        said["copy"] = f", {share} of it while the SSD is busy"
+    return said
 
 
 def _point_at(ax: Axes, piece: Window, whole: Window) -> None:
@@ -192,11 +152,11 @@ def _point_at(ax: Axes, piece: Window, whole: Window) -> None:
     ax.plot((left + right) / 2, 0.04, "v", color=TEXT, markersize=4, clip_on=False)
 
 
-def _in_words(views: list[tuple[str, Window]], rows: list[Row]) -> str:
+def _in_words(views: Sequence[View], rows: Sequence[Row]) -> str:
     said = []
-    for title, window in views:
-        top = facts.outermost(window.events)
-        busy = {row.name.replace("\n", " of "): _told(row.busiest(top))[0] for row in rows}
-        told = "; ".join(f"{row} {did}" for row, did in busy.items() if did)
-        said.append(f"{title} ({seconds(window.seconds)}): {told}.")
+    for title, window, *_ in views:
+        top = not_inside(window.events)
+        busy = {row.name.replace("\n", " of "): told(row.busiest(top))[0] for row in rows}
+        words = "; ".join(f"{row} {did}" for row, did in busy.items() if did)
+        said.append(f"{title} ({amount(window.seconds, 's')}): {words}.")
     return " ".join(said)

@@ -1,4 +1,5 @@
 // Where each event of a run lies on the timeline. Nothing here draws.
+import { firstAbove } from "./clock.js";
 import { baseOf, meaningOf, rankOf } from "./run.js";
 
 export const STRIP = 40; // px above the rows, for requests and tokens
@@ -111,13 +112,9 @@ export function layoutRows(run) {
 // The index of the first outermost event that ends after `at`, in play seconds.
 export function firstSeen(lane, at) {
   const { from, depth } = lane;
-  let low = 0, high = from.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (from[middle] > at) high = middle; else low = middle + 1;
-  }
-  for (low = Math.max(0, low - 1); low > 0 && depth[low] > 0;) low--;
-  return low < from.length && lane.to[low] <= at ? lane.next[low] : low;
+  let i = Math.max(0, firstAbove(from, at, (start) => start) - 1);
+  while (i > 0 && depth[i] > 0) i--;
+  return i < from.length && lane.to[i] <= at ? lane.next[i] : i;
 }
 
 // The index of the event at `at`, give or take `slack`; the innermost if `inside`. -1 for none.

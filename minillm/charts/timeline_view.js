@@ -29,7 +29,7 @@ export const TIMELINE_CSS = `
 `;
 
 // {draw(t, view), destroy()}, as the player wants it. onSeek(t) is called with the trace time under
-// a click. A double click on a token zooms to it; the player may ask for that too, by view.focus.
+// a click. A double click on a token zooms to it.
 export function timelineView(el, run, { onSeek = () => {} } = {}) {
   const view = new Timeline(el, run, onSeek);
   return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };

@@ -19,8 +19,8 @@ from minillm.lesson.exercises import Case, exercise, wrong
 from minillm.lesson.guess import Guess, guess, reveal
 from minillm.lesson.knob import Knob, knob
 from minillm.lesson.on_main import on_main
+from minillm.lesson.page import recall
 from minillm.lesson.progress import progress
-from minillm.lesson.recall import recall
 
 __all__ = [
     "Case", "Guess", "Knob", "check", "exercise", "guess", "hint", "knob", "on_main", "progress",

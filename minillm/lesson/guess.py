@@ -35,7 +35,7 @@ class Guess:
     value: in that unit; None until something that can be read as a number was written.
     """
 
-    def __init__(self, quantity: str, unit: str = "", value: float | str | None = None):
+    def __init__(self, quantity: str, unit: str = ""):
         self.quantity, self.unit = quantity, unit
         self.value: float | None = None
         self._notebook = _notebook()
@@ -54,8 +54,6 @@ class Guess:
         # Nothing is drawn here, so the thread does not matter, and a guess counts even while
         # another cell runs: no on_main.
         self._field.observe(lambda change: self.write(change.new), "value")
-        if value is not None:
-            self._field.value = value if isinstance(value, str) else _written(value)
 
     def write(self, text: str) -> None:
         """Take what was written into the field. What is no number leaves the guess as it was."""
@@ -87,46 +85,45 @@ class Guess:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         bundle = dict(self._box._repr_mimebundle_() or {})
-        written = _written(self.value)
-        picture = still.field(self.quantity, written or "your guess", self.unit, bool(written))
+        written = _written(self.value) or "your guess"
+        picture = still.lines(f"{self.quantity}  [ {written} ]  {self.unit}")
         data = {**bundle, "image/png": picture, "text/plain": repr(self)}
         return data, still.about(picture, f"A field for a number. {self!r}.")
 
 
-def guess(quantity: str, unit: str = "", value: float | str | None = None) -> Guess:
+def guess(quantity: str, unit: str = "") -> Guess:
     """Show a field for a number, and return the Guess that will hold it.
 
-    The guess made in an earlier session of the same notebook is still there. `value` writes one
-    from code. "1,200", "1200", "1.2k" and "1.2k tok/s" are the same number.
+    The guess made in an earlier session of the same notebook is still there. "1,200", "1200",
+    "1.2k" and "1.2k tok/s" are the same number.
 
     >>> mine = guess("tokens/s at batch 1", unit="tok/s")
     """
-    made = Guess(quantity, unit, value)
+    made = Guess(quantity, unit)
     display(made)
     return made
 
 
 def reveal(
-    mine: Guess | float | None = None, *, predicted: float | None = None,
+    mine: Guess, *, predicted: float | None = None,
     measured: float | Iterable[float] | None = None, ceiling: float | None = None,
+    how: str = "measured",
 ) -> None:
     """Show guess, prediction, measurement and ceiling in one chart, and how far the guess was.
 
-    All in the unit of the guess; `measured` may be several runs. What is None is left out;
-    without a guess the rest is shown.
+    All in the unit of the guess; `measured` may be several runs. What is None is left out, also
+    a guess that nobody made. how: what a measurement is called; one from a scale model is
+    "emulated".
 
     >>> reveal(mine, predicted=2.1, measured=2.6)
     Your guess of 8 ms was 3.1 × too high. Within a factor of ten.
     """
-    if not isinstance(mine, Guess):
-        number, mine = parse_number(str(mine)), Guess("your guess")
-        mine.value = number
     if all(number is None for number in (mine.value, predicted, measured, ceiling)):
         Note(card(paragraph("Nothing to show yet.", True)), "nothing to show yet").show()
         return
     display(charts.predicted_measured(
         mine.quantity, mine.unit, guess=mine.value, predicted=predicted, measured=measured,
-        ceiling=ceiling))  # fmt: skip
+        ceiling=ceiling, how=how))  # fmt: skip
     truth = next((number for number in (measured, predicted) if number is not None), None)
     text = how_far(mine.value, _middle(truth), mine.unit)
     if text:

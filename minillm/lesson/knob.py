@@ -33,17 +33,17 @@ DPI = 144  # of the picture that changes; packing it as tightly as a still takes
 class Knob:
     """Sliders and what `draw` made of their values; a notebook shows both.
 
-    sliders: name to widget. values: name to value. result: what is shown, be it a chart, a table
-    or text; the text of the error if `draw` raised one.
+    sliders: name to widget. values: name to value. result: what is shown, be it a chart or text;
+    the text of the error if `draw` raised one.
 
     >>> turned = knob(draw, batch=(1, 64))
-    >>> turned.set(batch=8)          # at once, as when `turned.sliders["batch"].value = 8`
+    >>> turned.sliders["batch"].value = 8
     >>> turned.result.finding
     """
 
     def __init__(self, draw: Callable, spans: dict[str, Any]):
         self.result: Any = None
-        self._draw, self._spans, self._held = draw, spans, False
+        self._draw, self._spans = draw, spans
         starts = _starts(draw, spans)
         wide = f"{max((len(name) for name in spans), default=0) * 0.6 + 1:.0f}em"
         self.sliders = {
@@ -60,19 +60,7 @@ class Knob:
     def values(self) -> dict[str, Any]:
         return {name: _value(self._spans[name], s.value) for name, s in self.sliders.items()}
 
-    def set(self, **values: Any) -> None:
-        """Move sliders from code, and draw once, now. A value past an end is the end."""
-        self._held = True
-        try:
-            for name, value in values.items():
-                self.sliders[name].value = value
-        finally:
-            self._held = False
-        self._redraw()
-
     def _redraw(self, change: Any = None) -> None:
-        if self._held:
-            return
         begun = time.perf_counter()
         try:
             self.result = self._draw(**self.values)
@@ -89,13 +77,12 @@ class Knob:
         return f"{_said(self.values)}\n{shown}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        places = [(_label(name), *_place(self._spans[name], value))
-                  for name, value in self.values.items()]  # fmt: skip
-        drawn = hasattr(self.result, "png")
-        picture = self.result.png() if drawn else still.lines(str(self.result))
-        picture = still.stack(still.sliders(places), picture)
+        figure = _figure(self.result)
+        picture = still.lines(str(self.result)) if figure is None else still.drawn(figure)
+        stand = f"Sliders at {_said(self.values)}"
+        picture = still.stack(still.lines(stand), picture)
         said = {"image/png": picture, "text/plain": repr(self)}
-        words = f"Sliders at {_said(self.values)}. {getattr(self.result, 'alt', self.result)}"
+        words = f"{stand}. {getattr(self.result, 'alt', self.result)}"
         return {**(self._box._repr_mimebundle_() or {}), **said}, still.about(picture, words)
 
 
@@ -104,10 +91,12 @@ def knob(draw: Callable, **spans: Any) -> Knob:
 
     A span is (low, high) or (low, high, step), a list of values, or True or False. Without a step
     a wide span is logarithmic, in powers of two between powers of two. A slider starts at the
-    default that `draw` has for it, else at its low end. `draw` returns a chart, a table or text.
-    As the last line of a cell it shows itself. ConfigError for a span that is none of these.
+    default that `draw` has for it, else in the middle (of a logarithmic one: at the root of low ·
+    high). `draw` returns a chart, any figure, or text. As the last line of a cell it shows itself.
+    ConfigError for a span that is none of these.
 
-    >>> knob(draw, batch=(1, 64), context=(128, 8192, 128))
+    >>> def draw(batch, context=1024): ...
+    >>> knob(draw, batch=(1, 1024), context=(128, 8192, 128))  # starts at batch 32, context 1024
     """
     try:
         inspect.signature(draw).bind(**spans)
@@ -132,10 +121,10 @@ def _slider(name: str, span: Any, start: Any, wide: str) -> ipywidgets.Widget:
     if isinstance(span, bool):
         return ipywidgets.Checkbox(value=span if start is None else bool(start), **look)
     if isinstance(span, list) and span:
-        start = start if start in span else span[0]
+        start = start if start in span else span[(len(span) - 1) // 2]
         return ipywidgets.SelectionSlider(options=span, value=start, **look)
     low, high, step = _ends(name, span)
-    start = min(max(low if start is None else start, low), high)
+    start = _middle(span, low, high, step) if start is None else min(max(start, low), high)
     if _is_log(span):
         twos = _is_power_of_two(low) and _is_power_of_two(high)
         base, log, step = (2, math.log2, 1.0) if twos else (10, math.log10, 0.02)
@@ -162,6 +151,15 @@ def _is_whole(span: tuple) -> bool:
     return all(isinstance(n, int) for n in span)
 
 
+def _middle(span: Any, low: float, high: float, step: float) -> float:
+    """Where a slider starts that was told nothing: a place on its grid, whatever its scale."""
+    if not _is_log(span):
+        return low + round((high - low) / 2 / step) * step
+    root = math.sqrt(low * high)
+    twos = _is_power_of_two(low) and _is_power_of_two(high)
+    return 2.0 ** math.floor(math.log2(root)) if twos else _value(span, root)
+
+
 def _is_log(span: Any) -> bool:
     return isinstance(span, tuple) and len(span) == 2 and span[0] > 0 and span[1] >= WIDE * span[0]
 
@@ -175,17 +173,6 @@ def _value(span: Any, value: Any) -> Any:
     if not _is_log(span):
         return value
     return round(value) if _is_whole(span) else float(f"{value:.3g}")
-
-
-def _place(span: Any, value: Any) -> tuple[float, str]:
-    """Where the handle stands, from 0 to 1, and the value as text: for the still."""
-    said = _number(value)
-    if isinstance(span, list):
-        return span.index(value) / max(1, len(span) - 1), said
-    if isinstance(span, bool):
-        return float(value), said
-    low, high, at = (map(math.log, (*span[:2], value)) if _is_log(span) else (*span[:2], value))
-    return min(1.0, max(0.0, (at - low) / (high - low))), said
 
 
 def _label(name: str) -> str:
@@ -203,10 +190,16 @@ def _number(value: Any) -> str:
     return format(value, form) if form else str(value)
 
 
-def _as_html(result: Any) -> str:
-    """A chart as an image of its size, a table as it is, anything else as text."""
+def _figure(result: Any) -> Figure | None:
+    """The figure of a chart, of a figure, of axes; None of anything else."""
     figure = getattr(result, "figure", None)
-    if isinstance(figure, Figure):
+    return figure if isinstance(figure, Figure) else None
+
+
+def _as_html(result: Any) -> str:
+    """A chart as an image of its size, anything else as text: a table in its columns."""
+    figure = _figure(result)
+    if figure is not None:
         raw = io.BytesIO()
         figure.savefig(raw, format="png", dpi=DPI, facecolor=PAPER,
                        pil_kwargs={"compress_level": 1})  # fmt: skip
@@ -215,11 +208,5 @@ def _as_html(result: Any) -> str:
         data = base64.b64encode(raw.getvalue()).decode("ascii")
         return (f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{wide}" '
                 f'height="{high}" decoding="sync" style="max-width:100%;height:auto">')  # fmt: skip
-    if hasattr(result, "_repr_mimebundle_"):
-        bundle = result._repr_mimebundle_()
-        inner = (bundle[0] if isinstance(bundle, tuple) else bundle).get("text/html")
-        if inner:
-            style = "display:inline-block;padding:0"  # a table stands at the left, as charts do
-            return f'<div class="jp-RenderedHTMLCommon" style="{style}">{inner}</div>'
-    text = "draw returned nothing; let it return a chart, a table or text"
+    text = "draw returned nothing; let it return a chart or text"
     return f'<pre style="margin:6px 0">{html.escape(text if result is None else str(result))}</pre>'

@@ -3,6 +3,8 @@
 safetensors.py  what the bytes of one file mean
 pieces.py       which bytes each read brings
 readers.py      three ways to read a file: read, mmap, direct
+files.py        open files, and each read of them on record
+place.py        from DRAM to where the bytes belong
 stream.py       SSD → staging → HBM, several reads in flight, in bounded memory
 shard.py        a folder of files, and which tensor becomes which parameter in HBM
 share.py        what each of several ranks reads; or one reads and sends it on

@@ -43,7 +43,7 @@ class WeightFile:
             file = open_direct(path, how == "direct")
         self.fd, self.step, self.note = file.fd, BLOCK if file.direct else 1, file.how
         held = None if file.direct else cached(file.fd, size)
-        self.warm = held == 1
+        self.warm = held is not None and held > 0.99  # all but the header, perhaps
         if held is not None:
             self.note += f", which held {held:.0%} of the file"
         self.pages = _map(self.fd, size) if how == "mmap" else None

@@ -17,26 +17,25 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.errors import CheckpointError
+from minillm.host import n_cores
 from minillm.links import T
+from minillm.load.files import Files
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, room
 from minillm.load.place import Arrived, arrive, put
 from minillm.load.readers import READERS, WeightFile
-from minillm.load.safetensors import TensorInfo, damaged
+from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
+from minillm.trace import Trace
 
 SLOTS = 7  # 56 MiB of staging, and so many requests in flight: an SSD works on several at once
 STRAIGHT = 4  # times as large may a read be that needs no staging
 _HUGE = 2 * 2**20  # bytes of a huge page
-
-Read = tuple[WeightFile, list[Piece]]
 
 
 def chunk_size(infos: Iterable[TensorInfo], largest: int = CHUNK) -> int:
@@ -65,36 +64,22 @@ class Reader:
     ) -> None:  # fmt: skip
         assert how in READERS and chunk % BLOCK == 0, (how, chunk)
         infos = list(infos)
-        self.machine, self.how, self.gap, self._most = machine, how, gap, chunk
+        self.machine, self.how, self._most = machine, how, chunk
         self.chunk = chunk_size(infos, chunk)
         self.slots = len(list(islice(chunks(infos, self.chunk, gap), slots))) or 1
-        self._files: dict[Path, WeightFile] = {}
+        self._files = Files(machine, how, gap)
         # The kernel can copy out of its page cache right to where the bytes belong. Where HBM is
         # emulated, that copy *is* the one from DRAM to HBM, and staging would be a second one. A
         # card cannot be reached so, and a scale model has a link to wait for.
         self._straight = how == "read" and machine.emulated and machine.scale is None
         self._staging: Tensor | None = None
         with ExitStack() as stack:
-            if not self._straight:
-                self._make_staging(stack)
-            stack.callback(self._close_files)
+            if how != "mmap" and not self._straight:
+                self._staging = make_staging(machine, self.slots, self.chunk, stack)
+            stack.callback(self._files.close)
             self._pool = ThreadPoolExecutor(self.slots, "minillm-read")
             stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
-
-    def _make_staging(self, stack: ExitStack) -> None:
-        """(slots, bytes), each beginning at a block; mmap needs none."""
-        if self.how == "mmap":
-            return
-        each = room(self.chunk) + BLOCK  # of the blocks at its ends, a part may be others' bytes
-        size = self.slots * each
-        align = _HUGE if size >= _HUGE else BLOCK
-        made = self.machine.empty((size + align,), torch.uint8, "dram", "staging")
-        stack.callback(self.machine.free, made)
-        staging = made[-made.data_ptr() % align :][:size]
-        with self.machine.trace.span("touch staging", stage="load", resource="cpu"):
-            staging[::BLOCK] = 0
-        self._staging = staging.view(self.slots, each)
 
     def __enter__(self) -> Reader:
         return self
@@ -110,10 +95,6 @@ class Reader:
         self._stack.close()
         self._staging = None
 
-    def _close_files(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
-
     def chunks(self, infos: Iterable[TensorInfo]) -> Generator[Arrived, None, None]:
         """The tensors' bytes as stored, in the order given, some pieces at a time.
 
@@ -121,12 +102,13 @@ class Reader:
         cannot be read or has become shorter than its header says.
         """
         waiting: deque[Future[Arrived]] = deque()
+        fetch = _stamped(self.machine.trace, self._files.fetch)
         try:
-            for number, (file, chunk) in enumerate(self._reads(infos, self.chunk)):
+            for number, (file, chunk) in enumerate(self._files.reads(infos, self.chunk)):
                 if len(waiting) == self.slots:
                     yield waiting.popleft().result()  # back here, its slot is free again
                 slot = self._slot(number % self.slots)
-                waiting.append(self._pool.submit(self._stamped(self._fetch), file, chunk, slot))
+                waiting.append(self._pool.submit(fetch, file, chunk, slot))
             while waiting:
                 yield waiting.popleft().result()
         finally:  # what is under way would be written into slots that are filled anew
@@ -143,10 +125,12 @@ class Reader:
         as_stored = all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos)
         straight = self._straight and as_stored
         size = chunk_size(infos, STRAIGHT * self._most) if straight else self.chunk
-        reads = _Shared(self._reads(infos, size))
+        reads = _Shared(self._files.reads(infos, size))
         bring = partial(self._place if straight else self._stage, places)
-        serve = self._stamped(partial(_serve, reads, bring))
-        slots = [None if straight else self._slot(number) for number in range(self.slots)]
+        serve = _stamped(self.machine.trace, partial(_serve, reads, bring))
+        # Where the SSD is not asked, more threads than cores would only be in each other's way.
+        threads = min(self.slots, n_cores()) if straight and self._files.warm(infos) else self.slots
+        slots = [None if straight else self._slot(number) for number in range(threads)]
         serving = [self._pool.submit(serve, slot) for slot in slots]
         try:
             for future in serving:
@@ -155,59 +139,15 @@ class Reader:
             reads.close()
             wait(serving)
 
-    def _reads(self, infos: Iterable[TensorInfo], size: int) -> Iterator[Read]:
-        for chunk in chunks(infos, size, self.gap):
-            path = chunk[0].info.file
-            if path not in self._files:
-                self._files[path] = WeightFile(path, self.how)
-            yield self._files[path], chunk
-
     def _slot(self, number: int) -> Tensor | None:
-        if self._staging is None:
-            self._make_staging(self._stack)
+        if self._staging is None and self.how != "mmap":
+            self._staging = make_staging(self.machine, self.slots, self.chunk, self._stack)
         return None if self._staging is None else self._staging[number]
-
-    def _stamped(self, do: Callable[..., T]) -> Callable[..., T]:
-        """`do`, on another thread, records its events as done for what this thread is at."""
-        at = self.machine.trace.at
-        stamp = {"token": at.token, "request": at.request}
-
-        def stamped(*arguments: object) -> T:
-            with at(**stamp):
-                return do(*arguments)
-
-        return stamped
-
-    def _fetch(self, file: WeightFile, chunk: list[Piece], slot: Tensor | None) -> Arrived:
-        """Fill one slot."""
-        ranges = file.ranges(chunk, self.gap)
-        raws = self._carry(file, chunk, ranges, partial(file.fetch, chunk, ranges, slot))
-        return list(zip(chunk, raws, strict=True))
-
-    def _carry(
-        self, file: WeightFile, chunk: list[Piece], ranges: list[tuple[int, int]],
-        do: Callable[[], T],
-    ) -> T:  # fmt: skip
-        """Do it: a transfer from SSD of these ranges of the file, or work of the CPU if warm."""
-        nbytes = sum(end - start for start, end in ranges)
-        tensors = chunk[0].label
-        if len(chunk) > 1:
-            tensors += f" … {chunk[-1].label} ({len(chunk)})"
-        fields = {"label": "weights", "stage": "load", "detail": f"{tensors}; {file.note}"}
-        try:
-            if file.warm and self.machine.scale is None:
-                nbytes = 0 if self._staging is None else nbytes  # copied, from DRAM to DRAM
-                with self.machine.trace.span(file.how, resource="cpu", nbytes=nbytes, **fields):
-                    return do()
-            ends = {"source": "ssd", "target": "dram", "name": file.how}
-            return self.machine.carry(do, nbytes, **ends, **fields)
-        except OSError as error:
-            raise _unreadable(file, chunk[0].info.name, ranges, error) from error
 
     def _stage(
         self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
     ) -> None:
-        put(self._fetch(file, chunk, slot), places, self.machine)
+        put(self._files.fetch(file, chunk, slot), places, self.machine)
 
     def _place(
         self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
@@ -218,7 +158,31 @@ class Reader:
                 target = place[piece.at :][: piece.nbytes]
                 arrive(partial(file.read, piece, target), target, self.machine, piece.label)
 
-        self._carry(file, chunk, file.ranges(chunk, self.gap), read)
+        self._files.on_record(file, chunk, read)
+
+
+def make_staging(machine: Machine, slots: int, chunk: int, stack: ExitStack) -> Tensor:
+    """(slots, bytes), each beginning at a block, touched; given back when `stack` unwinds."""
+    each = room(chunk) + BLOCK  # of the blocks at its ends, a part may be others' bytes
+    size = slots * each
+    align = _HUGE if size >= _HUGE else BLOCK
+    made = machine.empty((size + align,), torch.uint8, "dram", "staging")
+    stack.callback(machine.free, made)
+    staging = made[-made.data_ptr() % align :][:size]
+    with machine.trace.span("touch staging", stage="load", resource="cpu"):
+        staging[::BLOCK] = 0
+    return staging.view(slots, each)
+
+
+def _stamped(trace: Trace, do: Callable[..., T]) -> Callable[..., T]:
+    """`do`, on another thread, records its events as done for what this thread is at."""
+    stamp = {"token": trace.at.token, "request": trace.at.request}
+
+    def stamped(*arguments: object) -> T:
+        with trace.at(**stamp):
+            return do(*arguments)
+
+    return stamped
 
 
 def _serve(reads: _Shared, bring: Callable[..., None], slot: Tensor | None) -> None:
@@ -248,11 +212,3 @@ class _Shared:
         """There are no more."""
         with self._lock:
             self._items = iter(())
-
-
-def _unreadable(
-    file: WeightFile, name: str, ranges: list[tuple[int, int]], error: OSError
-) -> CheckpointError:
-    wanted = f"bytes {ranges[0][0]:,} to {ranges[-1][1]:,}"
-    do = 'check the disk, or take reader="read"' if file.step > 1 else "check the disk"
-    return damaged(file.path, wanted, f"“{error.strerror}”", name, do)

@@ -11,38 +11,47 @@ from minillm.lesson import Case, exercise, wrong
 @exercise(
     "01.1",
     cases=[
-        Case(2.0, 5.0, 10, expect=1,
-             because="in 2 seconds 10 litres could have flowed, and one request asks for as many"),
-        Case(2.0, 5.0, 2, expect=5,
-             because="the same 10 litres in cups of 2 are 5 cups on their way"),
-        Case(2.0, 5.0, 3, expect=4,
-             because="3 cups of 3 are 9 litres and leave the pipe empty for a moment, so 4"),
-        Case(2.0, 5.0, 1_000, expect=1,
-             because="a barrel keeps the pipe full for long, but it has to be asked for once"),
-        Case(0.5, 3e9, 1_500_000, expect=1_000,
-             because="half a second at 3 GB/s is 1.5 GB on its way, a thousand times 1.5 MB"),
+        Case(2.0, 5.0, 10, expect=2,
+             because="10 litres flow for 2 seconds, as long as the next 10 wait: two take turns"),
+        Case(2.0, 5.0, 2, expect=6,
+             because="while one cup of 2 flows, the 2 seconds' wait has room for 5 more"),
+        Case(2.0, 5.0, 3, expect=5,
+             because="10 litres could flow in the wait: 3 cups of 3 are not enough, so 4, and one "
+             "more that flows"),
+        Case(2.0, 5.0, 1_000, expect=2,
+             because="a barrel flows for long, but the next must be asked for before it is empty"),
+        Case(0.5, 3e9, 1_500_000, expect=1_001,
+             because="half a second at 3 GB/s is 1.5 GB that wait, a thousand times 1.5 MB, and "
+             "one flows"),
     ],
     hints=[
-        "How many bytes could flow in the time that one request waits?",
-        "That many bytes must always be on their way. How many requests of `nbytes` are they?",
-        "Divide, and round up: half a request cannot be made. And it is never less than one.",
+        "While one request flows, the others wait. How long does one wait?",
+        "How many bytes could flow in that time? That many must be waiting. How many requests of "
+        "`nbytes` are they?",
+        "Divide, add the one that flows, and round up: half a request cannot be made.",
     ],
 )  # fmt: skip
 def requests_in_flight(latency, bandwidth, nbytes):
     """How many requests of `nbytes` must be under way so that the link is never idle.
 
-    latency in seconds, bandwidth in bytes a second. What is on its way is latency · bandwidth
-    bytes: Little's law, as it is called where queues are studied.
+    latency in seconds, bandwidth in bytes a second. A request takes latency + nbytes / bandwidth
+    in all, and the link can finish one every nbytes / bandwidth: Little's law says how many are in
+    the queue.
 
-    The usual wrong answer rounds down. Then the pipe is empty for a part of each round, and the
-    link shows less than its bandwidth, forever.
+    The usual wrong answer forgets the one that flows. With requests as large as
+    latency · bandwidth it asks for a single one, and the link rests half of the time.
     """
+    return math.ceil(1 + latency * bandwidth / nbytes)
+
+
+@wrong("01.1", says="So many must be waiting. And one more flows meanwhile: add it.")
+def forgets_the_one_that_flows(latency, bandwidth, nbytes):
     return max(1, math.ceil(latency * bandwidth / nbytes))
 
 
 @wrong("01.1", says="Rounded down: a part of the time nothing is on its way. Round up.")
 def rounds_down(latency, bandwidth, nbytes):
-    return max(1, int(latency * bandwidth // nbytes))
+    return int(1 + latency * bandwidth / nbytes)
 
 
 @wrong("01.1", says="So many bytes must be on their way. How many requests are they?")

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from minillm import Engine, Machine, SamplingParams, charts, format_size
+from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 
 print(Machine.here(hbm="64 MiB").describe())
@@ -29,6 +29,9 @@ print(Machine.here(hbm="64 MiB").describe())
 # - **ceiling**: the most that a part can give, measured.
 # - **FLOP**: one addition or multiplication of two numbers.
 # - **roofline**: the lower of two ceilings, that of the memory and that of the arithmetic.
+#
+# And the names of machines: an H100 is a GPU for servers, PCIe the link from a GPU to its host,
+# NVLink one between GPUs of a server, InfiniBand a network between servers.
 
 # %% [markdown]
 # ## A pipe of water
@@ -50,10 +53,41 @@ print(seconds_for(1, latency=2, bandwidth=5), "seconds for 1 litre")
 # latency.
 
 # %% [markdown]
-# ## Your guess
+# ## A ceiling by hand
+#
+# We measure one ourselves: how fast does this machine copy in DRAM? A block of 128 MiB, which no
+# cache can hold, is copied into another; bytes ÷ seconds. Both blocks are touched before, and we
+# take the best of eight runs. Why the best? Whatever disturbs a run makes it slower. (Only a cache
+# makes it look faster. That is why the block is large.)
+
+# %% tags=["nbval-ignore-output"]
+source, target = torch.ones(2, 2**25)  # two blocks of 2**25 floats, 4 bytes each
+
+
+def seconds_to_copy() -> float:
+    start = time.perf_counter()
+    target.copy_(source)
+    return time.perf_counter() - start
+
+
+runs = [seconds_to_copy() for _ in range(8)]
+by_hand = source.nbytes / min(runs)
+print(f"best {by_hand / 1e9:.1f} GB/s, slowest {source.nbytes / max(runs) / 1e9:.1f} GB/s")
+
+# %% [markdown]
+# ## Predict
 #
 # How many times faster than the SSD does DRAM give its bytes, when both are read in one long
-# stream?
+# stream? The data sheets of a server tell a ratio for *their* machine, and it is a first
+# prediction for yours.
+
+# %% tags=["nbval-ignore-output"]
+from minillm.predict import HARDWARE
+
+server = HARDWARE["DDR5 server"]
+predicted = server.dram_bandwidth / server.nvme.bandwidth
+print(f"{server.dram_bandwidth / 1e9:.0f} GB/s ÷ {server.nvme.bandwidth / 1e9:.0f} GB/s = "
+      f"{predicted:.0f} × (predicted, from data sheets)")
 
 # %%
 mine = guess("DRAM bandwidth ÷ SSD bandwidth", unit="×")
@@ -61,10 +95,9 @@ mine = guess("DRAM bandwidth ÷ SSD bandwidth", unit="×")
 # %% [markdown]
 # ## Run: measure every tier
 #
-# The probe takes some fifteen seconds. It writes a file and reads it past all caches, reads and
-# copies DRAM with all cores, follows a chain of addresses in which each tells the next, multiplies
-# matrices, and sends bytes to itself over the network's loopback. Other programs disturb it: close
-# what you can.
+# The package's `probe` does the same for each part of the machine, in some fifteen seconds. It
+# writes a file and reads it past all caches, reads and copies DRAM with all cores, multiplies
+# matrices, and more. Other programs disturb it: close what you can.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.probe import Profile, probe
@@ -72,27 +105,35 @@ from minillm.probe import Profile, probe
 profile = probe(seconds=10)
 
 # %% tags=["nbval-ignore-output"]
-for measurement in profile.measurements.values():
-    print(measurement)
-for name, reason in profile.skipped.items():
-    print(f"{name}: not measured here. {reason}")
+for name in ("ssd.read", "page cache.read", "dram.read", "dram.copy", "gemm bfloat16"):
+    print(profile[name])
 
 # %% [markdown]
-# Each line ends with how it was measured. Now your guess, beside what was found:
+# Each line has the median of the runs, then slowest … fastest, and how it was measured. *gemm* is
+# the product of two matrices, and bfloat16 a number of two bytes. The page cache is DRAM in which
+# the system keeps files; lesson 10 is about it. `print(profile)` shows all lines, on a GPU also
+# those of the card. Your guess:
 
 # %% tags=["nbval-ignore-output"]
 ssd, dram = profile["ssd.read"], profile["dram.read"]
-reveal(mine, measured=dram.best / ssd.best)
+print("copied by hand:", profile["dram.copy"].of(by_hand))
+reveal(mine, predicted=predicted, measured=dram.best / ssd.best)
 
 # %% [markdown]
 # The probe keeps what it found in a small file, with the machine, the date and the versions. The
 # other lessons read it, and so does every "% of ceiling" in a chart.
 
+# %%
+import inspect
+
+from minillm.measure import rates
+
+print(inspect.getsource(rates).split('"""')[-1].strip("\n"))
+
 # %% [markdown]
-# ## Why the best run, and not the average?
-#
-# A ceiling is what the part *can* give. Whatever disturbs a run makes it slower, never faster. So
-# the fastest run is closest to the truth, and the spread tells how disturbed the machine was.
+# That is the heart of every measurement in the package: the same work again and again, the first
+# run not counted. How far do your runs lie apart? A slowest run of half the best says that the
+# machine was busy, and that the other numbers deserve some doubt too.
 
 # %% tags=["nbval-ignore-output"]
 for name in ("ssd.read", "dram.read", "dram.copy"):
@@ -103,8 +144,8 @@ for name in ("ssd.read", "dram.read", "dram.copy"):
 # %% [markdown]
 # ## Latency: how long until the first byte?
 #
-# We walk through a memory in which each place holds the address of the next, in random order. No
-# part of the machine can guess where we go, so each step pays the whole latency. The larger the
+# The probe also walked through a memory in which each place holds the address of the next, in
+# random order. Nothing can guess where we go, so each step pays the whole latency. The larger the
 # memory we walk through, the further away it is: first the caches, then DRAM. A random read of
 # 4 KiB from the SSD is further still.
 
@@ -117,14 +158,15 @@ for name, seconds in sorted(steps.items(), key=lambda item: item[1]):
 
 # %% [markdown]
 # If the fastest of these were one second of your life, how long would the SSD take? The last column
-# says it in seconds. This is why nobody waits for an SSD one request at a time: readers keep
-# several under way.
+# says it in seconds. This is why nobody asks an SSD for 4 KiB and waits: readers ask for much at
+# once, and keep several requests *in flight*, which means: asked for, and not yet answered.
 
 # %% [markdown]
 # ## Exercise 1: how many requests in flight?
 #
-# Each request of `nbytes` takes `latency` seconds, and while it waits others may be under way. How
-# many must be in flight, so that the pipe is never empty? Round up to a whole number.
+# A request of `nbytes` waits for `latency` seconds, then its bytes flow at `bandwidth`. Meanwhile
+# others may be under way. How many must be in flight, so that bytes flow all the time? Round up to
+# a whole number.
 
 # %%
 def requests_in_flight(latency: float, bandwidth: float, nbytes: int) -> int:
@@ -150,7 +192,7 @@ for nbytes in (4 * 2**10, 2**18, 4 * 2**20):
 machine = Machine.here(hbm="64 MiB")  # its trace knows the profile's ceilings
 greedy = SamplingParams(max_tokens=24, temperature=0.0)
 with charts.watch(machine.trace, "machine"):
-    engine = Engine.load("data/town", machine)
+    engine = Engine.load("data/town", machine, EngineConfig(reader="direct"))
     text = engine.generate("Mia put the red key", greedy)[0].text
 print(text)
 
@@ -161,13 +203,13 @@ charts.ladder(engine.trace)
 # Look at the ceilings, the black lines: the SSD's stands furthest left. Bytes that are needed often
 # must live high up, and there is little room there. The art of inference is to decide what lives
 # where. What this small model *reaches* is another matter: its decode reads HBM far below the
-# ceiling, since starting each operation costs more than doing it.
+# ceiling. It has little to read, and a cost for starting each operation that does not shrink.
 
 # %% [markdown]
 # ## The roofline
 #
 # Compute has two ceilings: the memory that feeds it, and its own arithmetic. Which one holds it
-# back? That depends on how much is computed with each byte: the **intensity**, FLOP per byte. A
+# back? That depends on how much is computed with each byte: the *intensity*, FLOP per byte. A
 # part whose intensity is low waits for memory; one whose intensity is high waits for arithmetic.
 #
 # Decode multiplies each weight with one number: a multiplication and an addition for two bytes.
@@ -181,15 +223,25 @@ flops = {"decode step": 2 * parameters, "prefill": 2 * parameters * tokens}
 print(f"a decode step: {flops['decode step']:,} FLOP; prefill of {tokens} tokens: {tokens} × that")
 
 # %% tags=["nbval-ignore-output"]
+here = profile.hardware(machine.device.type)  # the card's ceilings on a card
 engine.trace.clear()
 engine.generate(prompt, greedy)
-charts.roofline(engine.trace, flops, dram.best, profile["gemm bfloat16"].best)
+charts.roofline(engine.trace, flops, here.hbm_bandwidth, here.bf16_flops)
 
 # %% [markdown]
 # Prefill stands far to the right of decode: the same weights, read once, serve all tokens of the
-# prompt. Where the two roofs meet is the **ridge**. Left of it more bandwidth helps, right of it
-# more arithmetic. Neither point touches its roof: this model is so small that starting each
-# operation costs more than doing it.
+# prompt. Where the two roofs meet is the *ridge*. Left of it more bandwidth helps, right of it
+# more arithmetic.
+#
+# ## Where it loses
+#
+# A roofline is a promise that nobody has to keep. Neither point touches its roof. One reason is the
+# model's size; another shows in a single product of a matrix with one row, as decode does it: not
+# every program reaches the memory's ceiling, and stock torch on a CPU is one that may not.
+
+# %% tags=["nbval-ignore-output"]
+for name in ("gemv float32", "gemv bfloat16"):
+    print(f"{name}: {profile['dram.read'].of(profile[name].best)}")
 
 # %% [markdown]
 # ## Exercise 2: under which roof?
@@ -212,10 +264,7 @@ seconds_at_least = check("01.2", seconds_at_least)
 # sheet?
 
 # %% tags=["nbval-ignore-output"]
-from minillm.predict import HARDWARE
-
 h100 = HARDWARE["H100"]
-here = profile.hardware()
 
 
 def decode(batch: int) -> str:
@@ -235,12 +284,12 @@ knob(decode, batch=(1, 1024))
 # ## A scale model of a server
 #
 # You may have no H100, but you can have its *proportions*: `Machine.scale_model("H100")` slows the
-# links of this machine down until HBM : PCIe : SSD : NVLink : InfiniBand stand to each other as
-# there. Your DRAM plays HBM, at full speed.
+# links of this machine down until HBM : PCIe : SSD : NVLink : InfiniBand keep the proportions they
+# have there. Your DRAM plays HBM, at full speed.
 #
-# *Kept:* the ratios of the links, real bytes, real waiting, real overlap of copies with compute.
-# *Not kept:* the arithmetic. Your CPU computes as fast as it can. So every number from a scale
-# model is labelled *emulated*.
+# *Kept:* the ratios of the links, latency too; real bytes, real waiting, real overlap of copies
+# with compute. *Not kept:* sizes, and the arithmetic: your CPU computes as fast as it can. So every
+# number from a scale model is labelled *emulated*.
 
 # %% tags=["nbval-ignore-output"]
 model = Machine.scale_model("H100", hbm="64 MiB")
@@ -250,31 +299,33 @@ scale = model.scale
 print(f"{scale.of}, everything {scale.slower:.0f} × slower than there:")
 for name in ("nvme", "pcie", "nvlink", "infiniband"):
     here_rate, there = scale.wire(name).bandwidth, getattr(h100, name).bandwidth
-    print(f"{name:10} {here_rate / 1e9:7.3f} GB/s here, {there / 1e9:5.0f} GB/s there")
+    print(f"{name:10} {here_rate / 1e9:7.3f} GB/s here (emulated), {there / 1e9:5.0f} GB/s there")
 
 # %% [markdown]
-# Does it keep its word? Four MiB over the slowed PCIe link, and the time by arithmetic:
+# Does it keep its word? 32 MiB over the slowed PCIe link, and the time by arithmetic:
 
 # %% tags=["nbval-ignore-output"]
-block = torch.ones(2**20)  # 4 MiB
+block = torch.ones(2**23)  # 4 bytes each: 32 MiB
+placed = model.copy(block, "hbm", label="weights", stage="load")  # and so it is touched
 start = time.perf_counter()
-placed = model.copy(block, "hbm", label="weights", stage="load")
+model.copy(block, placed, label="weights", stage="load")
 took = time.perf_counter() - start
-model.free(placed)
 expected = scale.wire("pcie").seconds(block.nbytes)
-print(f"4 MiB over the scaled PCIe: {1e3 * took:.1f} ms, predicted {1e3 * expected:.1f} ms")
+print(f"32 MiB over the scaled PCIe: {1e3 * took:.1f} ms (emulated), "
+      f"{1e3 * expected:.1f} ms predicted")
+model.free(placed)
 
 # %% [markdown]
 # ## Five questions
 #
-# Answer first, then unfold.
+# Answer each in your head, then open it.
 
 # %%
 recall(
     ("A transfer of eight bytes and one of a gigabyte: which ceiling does each feel?",
      "The small one latency, the large one bandwidth."),
     ("Why does a ceiling take the fastest run and not the average?",
-     "Whatever disturbs a run makes it slower. The fastest shows what the part can give."),
+     "Disturbance makes a run slower. The fastest shows what the part can give."),
     ("What helps against latency, if it cannot be made shorter?",
      "Several requests in flight: while one waits, others flow."),
     ("A decode step stands left of the ridge. Would twice the FLOP/s make it faster?",
@@ -291,7 +342,7 @@ print(f"1. SSD {ssd.best / 1e9:.1f} GB/s, DRAM {dram.best / 1e9:.0f} GB/s:")
 print(f"   {dram.best / ssd.best:.0f} × apart.")
 print(f"2. A random read takes {1e6 * latency:.0f} µs from the SSD, {1e9 * fastest:.1f} ns from")
 print("   the nearest cache: so ask early, ask for much, and ask for several at once.")
-ridge = profile["gemm bfloat16"].best / dram.best
+ridge = here.bf16_flops / here.hbm_bandwidth
 print(f"3. The ridge of this machine is at {ridge:.1f} FLOP per byte; decode stands at 1.")
 
 # %% [markdown]

@@ -29,9 +29,9 @@ print(Machine.here().describe())
 #
 # - **checkpoint**: the folder with a model's weights and settings.
 # - **header**: the part of a file that says what the rest means.
-# - **TensorInfo**: name, dtype, shape and place of one tensor in its file.
+# - **dtype**: how a number is stored, such as F32 in four bytes or BF16 in two.
 # - **page cache**: DRAM in which the system keeps what it has read from files.
-# - **cold**, **warm**: a load that finds nothing in the page cache, or everything.
+# - **cold** (or warm): a load that finds nothing in the page cache (or everything).
 # - **mmap**: a file that appears in memory and is read when it is touched.
 
 # %% [markdown]
@@ -90,7 +90,9 @@ import minillm
 
 town = Path(minillm.__file__).parents[1] / "data" / "town"
 shards = sorted(town.glob("*.safetensors"))
-found = parse_header(shards[0].read_bytes())
+with shards[0].open("rb") as file:
+    size = file.read(8)
+    found = parse_header(size + file.read(int.from_bytes(size, "little")))
 
 for name in list(found)[:4]:
     print(name, found[name] if name != "__metadata__" else "(notes)")
@@ -117,8 +119,8 @@ assert float(theirs[info.name][0]) == by_hand
 print(f"{len(theirs)} tensors: ours and the library's are the same")
 
 # %% [markdown]
-# Where do the bytes go? We add them up by what they are for, and hold the sum against arithmetic:
-# `parameters(config)` counts a model's numbers from its settings alone.
+# What are the bytes for? We add them up, and check the sum against arithmetic: `parameters(config)`
+# counts a model's numbers from its settings alone.
 
 # %%
 checkpoint = Checkpoint.open(town)
@@ -156,32 +158,38 @@ for title, data in lies.items():
 # ## Something large enough to time
 #
 # Twelve megabytes are read before one has looked at the clock. So we write a checkpoint of a real
-# model's shape, SmolLM2 with 135 million parameters, with random weights: the bytes are as many and
-# lie as they would, only the answers would be nonsense.
+# model's shape, SmolLM2 with 135 million parameters, with random weights: size and layout are the
+# real ones, only the answers would be nonsense. It lies here, beside the notebooks, for a folder of
+# the system's may be in memory, and then there is no disk to measure.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
-make_checkpoint("135m", folder / "135m")
-big = Checkpoint.open(folder / "135m")
+
+disk = Path(tempfile.mkdtemp(prefix=".minillm-", dir="."))
+make_checkpoint("135m", disk / "135m")
+big = Checkpoint.open(disk / "135m")
 print(f"{format_size(big.nbytes)} in {len(big.files)} file(s), {len(big.tensors)} tensors")
 
 # %% [markdown]
 # ## Predict
 #
 # *Cold*: all bytes come from the SSD, at most at the speed at which it can be read. *Warm*: they
-# are in DRAM already and are copied from there. We measure both ceilings here: once each, on
-# a file of our own.
+# are in DRAM already and are copied from there. Lesson 01 measured both ceilings and kept them; if
+# it did not, we do it now. Time = bytes ÷ bytes per second.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.probe import Profile, probe
 
 profile = Profile.here() or probe(seconds=10)
-here = profile.hardware()
+machine = Machine.here()
+here = profile.hardware(machine.device.type)
 
 # %% tags=["nbval-ignore-output"]
 cold, warm = load_time(big.nbytes, here), load_time(big.nbytes, here, cached=True)
-print(f"cold: {cold.seconds:.2f} s, bound by {cold.bound_by} (predicted)")
-print(f"warm: {warm.seconds:.2f} s, bound by {warm.bound_by} (predicted)")
+for title, load in (("cold", cold), ("warm", warm)):
+    rate = big.nbytes / load.seconds / 1e9
+    bound = f"{rate:.1f} GB/s of the {load.bound_by}"
+    print(f"{title}: {1e3 * load.seconds:.0f} ms, at {bound} (predicted)")
 
 # %% [markdown]
 # How many times longer than the warm load will the cold one take?
@@ -192,14 +200,13 @@ mine = guess("cold load ÷ warm load", unit="×")
 # %% [markdown]
 # ## Run
 #
-# `drop` asks the system to forget a file, which needs no special rights. Then the same load twice.
-# The memory that the weights go to is made and touched before: that time is another story, told in
-# lesson 11.
+# `drop` asks the system to forget a file, which needs no special rights. The memory that the
+# weights go to is made and touched before: that time is another story, told in lesson 11. First the
+# cold load. Watch the SSD.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.shard import allocate, bring
 
-machine = Machine.here()
 shapes = {name: torch.Size(info.shape) for name, info in big.tensors.items()}
 block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
 block.zero_()  # touched: the pages are there
@@ -215,8 +222,16 @@ def seconds_to_load(reader: str, is_cold: bool) -> float:
 # %% tags=["nbval-ignore-output"]
 with charts.watch(machine.trace, "machine", "timeline"):
     first = seconds_to_load("read", is_cold=True)
+print(f"cold {1e3 * first:.0f} ms, {1e3 * cold.seconds:.0f} ms predicted")
+
+# %% [markdown]
+# And the same again. Watch the SSD.
+
+# %% tags=["nbval-ignore-output"]
+machine.trace.clear()
+with charts.watch(machine.trace, "machine"):
     second = seconds_to_load("read", is_cold=False)
-print(f"cold {first:.2f} s, warm {second:.2f} s: the second load is {first / second:.1f} × faster")
+print(f"warm {1e3 * second:.0f} ms, {1e3 * warm.seconds:.0f} ms predicted")
 
 # %% [markdown]
 # Your guess, the arithmetic, and the clock:
@@ -225,26 +240,24 @@ print(f"cold {first:.2f} s, warm {second:.2f} s: the second load is {first / sec
 reveal(mine, predicted=cold.seconds / warm.seconds, measured=first / second)
 
 # %% [markdown]
-# The prediction knows the SSD's ceiling, and `read` does not reach it: the kernel fills its cache on
-# the way, which costs time. But why is the second load faster at all? The file did not change, and
-# neither did our code. What changed is where the bytes came from. The
-# first load asked the SSD, and on the way the system kept a copy of every page in DRAM: the **page
-# cache**. The second load never reached the SSD. The trace knows, for each read, how much of the
-# file was in the cache when it was opened.
+# Why is the second load faster? The file did not change, and neither did our code. What changed is
+# where the bytes came from. The first load asked the SSD, and on the way the system kept each page
+# in DRAM: the *page cache*. The second load never reached the SSD. The trace knows, for it looked
+# how much of the file was in the cache when it was opened.
 
 # %% tags=["nbval-ignore-output"]
-reads = machine.trace.select(source="ssd", label="weights")
-for event in (reads[0], reads[-1]):
-    print(event.detail)
+(event, *_) = machine.trace.select(name="read", label="weights")
+print(f"busy: {event.resource}; {event.detail.split('; ')[1]}")
 
 # %% [markdown]
 # ## Three ways to read a file
 #
-# - `read`: the kernel copies from its page cache into our memory. One copy more than needed, and
-#   the second time it is fast.
-# - `mmap`: the cache's pages appear in our memory, each when it is first touched. No copy, but one
-#   interruption, a page fault, for each piece of 4 KiB.
-# - `direct`: the SSD writes into our memory itself (`O_DIRECT`). Nothing is kept.
+# - `read`: the kernel copies out of its page cache. To where HBM is emulated it copies at once; a
+#   real GPU needs a buffer in between, and a copy more.
+# - `mmap`: the cache's pages appear in our memory when they are first touched. No copy, but many
+#   interruptions, the page faults.
+# - `direct`: the SSD writes into a buffer of ours (`O_DIRECT`), and from there the bytes go to HBM.
+#   Nothing is kept.
 
 # %% [markdown]
 # Three ways, cold and warm, three rounds each, mixed, so that no way has the quiet moments to
@@ -270,19 +283,20 @@ for (reader, is_cold), rate in rates.items():
     state = "cold" if is_cold else "warm"
     print(f"{reader:7}{state}  {rate / 1e9:5.2f} GB/s  {bar}  slowest ÷ fastest {spread:.1f}")
 
-ceiling = profile["ssd.read"].best
-print(f"cold direct: {100 * rates['direct', True] / ceiling:.0f} % of what this SSD gives")
+best = max(READERS, key=lambda reader: rates[reader, True])
+print(f"cold, {best} is fastest: {profile['ssd.read'].of(rates[best, True])}")
+print(f"warm, read: {profile['page cache.read'].of(rates['read', False])}")
 
 # %% [markdown]
-# A cold `direct` comes close to the SSD's own speed: nothing stands between it and our memory. A
-# warm `direct` is no faster, because it never asks the cache. A warm `read` or `mmap` is limited by
-# DRAM alone.
+# A warm `direct` is no faster than a cold one, because it never asks the cache. The warm `read` is
+# limited by DRAM, since its bytes never leave it.
 #
-# So what is right? A server that loads a model once, and gives its DRAM to something better, reads
-# `direct`. A laptop on which you start the same model ten times a day is glad of the cache.
+# Which should you use? A server that loads a model once, and gives its DRAM to something better,
+# reads `direct`: it fills no cache, and leaves the CPU alone. A laptop on which you start the same
+# model ten times a day is glad of the cache.
 
 # %% [markdown]
-# ## "Loaded in 2 milliseconds"
+# ## Where it loses: "loaded in 2 milliseconds"
 #
 # With `mmap` some programs claim to load gigabytes at once. We look closer: opening the map is one
 # thing, having the bytes another.
@@ -301,10 +315,15 @@ with big.files[0].open("rb") as file:
 print(f"mapped in {1e3 * (opened - start):.2f} ms; all pages here after {touched - start:.2f} s")
 
 # %% [markdown]
-# Nothing had moved when the map was open. The bytes come one page at a time, when they are touched,
-# and then the program waits without knowing why. `mmap` is good when few of the bytes are needed,
-# or when many programs share them. Where it loses: a fast SSD that wants many requests at once.
-# It gets one page fault after the other.
+# Nothing had moved when the map was open. The bytes come when they are touched, and then the
+# program waits without knowing why. `mmap` is good when few of the bytes are needed, or when many
+# programs share them. Where it loses: a fast SSD wants large requests, several at once. A thread
+# that touches pages asks for one stretch, waits for it, and asks for the next.
+
+# %% tags=["nbval-ignore-output"]
+one_thread = big.nbytes / (touched - start)
+for title, rate in (("mmap, one thread", one_thread), ("direct", rates["direct", True])):
+    print(f"cold, {title}: {profile['ssd.read'].of(rate)}")
 
 # %% [markdown]
 # ## Turn the knob: how large is a read?
@@ -347,19 +366,22 @@ for share in (0.5, 0.9):
     print(f"{share:.0%} of this SSD's rate: reads of {format_size(round(size))}, one at a time")
 
 # %% [markdown]
-# Or ask for several at once: while one waits, others flow. Our readers keep four requests of 8 MiB
-# under way.
+# Or ask for several at once: while one waits, others flow. Our readers do both.
 
 # %% tags=["nbval-ignore-output"]
 import shutil
+
+from minillm.load import pieces, stream
+
+print(f"{stream.SLOTS} requests in flight, of {format_size(pieces.CHUNK)} at most")
 machine.free(block)
 del pages
-shutil.rmtree(folder)
+shutil.rmtree(disk)
 
 # %% [markdown]
 # ## Five questions
 #
-# Answer first, then unfold.
+# Answer each in your head, then open it.
 
 # %%
 recall(
@@ -380,8 +402,8 @@ recall(
 
 # %% tags=["nbval-ignore-output"]
 print(f"1. A checkpoint is arithmetic: {parameters(config):,} numbers × 2 bytes, nothing hidden.")
-print(f"2. Cold took {first:.2f} s ({cold.seconds:.2f} s predicted), warm {second:.2f} s")
-print(f"   ({warm.seconds:.2f} s predicted): the page cache is DRAM.")
+print(f"2. Cold took {1e3 * first:.0f} ms ({1e3 * cold.seconds:.0f} predicted), warm "
+      f"{1e3 * second:.0f} ms ({1e3 * warm.seconds:.0f} predicted).")
 print(f"3. Cold, direct reached {rates['direct', True] / 1e9:.2f} GB/s, mmap "
       f"{rates['mmap', True] / 1e9:.2f}: the same SSD.")
 

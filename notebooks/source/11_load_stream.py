@@ -4,9 +4,9 @@
 # <img src="images/strip_load.png" width="672" alt="The five stages of the course. You are here:
 # 1 load, weights come in.">
 #
-# Bytes go SSD → DRAM → HBM, over two links. Taken in turns, the times add up. Taken together, only
-# the slower link counts. Then we share the weights out over several GPUs, and run a model that is
-# larger than HBM. *Forty minutes; the code behind it:
+# Bytes go SSD → DRAM → HBM, over two links. If one waits for the other, the times add up. If both
+# work at once, only the slower one counts. Then we share the weights out over several GPUs, and run
+# a model that is larger than HBM. *Forty minutes; the code behind it:
 # [`minillm/load/stream.py`](../minillm/load/stream.py) and
 # [`minillm/load/share.py`](../minillm/load/share.py).*
 
@@ -20,6 +20,7 @@ import torch
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
 from minillm.lesson import check, guess, hint, knob, recall, reveal
+from minillm.load import Checkpoint, Reader, drop
 
 town = Path(minillm.__file__).parents[1] / "data" / "town"
 print(Machine.here().describe())
@@ -30,7 +31,7 @@ print(Machine.here().describe())
 # - **staging**: a small buffer in DRAM through which all weights pass, a piece at a time.
 # - **chunk**: the piece that one read brings.
 # - **overlap**: two links busy at the same time.
-# - **slice**: the part of a tensor that one rank needs; a **rank** is one of several GPUs.
+# - **rank**: one of several processes, each of which drives one GPU.
 # - **prefetch**: to send for something before it is needed.
 # - **hidden fraction**: the part of a transfer's time in which compute was busy anyway.
 
@@ -77,73 +78,168 @@ print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 buckets: Ben's work is hi
 # %% [markdown]
 # ## Predict
 #
-# Our machine is a scale model of an H100 server: its links are slowed until they stand to each
-# other as there (lesson 01). The checkpoint has the shape of SmolLM2, 135 million parameters, and
-# random weights: the bytes are real, its answers would be nonsense. Both links are known, so both
-# times are arithmetic.
+# Our machine is a scale model (lesson 01): the links of an H100 server, slowed until they keep the
+# proportions that they have there. The weights lie on four drives that are read side by side, so
+# the SSD is not much slower than PCIe, and it matters whether the two take turns. The checkpoint
+# has the shape of SmolLM2, 135 million parameters, and random weights.
 
 # %% tags=["nbval-ignore-output"]
+from dataclasses import replace
+from minillm.hardware import HARDWARE, Wire
 from minillm.load.make import make_checkpoint
 
-folder = Path(tempfile.mkdtemp(prefix="minillm-"))
-nbytes = make_checkpoint("135m", folder / "135m")
+folder = Path(tempfile.mkdtemp(prefix=".minillm-", dir="."))
+make_checkpoint("135m", folder)
+checkpoint = Checkpoint.open(folder)
+infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
 
-machine = Machine.scale_model("H100", hbm="512 MiB")
-machine.trace.meta["ceilings"] = machine.scale.ceilings()
-nvme, pcie = machine.scale.wire("nvme"), machine.scale.wire("pcie")
-in_turns = nvme.seconds(nbytes) + pcie.seconds(nbytes)
-together = max(nvme.seconds(nbytes), pcie.seconds(nbytes))
-print(f"SSD {nvme.seconds(nbytes):.2f} s, PCIe {pcie.seconds(nbytes):.2f} s (predicted)")
-
-# %%
-mine = guess("time to load 135 million weights over the scaled links", unit="s")
+h100 = HARDWARE["H100"]
+drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
+machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="512 MiB")
 
 # %% [markdown]
-# ## Run
+# Both links are known, so the times are arithmetic. In turns, each chunk waits for the SSD's
+# latency and for both links. Overlapped, it is your formula, and the latency of the first chunk.
+
+# %% tags=["nbval-ignore-output"]
+nvme, pcie = machine.scale.wire("nvme"), machine.scale.wire("pcie")
+size = 8 * 2**20  # bytes of a chunk
+count = round(nbytes / size)
+read, copy = size / nvme.bandwidth, pcie.seconds(size)
+in_turns = count * (nvme.latency + read + copy)
+together = nvme.latency + pipeline_seconds(count, read, copy)
+print(f"{count} chunks, {1e3 * read:.0f} ms on the SSD and {1e3 * copy:.0f} ms on PCIe each:")
+print(f"in turns {in_turns:.2f} s, overlapped {together:.2f} s (predicted)")
+
+# %%
+mine = guess("time to load the weights, overlapped", unit="s")
+
+# %% [markdown]
+# ## Run, first rung: take turns
 #
-# Watch both links of the diagram: are they busy at the same time?
+# A `Reader` has as many buckets, *slots* of staging, as we give it. With one, the loop reads a
+# chunk, waits, copies it to HBM, waits. Watch both links: are they ever busy at the same time?
+
+# %% tags=["nbval-ignore-output"]
+from minillm.load.place import put
+from minillm.load.shard import allocate
+
+shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
+block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
+block.zero_()  # touched: see below what that costs
+
+
+def load_by_hand(buckets: int) -> None:
+    with Reader(machine, "direct", infos, slots=buckets) as reader:
+        for arrived in reader.chunks(infos):  # a bucket is full,
+            put(arrived, places, machine)  # now it is empty again
+
+
+def seconds() -> float:
+    moves = machine.trace.select(kind="transfer", label="weights")
+    return max(e.end for e in moves) - min(e.start for e in moves)
 
 # %% tags=["nbval-ignore-output"]
 with charts.watch(machine.trace, "machine", "timeline"):
-    engine = Engine.load(folder / "135m", machine)
-
-# %% tags=["nbval-ignore-output"]
-moves = engine.trace.select(kind="transfer", label="weights")
-measured = max(e.end for e in moves) - min(e.start for e in moves)
-reveal(mine, predicted=together, measured=measured)
+    load_by_hand(buckets=1)
+turns, expected = seconds(), block.clone()
+print(f"in turns: {turns:.2f} s (emulated), {in_turns:.2f} s predicted")
 
 # %% [markdown]
-# How much of the two links' time did the overlap save?
+# ## Second rung: two buckets
+#
+# The same loop with two: while we copy one, the next is being filled.
 
 # %% tags=["nbval-ignore-output"]
-print(f"predicted: in turns {in_turns:.2f} s, overlapped {together:.2f} s")
-print(f"measured {measured:.2f} s", end="; ")
-print(f"overlap efficiency: {together / measured:.0%}")
-assert sum(e.nbytes for e in moves if e.target == "hbm") == nbytes
-staged = max(e.nbytes for e in engine.trace.select(kind="counter", name="dram", label="staging"))
+machine.trace.clear()
+block.zero_()
+load_by_hand(buckets=2)
+two = seconds()
+assert torch.equal(block, expected)
+print(f"two buckets: {two:.2f} s (emulated)")
+
+# %% [markdown]
+# ## Third rung: the package
+#
+# `Reader.fill` has a thread for each slot, which reads and copies: nobody waits for a loop. An
+# engine loads so. Watch the links again.
 
 # %% tags=["nbval-ignore-output"]
+machine.trace.clear()
+block.zero_()
+with charts.watch(machine.trace, "machine", "timeline"):
+    with Reader(machine, "direct", infos) as reader:
+        reader.fill(places, infos)
+measured = seconds()
+assert torch.equal(block, expected)
+
+# %% tags=["nbval-ignore-output"]
+reveal(mine, predicted=together, measured=measured, how="emulated")
+
+# %% [markdown]
+# How much of the time did the overlap save? And how much DRAM did it need?
+
+# %% tags=["nbval-ignore-output"]
+staged = max(e.nbytes for e in machine.trace.select(kind="counter", name="dram", label="staging"))
+print(f"saved {turns - measured:.2f} s of {turns:.2f} s (emulated)")
+print(f"the slower link was busy {together / measured:.0%} of the time (emulated)")
 print(f"{format_size(nbytes)} of weights passed through {format_size(staged)} of staging")
-engine.close()
-shutil.rmtree(folder)
 
 # %% [markdown]
 # The last line is the other half of the trick. DRAM never holds the model: staging is a handful of
-# chunks, made once and used again and again. A model of 100 GB would pass through no more.
+# chunks, made once and used again and again. A model of 100 GB would pass through no more. This is
+# the loop of each of its threads:
+
+# %%
+import inspect
+
+from minillm.load import stream
+
+print(inspect.getsource(stream._serve).rstrip())
+
+# %% [markdown]
+# ## At the speed of *your* disk
+#
+# Now without a model of anything: the same `Reader`, your SSD, cold, held against the ceiling of
+# lesson 01.
+
+# %% tags=["nbval-ignore-output"]
+from minillm.probe import Profile, probe
+
+profile = Profile.here() or probe(seconds=10)
+real = Machine.here()
+there, where = allocate(shapes, real, torch.bfloat16, "hbm")
+there.zero_()
+speeds = []
+for _ in range(5):
+    drop(checkpoint.files)
+    with Reader(real, "direct", infos) as reader:
+        start = time.perf_counter()
+        reader.fill(where, infos)
+        speeds.append(nbytes / (time.perf_counter() - start))
+
+# %% tags=["nbval-ignore-output"]
+assert torch.equal(there.cpu(), expected)
+print(f"best of 5: {profile['ssd.read'].of(max(speeds))}; slowest {min(speeds) / 1e9:.2f} GB/s")
+real.free(there)
+machine.free(block)
+del block, there, places, where
+shutil.rmtree(folder)
 
 # %% [markdown]
 # ## Turn the knob: the size of a chunk
 #
 # Large chunks: the last one is copied while no other is being read. Small chunks: each read pays
-# the SSD's latency. Drag, and find the best. (Predicted for one request at a time; our reader keeps
-# several in flight, which is how it can afford large ones.)
+# the SSD's latency, which a scale model stretches like everything else. Drag, and find the best.
+# (Predicted for one request at a time. With several in flight, latencies pass together, and smaller
+# chunks do as well.)
 
 # %% tags=["nbval-ignore-output"]
 def efficiency(chunk_kib: int) -> str:
     size = min(1024 * chunk_kib, nbytes)
     count = max(1, round(nbytes / size))
     seconds = pipeline_seconds(count, nvme.seconds(size), pcie.seconds(size))
-    efficient = f"{together / seconds:.0%} efficient"
+    efficient = f"{nbytes / nvme.bandwidth / seconds:.0%} of the SSD's rate"
     return f"{count:,} chunks of {chunk_kib:,} KiB: {seconds:,.2f} s, {efficient} (predicted)"
 
 
@@ -153,32 +249,32 @@ knob(efficiency, chunk_kib=(64, 65536))
 # ## What it costs to have memory
 #
 # There is a third time that nobody asks for. Memory that was never touched does not exist: the
-# system finds a page for it when the first byte is written, one page at a time. We fill a block
-# that is new, and the same block again.
+# system finds a page for it when the first byte is written, one page at a time. We fill a block of
+# DRAM that is new, and the same block again.
 
 # %% tags=["nbval-ignore-output"]
-real = Machine.here()
-block = real.empty((256 * 2**20,), torch.uint8, "hbm", "weights")
+fresh = torch.empty(256 * 2**20, dtype=torch.uint8)
 times = []
 for _ in range(2):
     start = time.perf_counter()
-    block.fill_(1)
-    real.sync()
+    fresh.fill_(1)
     times.append(time.perf_counter() - start)
-real.free(block)
-del block
-print(f"first touch {256 / 1024 / times[0]:.1f} GiB/s, second {256 / 1024 / times[1]:.1f} GiB/s")
+del fresh
+for title, took in zip(("first touch", "again"), times, strict=True):
+    print(f"{title:11} {256 * 2**20 / took / 1e9:5.1f} GB/s")
+print(f"this SSD    {profile['ssd.read'].best / 1e9:5.1f} GB/s")
 
 # %% [markdown]
-# On a busy server the first touch can cost more than the disk. So staging is made once, on large
-# pages, and touched before the first read; so is the place for the weights.
+# On a virtual machine the first touch may well be slower than the disk: its host has to find the
+# page too. So staging is made once, on large pages, and touched before the first read; so is the
+# place for the weights.
 
 # %% [markdown]
 # ## Sharing: each rank reads its own
 #
-# Four GPUs share a model by cutting its matrices (lesson 41 shows why just so). A slice of *rows*
-# lies in one piece of the file. A slice of *columns* is a stripe in every row. Let us look at a
-# matrix of 4 × 6 numbers of one byte, stored row by row, and mark what rank 1 of 2 needs.
+# Four GPUs share a model by cutting its matrices (lesson 41 shows why in this way). A slice of
+# *rows* lies in one piece of the file. A slice of *columns* is a stripe in every row. Let us look
+# at a matrix of 4 × 6 numbers of one byte, stored row by row, and mark what rank 1 of 2 needs.
 
 # %%
 rows, columns = 4, 6
@@ -190,7 +286,8 @@ print("columns:", " ".join(f"[{b}]" if b % columns >= columns // 2 else f"{b}" f
 # ## Exercise 2: which bytes does rank 1 of 4 read?
 #
 # A matrix of `rows` × `columns` lies in the file from byte `start` on, row by row, `size` bytes a
-# number. It is split by columns. Return the (begin, end) pairs of this rank's bytes.
+# number. It is split by columns. Return the (begin, end) pairs of this rank's bytes: those that it
+# keeps.
 
 # %%
 def column_ranges(start: int, rows: int, columns: int, size: int, rank: int, ranks: int) -> list:
@@ -200,51 +297,75 @@ def column_ranges(start: int, rows: int, columns: int, size: int, rank: int, ran
 column_ranges = check("11.2", column_ranges)
 # hint("11.2")
 
+# %% [markdown]
+# The package cuts like this too. `megatron` says which matrix is split by rows and which by
+# columns, as is usual since the paper of that name; `slices` is the checkpoint as one rank sees it.
+
 # %%
-from minillm.load import Checkpoint
-from minillm.load.share import megatron, slices
+from minillm.load.share import broadcast, megatron, slices
 
 config = minillm.ModelConfig.from_pretrained(town)
 whole = Checkpoint.open(town)
-name = "model.layers.0.mlp.down_proj.weight"
-own = slices(whole, 1, 2, megatron(config)).tensors[name]
+name = "model.layers.0.mlp.down_proj.weight"  # the last matrix of a layer's FFN, cut by columns
+owns = [slices(whole, rank, 2, megatron(config)) for rank in (0, 1)]
 
-tensor = whole.tensors[name]
+tensor, own = whole.tensors[name], owns[1].tensors[name]
 assert own.ranges == column_ranges(tensor.start, *tensor.shape, 2, rank=1, ranks=2)
 print(f"{name}: {list(tensor.shape)}")
-print(f"rank 1 of 2 reads {len(own.ranges)} ranges: {own.ranges[:2]} …")
+print(f"rank 1 of 2 keeps {len(own.ranges)} ranges: {own.ranges[:2]} …")
 
 # %% [markdown]
-# Each rank asks for its own bytes only, and all ranks together read the file about once. Or one
-# rank reads everything and sends it on. What is better depends on which link is faster, the disk or
-# the network between the ranks. Here are the bytes of both.
+# Now both ranks load, each with a machine of its own, and past the page cache. What does each keep,
+# and what did it *read*? A hole between two stripes that is shorter than 128 KiB is read over,
+# since another request would take longer.
 
 # %%
-each = [slices(whole, rank, 2, megatron(config)).nbytes for rank in (0, 1)]
-print("each reads its own:    ", " + ".join(f"{n:,}" for n in each), "bytes off disks")
-print(f"one reads and sends on: {whole.nbytes:,} bytes off the disk,")
-print(f"                        {whole.nbytes:,} bytes over the network")
+from minillm.load.shard import bring
+
+
+def read_by(rank: int) -> dict[str, torch.Tensor]:
+    """What a rank keeps, by name; prints what it cost."""
+    mine = Machine.here(hbm="64 MiB", device="cpu")
+    shapes = {name: torch.Size(info.shape) for name, info in owns[rank].tensors.items()}
+    _, places = allocate(shapes, mine, torch.bfloat16, "hbm")
+    bring(places, owns[rank], mine, "direct")
+    read = sum(event.nbytes for event in mine.trace.select(name="direct", label="weights"))
+    print(f"rank {rank} keeps {owns[rank].nbytes:,} bytes and read {read:,}")
+    return places
+
+
+kept = [read_by(0), read_by(1)]
 
 # %% [markdown]
-# Together the ranks read a little more than the file: norms are everyone's. And if we put the
-# slices back together, do we get the original, bit for bit?
+# Together they keep a little more than the file (norms are everyone's), and they read more than
+# they keep. Here "each reads its own" loses: the narrower the stripes, the more of a row is read
+# for nothing.
+#
+# The other way: one rank reads everything once and sends it on, and each cuts out its own. We let
+# rank 0 do it, and count what it sends.
 
 # %%
-from minillm.load.shard import allocate, bring
+one = Machine.here(hbm="64 MiB", device="cpu")
+shapes = {name: torch.Size(info.shape) for name, info in owns[0].tensors.items()}
+_, places = allocate(shapes, one, torch.bfloat16, "hbm")
+sent = []
+arriving = broadcast(whole, owns[0], one, lambda raw: sent.append(raw.nbytes), reads=True)
+bring(places, owns[0], one, arriving=arriving)
 
-there = Machine.here(hbm="64 MiB", device="cpu")
+assert all(torch.equal(places[name], kept[0][name]) for name in places)
+print(f"one reads {whole.nbytes:,} bytes, and {sum(sent):,} cross the network")
 
+# %% [markdown]
+# What is better depends on which link is slower, the disk or the network between the ranks. And the
+# two halves, put together: do they give the original, bit for bit?
 
-def tensor_of(checkpoint: Checkpoint) -> torch.Tensor:
-    shape = torch.Size(checkpoint.tensors[name].shape)
-    _, places = allocate({name: shape}, there, torch.bfloat16, "hbm")
-    bring(places, checkpoint, there)
-    return places[name]
-
-
-halves = [tensor_of(slices(whole, rank, 2, megatron(config))) for rank in (0, 1)]
-assert torch.equal(torch.cat(halves, dim=1), tensor_of(whole))
-print("two halves, put together:", tuple(torch.cat(halves, dim=1).shape), "equal to the original")
+# %%
+full = Machine.here(hbm="64 MiB", device="cpu")
+_, places = allocate({name: torch.Size(tensor.shape)}, full, torch.bfloat16, "hbm")
+bring(places, whole, full)
+halves = torch.cat([kept[0][name], kept[1][name]], dim=1)
+assert torch.equal(halves, places[name])
+print("two halves, put together:", tuple(halves.shape), "equal to the original")
 
 # %% [markdown]
 # ## A model larger than HBM
@@ -254,7 +375,7 @@ print("two halves, put together:", tuple(torch.cat(halves, dim=1).shape), "equal
 # computes, and one into which the next arrives.
 
 # %%
-greedy = SamplingParams(max_tokens=12, temperature=0.0)
+greedy = SamplingParams(max_tokens=48, temperature=0.0)
 with_room = Engine.load(town, Machine.here(hbm="64 MiB"))
 resident = with_room.generate("Mia put the red key", greedy)[0]
 print(resident.text)
@@ -273,35 +394,49 @@ assert streamed.token_ids == resident.token_ids
 print(streamed.text)
 
 # %% [markdown]
-# The same. The link from DRAM to HBM works all the time now: each
-# token needs each layer, so the weights cross it once for every token.
+# The same. The link from DRAM to HBM now has work for every token: all layers cross it once a step.
+# Here the link is as fast as this machine's memory, so compute hides most of it.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.engine.stream import hidden
+
 found = hidden(small.trace)
-print(f"{found.share:.0%} of the transfers' time was hidden behind compute; it waited "
+print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
       f"{1e3 * found.waited:.0f} ms in all")
 engine.close()
 
 # %% [markdown]
 # ## Where it loses
 #
-# On a real server the link is PCIe. Decode at batch 1 reads each weight once: from HBM at its
-# bandwidth, or over PCIe at *its* bandwidth. Compute is over long before the next layer has
-# arrived, and nothing is left to hide behind.
+# On a real server the link is PCIe, many times slower than HBM. Decode at batch 1 reads each weight
+# once; compute is over long before the next layer has arrived, and nothing is left to hide behind.
+# The scale model shows it: the same model, the same six MiB, the links of an H100.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.predict import HARDWARE
-h100, big = HARDWARE["H100"], 16.06e9  # Llama-3-8B in bf16, bytes
+slow = Machine.scale_model("H100", hbm="6 MiB")
+engine = Engine.load(town, slow, EngineConfig(weights="stream"))
+slow.trace.clear()
+assert engine.generate("Mia put the red key", greedy)[0].token_ids == resident.token_ids
+lost = hidden(slow.trace)
+print(f"{lost.share:.0%} hidden, compute waited {1e3 * lost.waited:.0f} ms (emulated)")
+engine.close()
+
+# %% [markdown]
+# And the model you would want to run so, by arithmetic:
+
+# %% tags=["nbval-ignore-output"]
+big = 16.06e9  # Llama-3-8B in bf16, bytes
 rates = {"from HBM": h100.hbm_bandwidth, "over PCIe": h100.pcie.bandwidth,
          "from SSD": h100.nvme.bandwidth}  # fmt: skip
 for title, bandwidth in rates.items():
     print(f"weights {title:9}: at most {bandwidth / big:6.2f} tokens/s at batch 1 (predicted)")
+need = h100.bf16_flops / h100.pcie.bandwidth  # a weight is 2 bytes, and 2 FLOP for each token
+print(f"PCIe is hidden from about {need:,.0f} tokens a step on (predicted)")
 
 # %% [markdown]
-# With hundreds of prompts in a batch it is another matter: the weights still cross once a step, and
-# a step takes longer to compute. So streaming suits work that is large and in no hurry. Otherwise:
-# fewer bytes (lesson 34), or more GPUs (lesson 41).
+# A larger batch shares each crossing, so tokens a second grow with it; the link is hidden only far
+# later. So streaming suits work that is large and in no hurry. Otherwise: fewer bytes (lesson 34),
+# or more GPUs (lesson 41).
 
 # %% [markdown]
 # ## Exercise 3: place the layers
@@ -324,13 +459,13 @@ print("HBM 8 GB free, DRAM 4 GB free:", place(32, layer, 8 * 10**9, 4 * 10**9), 
 # %% [markdown]
 # ## Five questions
 #
-# Answer first, then unfold.
+# Answer each in your head, then open it.
 
 # %%
 recall(
     ("Two links, one after the other, take 3 s and 1 s for all bytes. Overlapped?",
      "A little over 3 s: the slower link sets the time."),
-    ("Why does loading need only some dozen megabytes of DRAM?",
+    ("Why does loading need only a few dozen megabytes of DRAM?",
      "Weights pass through staging in chunks, and a chunk's place is used again."),
     ("Why is a slice of columns more work to read than one of rows?",
      "It is a stripe in every row: many small ranges in place of one long."),
@@ -344,11 +479,12 @@ recall(
 # ## Three takeaways, with the numbers of your run
 
 # %% tags=["nbval-ignore-output"]
-print(f"1. Overlapped, the load took {measured:.2f} s; in turns it would take")
-print(f"   {in_turns:.2f} s (predicted).")
-print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging.")
-print(f"3. Weights of {format_size(whole.nbytes)} ran in {format_size(small.hbm.capacity)} of HBM:")
-print("   the same words, and every token pays for the link.")
+print(f"1. Overlapped, the load took {measured:.2f} s, in turns {turns:.2f} s (emulated).")
+print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging; your SSD gave")
+print(f"   {profile['ssd.read'].of(max(speeds))}.")
+room = format_size(small.hbm.capacity)
+print(f"3. Weights of {format_size(whole.nbytes)} ran in {room} of HBM, with the same words;")
+print(f"   {found.share:.0%} hidden here, {lost.share:.0%} over an H100's links (emulated).")
 
 # %% [markdown]
 # **Next:** `20_tokens_bpe`. The weights are where they belong. Now the text must become numbers.

@@ -21,6 +21,7 @@ SETUP = """async ({meta, rows}) => {
   const style = document.createElement("style"), box = document.getElementById("view");
   style.textContent = MACHINE_CSS;
   document.head.append(style);
+  box.append(Object.assign(document.createElement("p"), { ariaLive: "polite" }));
   window.run = new Run(meta);
   run.append(rows);
   window.picked = [];
@@ -95,6 +96,7 @@ def test_the_moment_shown_is_the_moment_asked_for(show) -> None:
     early = said(page)
     assert "next token" in early and "w4" not in early and "logits" not in early
     assert "staging 2 MiB" in early and "1.05 GB/s" in early
+    assert "52 % of ceiling" in early
     assert "weights 1 of 6 MiB" in early  # room is taken at once, the bytes come later
     page.evaluate(f"draw(run.requests[0].tokens[1].stop, {STILL})")
     assert "token 1" in said(page) and "Mia? w0 w1" in said(page).replace(" | ", "")
@@ -148,10 +150,13 @@ def test_keys_and_pointer_tell_all_of_a_part(show) -> None:
     page = show()
     page.evaluate(f"draw(run.requests[0].tokens[2].stop, {STILL})")
     svg, tip = page.locator(".minillm-machine svg"), page.locator(".minillm-machine-tip")
-    assert "Stage" in svg.get_attribute("aria-label") and svg.get_attribute("role") == "img"
+    seen = svg.get_attribute("aria-label")
+    assert "Stage" in seen and svg.get_attribute("role") == "img"
+    assert "HBM to compute: weights, KV at 3.15 GB/s, predicted; HBM to DRAM: logits" in seen
     svg.focus()
     page.keyboard.press("ArrowRight")
     assert tip.inner_text().startswith("SSD\n")
+    assert page.locator("[aria-live]").inner_text().startswith("SSD. The disk.")
     page.keyboard.press("Escape")
     assert tip.is_hidden()
     page.locator("[data-part=hbm] .card").hover()

@@ -314,3 +314,5 @@ def test_a_trace_cleared_while_watched_begins_anew_on_the_page(widget) -> None:
     page.evaluate(send, [columns(list(trace.events)), False])
     page.evaluate(send, [columns(first), True])
     assert drawn(page).locator(NOW).inner_text().endswith(f"{len(first)} events")
+    page.evaluate(send, [columns([e for e in first if e.token < 3]), True])
+    assert drawn(page).locator(".minillm-chip").count() == 3, "chips of the run before"
