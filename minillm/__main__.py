@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3")
     bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
     make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
-    make.add_argument("--shape", required=True, choices=["135m", "1b", "8b"])
+    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
     make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
     for command in (generate, score):
         command.add_argument(

@@ -38,7 +38,9 @@ def test_names_and_shapes_are_the_models(settings, machine):
 def test_the_shapes_are_those_of_the_models_they_are_named_after():
     """Would catch a wrong digit: the models' own pages say how many parameters they have."""
     count = {name: parameters(ModelConfig.from_dict(s)) for name, s in SHAPES.items()}
-    assert count == {"135m": 134_515_008, "1b": 1_235_814_400, "8b": 8_030_261_248}
+    assert count == {
+        "135m": 134_515_008, "360m": 361_821_120, "1b": 1_235_814_400, "8b": 8_030_261_248,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [TINY, UNTIED])
@@ -90,7 +92,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
 
 def test_an_unknown_shape_is_told_what_there_is(tmp_path):
     """Would catch a KeyError."""
-    with pytest.raises(ConfigError, match="135m, 1b, 8b, found '7b'"):
+    with pytest.raises(ConfigError, match="135m, 360m, 1b, 8b, found '7b'"):
         make_checkpoint("7b", tmp_path)
 
 

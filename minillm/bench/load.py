@@ -7,6 +7,10 @@ them. Ratios are taken within a round. Cold: the page cache was told to forget t
 Our ways, and load_file+copy, end in HBM, in memory that is made and touched: a first touch can
 cost more than the disk. "all" pays for that too, from nothing to weights in HBM. load_file alone
 touches every page and leaves the weights in the page cache: warm, it copies nothing at all.
+
+Before each, as much memory as the weights take is touched and given back. The host of a virtual
+machine may take a second to find a gigabyte that was never used, and the first to ask would pay for
+all; what that costs is told as the time of the arena.
 """
 
 from __future__ import annotations
@@ -16,18 +20,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from minillm.bench.load_report import COPIED, RAW, STOCK, LoadReport
 from minillm.bench.memory import private_memory
 from minillm.disk import PAGE, aligned, open_direct, read_all
-from minillm.host import home
+from minillm.host import home, huge_pages
 from minillm.load.make import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
@@ -35,78 +39,11 @@ from minillm.load.shard import Checkpoint, allocate, bring
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 
-RAW, STOCK, COPIED = "raw", "load_file", "load_file+copy"
 ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
 OURS = ("direct", "read", "mmap")
 SHAPE = "1b"
 
 Go = Callable[[], object]
-
-
-@dataclass
-class LoadReport:
-    """What was measured, by (way, "cold" or "warm"): seconds of each round.
-
-    extra: bytes of private memory that a way takes beside the weights' own, at its peak.
-    arena: seconds to make the weights' block of HBM and to touch it first.
-    """
-
-    nbytes: int
-    machine: str
-    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    extra: dict[str, int] = field(default_factory=dict)
-    arena: float = 0.0
-    copies: list[tuple[float, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def note_copies(self, way: str, state: str, machine: Machine) -> None:
-        """On a card: how fast direct's pieces crossed PCIe, beside one large pinned copy."""
-        if machine.emulated or (way, state) != ("direct", "cold"):
-            return
-        pieces = _copy_rate(machine)
-        machine.trace.clear()
-        with ExitStack() as stack:
-            source = machine.empty((2**28,), torch.uint8, "dram", "bench")
-            stack.callback(machine.free, source)
-            stack.callback(machine.free, machine.copy(source, "hbm", label="bench", stage="load"))
-        self.copies.append((pieces, _copy_rate(machine)))
-
-    def times_as_fast(self, way: str, state: str, other: str, other_state: str) -> float:
-        """The median over the rounds of how many times as fast a way was as the other."""
-        pairs = zip(self.seconds[way, state], self.seconds[other, other_state], strict=True)
-        return median(theirs / ours for ours, theirs in pairs)
-
-    def __str__(self) -> str:
-        gigabytes = self.nbytes / 1e9
-        lines = [
-            self.machine,
-            f"{gigabytes:.2f} GB of weights; an arena for them is made and touched in "
-            f"{self.arena:.2f} s ({gigabytes / self.arena:.1f} GB/s)",
-            f"{'':19}{'GB/s':>7} {'slowest–fastest':>16} {'of raw':>7} {'× load_file':>12} "
-            f"{'× with copy':>12} {'extra memory':>13}",
-        ]
-        for (way, state), seconds in self.seconds.items():
-            rates = sorted(gigabytes / s for s in seconds)
-            extra = f"{self.extra[way] / 2**20:.0f} MiB" if way in self.extra else ""
-            spread = f"{rates[0]:.2f}–{rates[-1]:.2f}"
-            lines.append(
-                f"{way:14} {state} {median(rates):7.2f} {spread:>16} "
-                f"{self.times_as_fast(way, state, RAW, 'cold'):7.0%} "
-                f"{self.times_as_fast(way, state, STOCK, state):12.2f} "
-                f"{self.times_as_fast(way, state, COPIED, state):12.2f} {extra:>13}"
-            )
-        lines += self.notes
-        for pieces, ceiling in self.copies:
-            lines.append(
-                f"copies DRAM→HBM {pieces / 1e9:.1f} GB/s, {pieces / ceiling:.0%} of pinned"
-            )
-        return "\n".join(lines)
-
-
-def _copy_rate(machine: Machine) -> float:
-    """Bytes a second of the copies to HBM in the trace."""
-    copies = machine.trace.select(kind="transfer", source="dram", target="hbm")
-    return sum(event.nbytes for event in copies) / sum(event.seconds for event in copies)
 
 
 def bench(
@@ -226,6 +163,7 @@ def _once(
 ) -> tuple[float, int]:  # fmt: skip
     """Seconds of one load, and the private memory that it and its preparation took."""
     machine.trace.clear()
+    _recycle(checkpoint.nbytes)
     if state == "cold":
         drop(checkpoint.files)
     else:
@@ -234,6 +172,11 @@ def _once(
         begin = time.perf_counter()
         go()
         return time.perf_counter() - begin, peak()
+
+
+def _recycle(nbytes: int) -> None:
+    """Have the system hold so many bytes that were used a moment ago."""
+    huge_pages(torch.empty(nbytes, dtype=torch.uint8)).zero_()
 
 
 def _how(path: Path) -> str:

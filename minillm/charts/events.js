@@ -38,8 +38,9 @@ export function asEvent(row) {
   return e;
 }
 
-// The ink of an event: its link, the tier it copies to, or the unit that works.
+// The ink of an event: its link, the tier it copies to, or the unit that works or waits.
 export function meaningOf(e) {
+  if (e.name.startsWith("wait ")) return "idle";
   const target = baseOf(e.target), resource = baseOf(e.resource);
   if (resource === "copy") return target === "hbm" || target === "dram" ? target : "cpu";
   return e.name === "ffn" ? "ffn" : resource;
@@ -47,9 +48,13 @@ export function meaningOf(e) {
 
 // What a reader calls it: 'logits → DRAM' for a transfer, else its name.
 export function nameOf(e) {
-  if (e.kind !== "transfer") return e.name;
-  return `${e.label || e.name} → ${baseOf(e.target).toUpperCase()}`;
+  if (e.kind === "transfer") return `${e.label || e.name} → ${baseOf(e.target).toUpperCase()}`;
+  return isFromCache(e) ? `page cache (${e.name})` : e.name;
 }
+
+// Whether it read weights that the page cache held: work of the CPU, no transfer from SSD.
+const isFromCache = ({ kind, stage, label, name }) => kind === "span" && stage === "load"
+  && label === "weights" && ["read", "mmap"].includes(name);
 
 // What compute reads from its HBM: spans that say their bytes; of nested ones the outermost, for a
 // layer's bytes are in those of its pass. Of events by start; the same as facts.outermost.

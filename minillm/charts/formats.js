@@ -1,12 +1,12 @@
 // Numbers for people, said as in Python: charts/style.py and minillm.errors.format_size.
 
-// Powers of two: 12130816 -> "11.6 MiB", 48 -> "48 B".
+// Powers of two, without ".0": 12130816 -> "11.6 MiB", 16384 -> "16 KiB", 48 -> "48 B".
 export function formatBytes(n) {
   if (Math.abs(n) < 1024) return `${Math.round(n)} B`;
   const units = ["KiB", "MiB", "GiB", "TiB"];
   n /= 1024;
   while (Math.abs(n) >= 1023.95 && units.length > 1) { n /= 1024; units.shift(); }
-  return `${n.toFixed(1)} ${units[0]}`;
+  return `${n.toFixed(1)} ${units[0]}`.replace(".0 ", " ");
 }
 
 // Three digits and a unit: 0.00241 -> "2.41 ms".

@@ -6,8 +6,8 @@ export const quoted = (text) => `“${(text.trim() || text).replaceAll("\n", "�
 
 // {said: "token 3 “key” took 2.41 ms: 61 % attention, …", parts, moved: "11.6 MiB read from …"}
 export function journeyOf(run, token) {
-  const whole = token.stop - token.start;
-  const parts = run.parts(token.start, token.stop).filter((part) => part.seconds > 0);
+  const { start, stop } = token.own, whole = stop - start;
+  const parts = run.parts(start, stop).filter((part) => part.seconds > 0);
   const largest = parts.slice().sort((a, b) => b.seconds - a.seconds);
   const named = largest.filter((part) => part.seconds >= 0.01 * whole).slice(0, 4);
   const shares = named.map((part) => `${formatPercent(part.seconds, whole)} ${part.name}`);
@@ -15,15 +15,15 @@ export function journeyOf(run, token) {
   const text = token.text ? ` ${quoted(token.text)}` : "";
   return {
     said: `token ${token.index}${text} took ${formatSeconds(whole)}: ${shares.join(", ")}`,
-    moved: bytesMoved(run, token), parts, whole,
+    moved: bytesMoved(run, token.own), parts, whole,
   };
 }
 
 // "11.6 MiB read from HBM (predicted), 8 B of ids in, 16 KiB of logits out"
-function bytesMoved(run, token) {
-  const all = run.between(token.start, token.stop);
-  const events = all.filter((e) => e.nbytes && e.start + e.seconds / 2 <= token.stop
-    && e.start + e.seconds / 2 >= token.start);
+function bytesMoved(run, { start, stop }) {
+  const middle = (e) => e.start + e.seconds / 2;
+  const events = run.between(start, stop).filter((e) =>
+    e.nbytes && start <= middle(e) && middle(e) <= stop);
   const sums = new Map();
   const add = (what, nbytes) => sums.set(what, (sums.get(what) || 0) + nbytes);
   for (const e of readsOf(events)) {
@@ -46,7 +46,8 @@ function wayOf(e) {
 
 // The token after the first whose time is the median: the one to show if none was chosen.
 export function typicalToken(request) {
-  const later = request.tokens.slice(1).sort((a, b) => a.stop - a.start - (b.stop - b.start));
+  const took = ({ own }) => own.stop - own.start;
+  const later = request.tokens.slice(1).sort((a, b) => took(a) - took(b));
   return later[(later.length - 1) >> 1] || request.tokens[0] || null;
 }
 

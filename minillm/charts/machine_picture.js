@@ -1,6 +1,6 @@
 // One picture of the machine, wide or narrow: it puts the parts together and sets them to a moment.
 
-import { baseOf, formatRate } from "./run.js";
+import { baseOf, formatRate, meaningOf } from "./run.js";
 import { SwitchBox, UnitBox } from "./machine_boxes.js";
 import { MemoryBox } from "./machine_tanks.js";
 import { FADES, MachinePipe } from "./machine_pipes.js";
@@ -156,7 +156,8 @@ export class MachinePicture {
     const spent = {}, units = new Map();
     for (const e of events) {
       spent[e.stage] = (spent[e.stage] || 0) + e.seconds;
-      if (e.kind === "span") units.set(this.sheet.home[e.resource], e.resource);
+      const works = e.kind === "span" && meaningOf(e) !== "idle";
+      if (works) units.set(this.sheet.home[e.resource], e.resource);
     }
     this.strip.light(spent, now, this.still);
     this.busy = new Map([...units].map(([id, unit]) => [id, this.scene.busy[unit]]));
@@ -173,7 +174,8 @@ export class MachinePicture {
     for (const pipe of this.pipes.values()) {
       if (pipe.link.kind === "bus") continue;
       const flow = pipe.flow(now), flows = flow && (this.still || now - flow.seen < FADES + 100);
-      pipe.say(linkLines(pipe.link, flow, this.run.meta, this.still), this.em, flows);
+      const lines = linkLines(pipe.link, flow, this.run.meta, this.still, this.sheet.narrow);
+      pipe.say(lines, this.em, flows);
     }
     this._card(now);
     if (!this.still && now - this.ariaAt < ARIA_EVERY) return;
@@ -190,7 +192,8 @@ export class MachinePicture {
     } else if (kind === "nic") box.say([title]);
     else {
       const read = this.sheet.gpus > 1 && kind === "compute" ? rate(`+read:${rank}`) : "";
-      const does = read ? [`reads ${read}`, read] : [this.busy.get(id) || "idle"];
+      const now = this.busy.get(id) || "idle";
+      const does = read ? [`reads ${read}`, read] : [now, now.split(" ")[0]];
       box.say([title, fitting(does, box.room)]);
     }
   }

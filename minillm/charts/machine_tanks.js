@@ -1,8 +1,8 @@
 // The memories of the machine diagram: tanks that fill, a layer for each label.
 
-import { INK } from "./run.js";
 import { INSET, LINES, WordBox } from "./machine_boxes.js";
-import { labelSaid, memorySaid, shortBytes } from "./machine_words.js";
+import { formatBytes } from "./formats.js";
+import { labelSaid, memorySaid } from "./machine_words.js";
 import { fitting, setAttr, setText, svgPart } from "./machine_svg.js";
 
 const LOWEST = ["weights", "kv"]; // in a tank; the rest on top of them
@@ -36,7 +36,7 @@ export function layersOf(levels, arrived) {
 export class MemoryBox extends WordBox {
   constructor(...args) {
     super(...args);
-    const { box } = this, [x, y, w, h] = box.tank, ink = INK[box.kind];
+    const { box } = this, [x, y, w, h] = box.tank, ink = `var(--m-${box.kind})`;
     this.up = box.fill === "up";
     this.long = this.up ? h : w;
     const clip = `minillm-tank-${tankCount.made++}`;
@@ -79,6 +79,7 @@ export class MemoryBox extends WordBox {
     });
     const [x, y, w, h] = this.box.tank, first = this.edges.find((one) => one.full < one.size);
     const level = Math.round(10 * (first ? first.low + first.full : low)) / 10; // what is there
+    this.air = this.long - level;
     const line = this.up ? `M${x} ${y + h - level}h${w}` : `M${x + level} ${y}v${h}`;
     setAttr(this.surface, "d", low ? line : "");
     setAttr(this.torn, "display", this.open ? "inline" : "none");
@@ -94,8 +95,8 @@ export class MemoryBox extends WordBox {
   // Write how full it is, to what scale it is drawn, and what its layers are.
   sayHeld(tank) {
     const { kind, title } = this.box, said = memorySaid(kind, tank);
-    const top = shortBytes(this.top);
-    const scale = !this.open ? [] : this.up ? [`to here ${top}`, `top ${top}`, top] : [`to ${top}`];
+    const top = formatBytes(this.top);
+    const scale = !this.open ? [] : this.up ? [`top = ${top}`, top] : [`to ${top}`];
     const how = kind === "hbm" && this.emulated ? "emulated in DRAM" : "";
     if (this.up) {
       const third = this.box.tank[1] - this.box.y > 45, short = how ? ["emulated"] : [];
@@ -107,9 +108,10 @@ export class MemoryBox extends WordBox {
     if (this.up) this._label();
   }
 
+  // Not where the surface would strike it through.
   _sayScale(scale) {
-    const [x, y, w, h] = this.box.tank, { em, box } = this;
-    this.scaled = this.long > 6 * em && scale.length > 0;
+    const [x, y, w, h] = this.box.tank, { em, box } = this, free = !this.up || this.air >= 2 * em;
+    this.scaled = free && this.long > 6 * em && scale.length > 0;
     setText(this.tornSays, this.scaled ? fitting(scale, this.room) : "");
     setAttr(this.tornSays, "x", this.up ? x + w - INSET : box.x + box.w - INSET);
     setAttr(this.tornSays, "y", (this.up ? y + 1.55 * em : y + h / 2 + 0.35 * em).toFixed(1));
@@ -130,7 +132,8 @@ export class MemoryBox extends WordBox {
       setAttr(label, "display", shown ? "inline" : "none");
       if (!shown) return;
       free = middle;
-      const name = labelSaid(one.label), nbytes = shortBytes(one.there), brief = name.split(" ")[0];
+      const name = labelSaid(one.label), brief = name.split(" ")[0];
+      const nbytes = formatBytes(one.there);
       const arriving = { used: one.there, capacity: one.nbytes };
       const part = one.there === one.nbytes ? []
         : memorySaid("", arriving).map((words) => `${name} ${words}`);
@@ -143,9 +146,9 @@ export class MemoryBox extends WordBox {
 
   // The same for a tip: each label with its bytes.
   held() {
-    const scale = this.open ? [`drawn up to ${shortBytes(this.top)}, so that it can be seen`] : [];
-    return [...this.edges.map((one) => `${labelSaid(one.label)} ${shortBytes(one.there)}`
-      + (one.there < one.nbytes ? ` of ${shortBytes(one.nbytes)}` : "")), ...scale];
+    const scale = this.open ? [`drawn up to ${formatBytes(this.top)}, so that it can be seen`] : [];
+    return [...this.edges.map((one) => `${labelSaid(one.label)} ${formatBytes(one.there)}`
+      + (one.there < one.nbytes ? ` of ${formatBytes(one.nbytes)}` : "")), ...scale];
   }
 }
 

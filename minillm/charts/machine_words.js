@@ -26,7 +26,6 @@ const ARROWS = { across: ["→", "←"], down: ["↓", "↑"] };
 export const partSays = (kind) => PART_SAYS[kind] || "";
 export const labelSaid = (label) => ({ kv: "KV cache" }[label] || label || "bytes");
 export const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
-export const shortBytes = (n) => formatBytes(n).replace(".0 ", " ");
 
 // On a machine without a GPU a link to HBM is a copy inside DRAM: it is not called PCIe.
 export const pipeName = (kind, emulated) =>
@@ -46,8 +45,8 @@ export function arrowOf({ points }, sign) {
 
 // A link's figures: {over: lines above it, the last its rate; under: how known, share of ceiling}.
 // A line may be a list of wordings, the fullest first. flow: see flowsOf, null if nothing has moved
-// yet. total: say how many bytes, too.
-export function linkLines(link, flow, meta, total) {
+// yet. total: say how many bytes, too. brief: few lines, for there is little room.
+export function linkLines(link, flow, meta, total, brief = false) {
   if (!flow) {
     const ceiling = ceilingOf(link.kind, meta);
     return { over: [pipeName(link.kind, meta.device === "cpu")],
@@ -55,10 +54,10 @@ export function linkLines(link, flow, meta, total) {
   }
   const arrow = arrowOf(link, flow.sign), name = link.kind === "infiniband" ? "InfiniBand · " : "";
   const over = [[flow.label].flat().map((label) => `${name}${labelSaid(label)} ${arrow}`)];
-  if (total) over.push(shortBytes(flow.nbytes));
+  if (total) over.push(formatBytes(flow.nbytes));
   over.push(flow.rate ? formatRate(flow.rate) : "at once");
-  const under = [flow.how];
-  if (flow.share) under.push(`${formatPercent(flow.share)} of ceiling`);
+  const under = [flow.how], share = formatPercent(flow.share || 0);
+  if (flow.share) under.push(brief ? [`${share} of ceiling`, share] : `${share} of ceiling`);
   if (flow.share > CACHED && link.kind === "disk") under.push("(page cache)");
   return { over, under };
 }
@@ -70,14 +69,13 @@ export function linkSentence(link, flow, meta) {
     : ["nothing has moved", ...(under.length ? [under.join(" ")] : [])].join("; ");
 }
 
-// How full a memory is, from the fullest wording to the shortest: "2.8 GiB of 80 GiB", "2.8 of 80
-// GiB", "2.8 GiB". Of a disk we know what is free, not what is used.
+// How full a memory is, and the same shorter: "2.8 of 80 GiB", "2.8 GiB". Units that differ stay:
+// "5 MiB of 80 GiB". Of a disk we know what is free, not what is used.
 export function memorySaid(kind, { used, capacity }) {
-  if (kind === "ssd") return [capacity ? `${shortBytes(capacity)} free` : ""];
-  const [held, whole] = [shortBytes(used), capacity ? shortBytes(capacity) : ""];
-  const [amount, unit] = held.split(" ");
-  const brief = whole.endsWith(unit) && unit !== "B" ? [`${amount} of ${whole}`] : [];
-  return [...(whole ? [`${held} of ${whole}`] : []), ...brief, held];
+  if (kind === "ssd") return [capacity ? `${formatBytes(capacity)} free` : ""];
+  const held = formatBytes(used), whole = capacity ? formatBytes(capacity) : "";
+  const [amount, unit] = held.split(" "), same = !used || whole.endsWith(` ${unit}`);
+  return [...(whole ? [`${same ? amount : held} of ${whole}`] : []), held];
 }
 
 // The whole picture in a sentence, for who cannot see it: of what flows the largest three.

@@ -188,6 +188,7 @@ class Player {
   tick(time) {
     const { state } = this, moving = state.playing && !state.live;
     this.frame = 0;
+    if (moving && time - this.last < 30) return this.ask(); // 30 frames a second are enough
     if (moving && this.last && this.visible) {
       state.p += Math.min(0.1, (time - this.last) / 1000) / this.slower;
       if (this.ended) this.seek(Infinity);

@@ -169,9 +169,10 @@ export class Run {
       const { levels, used, peak } = this._held(tier, t);
       tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
     }
-    for (const { kind, name, resource: unit, end } of events) { // of each unit the latest
-      if (kind !== "span" || Math.min(end, t) < until[unit]) continue;
-      [busy[unit], until[unit]] = [name, Math.min(end, t)];
+    for (const e of events) { // of each unit the latest; one that waits is not busy
+      const { resource: unit, end } = e, works = e.kind === "span" && meaningOf(e) !== "idle";
+      if (!works || Math.min(end, t) < until[unit]) continue;
+      [busy[unit], until[unit]] = [e.name, Math.min(end, t)];
     }
     const request = this.requestAt(t);
     const done = request ? request.tokens.filter((token) => token.stop <= t) : [];
@@ -190,6 +191,7 @@ export class Run {
 }
 
 // A request is cut at the end of each generated token, so that its tokens add up to the whole.
+// `own` is a token from its first event to its last, without what the caller did before it.
 function findRequests(work) {
   const found = new Map();
   for (const e of work) {
@@ -202,16 +204,16 @@ function findRequests(work) {
     one.stop = Math.max(one.stop, e.end);
     if (e.name === "tokenize") one.prompt = e.detail;
     if (e.token === null) continue;
-    const token = (one.ends[e.token] ||= { text: "", stop: 0 });
+    const token = (one.ends[e.token] ||= { text: "", begin: e.start, stop: 0 });
     token.stop = Math.max(token.stop, e.end);
     if (e.name === "detokenize") token.text += e.detail;
   }
   return [...found.values()].map(({ ends, ...one }) => {
     let start = one.start;
     const tokens = [];
-    ends.forEach(({ text, stop }, index) => {
-      const until = index === ends.length - 1 ? one.stop : stop;
-      tokens.push({ request: one.number, index, text, start, stop: until });
+    ends.forEach(({ text, begin, stop }, index) => {
+      const until = index === ends.length - 1 ? one.stop : stop, own = { start: begin, stop };
+      tokens.push({ request: one.number, index, text, start, stop: until, own });
       start = until;
     });
     return { ...one, tokens };

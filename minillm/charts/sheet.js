@@ -127,11 +127,11 @@ export class Sheet {
   }
 }
 
-// Colours of the theme, read afresh at each full redraw; a theme may lighten the greys.
+// Colours of the theme, read afresh at each full redraw; a theme may lighten some.
 function readInks(el) {
   const style = getComputedStyle(el), inks = { family: style.fontFamily, known: new Map() };
   for (const name in FALLBACK) inks[name] = variable(style, name) || FALLBACK[name];
-  for (const name of ["compute", "cpu", "idle", "prediction"]) {
+  for (const name of ["compute", "cpu", "idle", "prediction", "dram"]) {
     inks[name] = variable(style, name) || INK[name];
   }
   return inks;

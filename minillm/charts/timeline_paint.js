@@ -48,7 +48,7 @@ function totalWords(row, from, to) {
 
 // The outermost events of a lane, and inside the wide ones what runs in them.
 export function paintLane(g, sheet, scale, lane, y, height) {
-  const header = headerOf(height), pen = new Pen(g, sheet);
+  const header = headerOf(height), pen = new Pen(g, sheet, !lane.crowded);
   for (let i = firstSeen(lane, scale.from); i < lane.from.length && lane.from[i] < scale.to;) {
     const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]), next = lane.next[i];
     if (next > i + 1 && x1 - x0 >= NESTED) {
@@ -68,8 +68,8 @@ export function paintLane(g, sheet, scale, lane, y, height) {
 
 // Draws blocks. Those narrower than a pixel are gathered by ink, as dense as they were busy.
 class Pen {
-  constructor(g, sheet) {
-    Object.assign(this, { g, sheet, narrow: new Map() });
+  constructor(g, sheet, named) {
+    Object.assign(this, { g, sheet, named, narrow: new Map() });
     Object.assign(g, { font: sheet.font(10), textAlign: "left", textBaseline: "middle" });
   }
 
@@ -84,19 +84,20 @@ class Pen {
       g.fillStyle = ink.hatch;
       g.fillRect(x0, y, wide - gap, height);
     }
-    if (wide > 34 && height > 10) this.label(e, ink, x0, x1, y + height / 2, scale);
+    if (this.named && wide > 34 && height > 10) this.label(e, ink, x0, x1, y, height, scale);
   }
 
   // In place, on a plate of the ink so that the hatch does not cross the letters.
-  label(e, ink, x0, x1, middle, scale) {
-    const { g } = this, left = Math.max(x0, scale.left), right = Math.min(x1, scale.right);
+  label(e, ink, x0, x1, y, height, scale) {
+    const { g } = this, plate = Math.min(14, height), middle = y + height / 2;
+    const left = Math.max(x0, scale.left), right = Math.min(x1, scale.right);
     const name = nameOf(e), wordings = [`${name}  ${formatSeconds(e.seconds)}`, name];
     if (e.kind === "transfer") wordings.push(e.label);
     const words = fitting(g, wordings, right - left - 6);
     if (!words) return;
     const half = g.measureText(words).width / 2, x = (left + right) / 2;
     g.fillStyle = ink.colour;
-    if (ink.hatch) g.fillRect(x - half - 3, middle - 7, 2 * half + 6, 14);
+    if (ink.hatch) g.fillRect(x - half - 3, middle - plate / 2, 2 * half + 6, plate);
     g.fillStyle = ink.on;
     g.fillText(words, x - half, middle + 0.5);
   }

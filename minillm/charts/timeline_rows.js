@@ -9,7 +9,7 @@ const ROW_NAMES = {
   ssd: "SSD", staging: "staging", copy: "copy engine", cpu: "CPU", compute: "compute",
   nvlink: "NVLink", infiniband: "InfiniBand", network: "network",
 };
-const MOST_LANES = 3; // more at once on one resource are drawn over each other
+const MOST_LANES = 8; // more at once on one resource are drawn over each other, without names
 
 // The rows an event lies on. A transfer lies on that of its resource, and one with an end in DRAM
 // also on "staging", where it fills or empties a buffer. Without an end in HBM no copy engine runs.
@@ -54,25 +54,26 @@ function trackOf(e, key) {
 }
 
 // In the first lane where it is alone or, being a span, inside another: a layer of a step. Two
-// transfers at once are never parts of one another.
+// transfers at once are never parts of one another, nor is work of one name: threads do it.
 function putInLane(lanes, e, clock, key) {
   let lane = null;
   for (let i = 0; i < MOST_LANES && !lane; i++) {
     const one = (lanes[i] ||= { events: [], from: [], to: [], depth: [], ink: [], open: [] });
-    while (one.open.length && one.open.at(-1) <= e.start) one.open.pop();
-    const inside = e.kind === "span" && e.end <= one.open.at(-1);
+    while (one.open.length && one.open.at(-1).end <= e.start) one.open.pop();
+    const outer = one.open.at(-1);
+    const inside = outer && e.kind === "span" && e.end <= outer.end && e.name !== outer.name;
     if (!one.open.length || inside) lane = one;
   }
   if (!lane) {
     lane = lanes.at(-1);
-    lane.open = []; // not inside what is under way, but over it
+    [lane.open, lane.crowded] = [[], true]; // not inside what is under way, but over it
   }
   lane.events.push(e);
   lane.from.push(clock.play(e.start));
   lane.to.push(clock.play(e.end));
   lane.depth.push(lane.open.length);
   lane.ink.push(key === "staging" ? baseOf(e.target) : meaningOf(e));
-  lane.open.push(e.end);
+  lane.open.push(e);
 }
 
 function findNext(lane) {
@@ -95,7 +96,8 @@ export function layoutRows(run) {
     const start = y, lanes = [];
     for (const track of row.tracks) {
       const share = tall / track.lanes.length;
-      const each = track.lanes.length > 1 ? Math.max(many ? 4 : 12, share) : tall;
+      const least = many ? 4 : track.lanes.length > 3 ? 7 : 12; // in 12 px a name has room
+      const each = track.lanes.length > 1 ? Math.max(least, share) : tall;
       track.y = y;
       for (const lane of track.lanes) {
         lanes.push({ lane, y, height: each - (track.lanes.length > 1 ? 1 : 0) });
@@ -141,7 +143,7 @@ export function rowTotals(row, from, to) {
     const spans = [];
     for (const lane of lanes) {
       for (let i = firstSeen(lane, from); i < lane.from.length && lane.from[i] < to;) {
-        spans.push([lane.from[i], lane.to[i]]);
+        if (lane.ink[i] !== "idle") spans.push([lane.from[i], lane.to[i]]);
         if ((lane.from[i] + lane.to[i]) / 2 >= from && (lane.from[i] + lane.to[i]) / 2 <= to) {
           nbytes += lane.events[i].nbytes;
           seconds += lane.events[i].seconds;

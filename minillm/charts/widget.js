@@ -8,7 +8,7 @@ import { Run, unpackRows } from "./run.js";
 import { player } from "./player.js";
 
 const stores = new Map(); // by the model's key: a page may load this module once or many times
-const MANY = 30000; // events while live; beyond, what is old and no counter or text is dropped
+const MANY = 8000; // events while live; beyond, what is old and no counter or text is dropped
 
 function storeOf(model) {
   const key = model.get("key");

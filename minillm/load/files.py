@@ -38,10 +38,6 @@ class Files:
         for chunk in chunks(infos, size, self._gap):
             yield self._file(chunk[0].info.file), chunk
 
-    def warm(self, infos: Iterable[TensorInfo]) -> bool:
-        """Whether the page cache held all of their files when they were opened, which is now."""
-        return all(self._file(path).warm for path in dict.fromkeys(info.file for info in infos))
-
     def _file(self, path: Path) -> WeightFile:
         if path not in self._open:
             self._open[path] = WeightFile(path, self._how)

@@ -28,14 +28,19 @@ def put(arrived: Arrived, places: Mapping[str, Tensor], machine: Machine) -> Non
     for piece, raw in arrived:
         if piece.info.name not in places:
             continue
-        place, dtype = places[piece.info.name].view(-1), piece.info.dtype
-        if place.dtype == dtype:
-            place, dtype = place.view(torch.uint8), torch.uint8
+        target, dtype = part_of(places[piece.info.name], piece, raw.nbytes), piece.info.dtype
+        if target.dtype == dtype:
+            target, dtype = target.view(torch.uint8), torch.uint8
         elif raw.data_ptr() % dtype.itemsize:  # the format aligns nothing, and torch wants
             raw = raw.clone()  # elements at multiples of their size
         raw = raw.view(dtype)
-        target = place[piece.at // dtype.itemsize :][: raw.numel()].view(raw.shape)
-        move(raw, target, machine, piece.label)
+        move(raw, target.view(raw.shape), machine, piece.label)
+
+
+def part_of(place: Tensor, piece: Piece, nbytes: int) -> Tensor:
+    """Where in a tensor's place `nbytes` of a piece go, flat: as many numbers of its own dtype."""
+    size = piece.info.dtype.itemsize
+    return place.view(-1)[piece.at // size :][: nbytes // size]
 
 
 def move(raw: Tensor, target: Tensor, machine: Machine, detail: str) -> None:

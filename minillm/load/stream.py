@@ -2,23 +2,21 @@
 
     SSD ────> staging: 7 slots of 8 MiB, used again and again ────> HBM
 
-Each slot has a thread of its own: while one copies its slot to HBM, the others have theirs filled,
-so that both links are busy and the whole takes as long as the slower one. Staging is made once, on
-huge pages and touched: a page fault costs more than the disk needs to fill the page. How much there
-is does not depend on the tensors' sizes.
+Some threads fill slots, in the order of the file; the one that asked empties them into HBM, and
+while it does, the next are filled. So both links are busy, and the whole takes as long as the
+slower one. Staging is made once, on huge pages and touched: a page fault costs more than the disk
+needs to fill the page. How much there is does not depend on the tensors' sizes.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from traceback import clear_frames
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +25,14 @@ from minillm.host import n_cores
 from minillm.links import T
 from minillm.load.files import Files
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, room
-from minillm.load.place import Arrived, arrive, put
+from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
-from minillm.trace import Trace
+from minillm.trace import At
 
-SLOTS = 7  # 56 MiB of staging, and so many requests in flight: an SSD works on several at once
+SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied
+THREADS = 6  # requests in flight: an SSD works on several at once
 STRAIGHT = 4  # times as large may a read be that needs no staging
 _HUGE = 2 * 2**20  # bytes of a huge page
 
@@ -60,7 +59,7 @@ class Reader:
 
     def __init__(
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
-        slots: int = SLOTS, gap: int = GAP,
+        slots: int = SLOTS, threads: int = THREADS, gap: int = GAP,
     ) -> None:  # fmt: skip
         assert how in READERS and chunk % BLOCK == 0, (how, chunk)
         infos = list(infos)
@@ -77,7 +76,7 @@ class Reader:
             if how != "mmap" and not self._straight:
                 self._staging = make_staging(machine, self.slots, self.chunk, stack)
             stack.callback(self._files.close)
-            self._pool = ThreadPoolExecutor(self.slots, "minillm-read")
+            self._pool = ThreadPoolExecutor(min(threads, self.slots), "minillm-read")
             stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
@@ -101,64 +100,69 @@ class Reader:
         Each read is a transfer SSD → DRAM in the trace. Raises CheckpointError for a file that
         cannot be read or has become shorter than its header says.
         """
+        reads = enumerate(self._files.reads(infos, self.chunk))
         waiting: deque[Future[Arrived]] = deque()
-        fetch = _stamped(self.machine.trace, self._files.fetch)
         try:
-            for number, (file, chunk) in enumerate(self._files.reads(infos, self.chunk)):
+            for number, (file, chunk) in reads:
                 if len(waiting) == self.slots:
                     yield waiting.popleft().result()  # back here, its slot is free again
                 slot = self._slot(number % self.slots)
-                waiting.append(self._pool.submit(fetch, file, chunk, slot))
+                waiting.append(self._submit(self._files.fetch, file, chunk, slot))
             while waiting:
                 yield waiting.popleft().result()
         finally:  # what is under way would be written into slots that are filled anew
             wait([future for future in waiting if not future.cancel()])
 
     def fill(self, places: Mapping[str, Tensor], infos: Iterable[TensorInfo]) -> None:
-        """Bring each tensor to its place, as `put` does; errors as in `chunks`.
-
-        Each thread takes the next read when it is through with the one before. Where nothing is
-        staged, reads are larger, so that there is less to do between them.
-        """
+        """Bring each tensor to its place, as `put` does; errors as in `chunks`."""
         infos = list(infos)
         dtypes = {name: place.dtype for name, place in places.items()}
-        as_stored = all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos)
-        straight = self._straight and as_stored
-        size = chunk_size(infos, STRAIGHT * self._most) if straight else self.chunk
-        reads = _Shared(self._files.reads(infos, size))
-        bring = partial(self._place if straight else self._stage, places)
-        serve = _stamped(self.machine.trace, partial(_serve, reads, bring))
-        # Where the SSD is not asked, more threads than cores would only be in each other's way.
-        threads = min(self.slots, n_cores()) if straight and self._files.warm(infos) else self.slots
-        slots = [None if straight else self._slot(number) for number in range(threads)]
-        serving = [self._pool.submit(serve, slot) for slot in slots]
+        if self._straight and all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos):
+            return self._fill_straight(places, infos)
+        with closing(self.chunks(infos)) as arriving:
+            for arrived in arriving:
+                put(arrived, places, self.machine)
+
+    def _fill_straight(self, places: Mapping[str, Tensor], infos: list[TensorInfo]) -> None:
+        """Without staging; in larger reads, so that there is less to do between them."""
+        size, cores = chunk_size(infos, STRAIGHT * self._most), n_cores()
+        reading: list[Future] = []
         try:
-            for future in serving:
+            for file, chunk in self._files.reads(infos, size):
+                if file.warm and len(reading) > cores:  # many more copies only hinder each other
+                    reading[-cores - 1].result()
+                reading.append(self._submit(self._place, places, file, chunk))
+            for future in reading:
                 future.result()
-        finally:  # also after an interrupt: no more reads, and wait for those under way
-            reads.close()
-            wait(serving)
+        finally:
+            wait([future for future in reading if not future.cancel()])
 
     def _slot(self, number: int) -> Tensor | None:
         if self._staging is None and self.how != "mmap":
             self._staging = make_staging(self.machine, self.slots, self.chunk, self._stack)
         return None if self._staging is None else self._staging[number]
 
-    def _stage(
-        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
-    ) -> None:
-        put(self._files.fetch(file, chunk, slot), places, self.machine)
-
     def _place(
-        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece], slot: Tensor
+        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece]
     ) -> None:
         def read() -> None:
             for piece in chunk:
-                place = places[piece.info.name].view(-1).view(torch.uint8)
-                target = place[piece.at :][: piece.nbytes]
+                target = part_of(places[piece.info.name], piece, piece.nbytes).view(torch.uint8)
                 arrive(partial(file.read, piece, target), target, self.machine, piece.label)
 
         self._files.on_record(file, chunk, read)
+
+    def _submit(self, do: Callable[..., T], *arguments: object) -> Future[T]:
+        """Have a thread do it; it records its events as done for what this thread is at."""
+        at = self.machine.trace.at
+        return self._pool.submit(_stamped, at, at.token, at.request, do, *arguments)
+
+
+def _stamped(
+    at: At, token: int | None, request: int | None, do: Callable[..., T], *arguments: object
+) -> T:
+    with at(token=token, request=request):
+        return do(*arguments)
 
 
 def make_staging(machine: Machine, slots: int, chunk: int, stack: ExitStack) -> Tensor:
@@ -172,43 +176,3 @@ def make_staging(machine: Machine, slots: int, chunk: int, stack: ExitStack) -> 
     with machine.trace.span("touch staging", stage="load", resource="cpu"):
         staging[::BLOCK] = 0
     return staging.view(slots, each)
-
-
-def _stamped(trace: Trace, do: Callable[..., T]) -> Callable[..., T]:
-    """`do`, on another thread, records its events as done for what this thread is at."""
-    stamp = {"token": trace.at.token, "request": trace.at.request}
-
-    def stamped(*arguments: object) -> T:
-        with trace.at(**stamp):
-            return do(*arguments)
-
-    return stamped
-
-
-def _serve(reads: _Shared, bring: Callable[..., None], slot: Tensor | None) -> None:
-    """What one thread of `fill` does, until there is no more to read."""
-    try:
-        for file, chunk in reads:
-            bring(file, chunk, slot)
-    except BaseException:
-        reads.close()  # the others stop too
-        raise
-
-
-class _Shared:
-    """An iterator that several threads share: each item goes to one of them."""
-
-    def __init__(self, items: Iterator) -> None:
-        self._items, self._lock = items, threading.Lock()
-
-    def __iter__(self) -> _Shared:
-        return self
-
-    def __next__(self) -> Any:
-        with self._lock:
-            return next(self._items)
-
-    def close(self) -> None:
-        """There are no more."""
-        with self._lock:
-            self._items = iter(())

@@ -19,7 +19,7 @@ import torch
 
 from minillm import CheckpointError, Machine, ModelConfig, charts, format_size
 from minillm.lesson import check, guess, hint, knob, recall, reveal
-from minillm.load import READERS, Checkpoint, drop, read_header
+from minillm.load import READERS, Checkpoint, Reader, drop, read_header
 from minillm.predict import load_time, parameters, weight_bytes
 
 print(Machine.here().describe())
@@ -145,7 +145,8 @@ for part, nbytes in sizes.items():
 # everything before it reads a single number.
 
 # %% tags=["nbval-ignore-output"]
-folder = Path(tempfile.mkdtemp(prefix="minillm-"))
+scratch = tempfile.TemporaryDirectory(prefix="minillm-")
+folder = Path(scratch.name)
 lies = {"cut short": toy[:-3], "a long header": struct.pack("<Q", 2**60) + b"{}"}
 for title, data in lies.items():
     (folder / "toy.safetensors").write_bytes(data)
@@ -165,9 +166,9 @@ for title, data in lies.items():
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
 
-disk = Path(tempfile.mkdtemp(prefix=".minillm-", dir="."))
-make_checkpoint("135m", disk / "135m")
-big = Checkpoint.open(disk / "135m")
+disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
+make_checkpoint("135m", disk.name)
+big = Checkpoint.open(disk.name)
 print(f"{format_size(big.nbytes)} in {len(big.files)} file(s), {len(big.tensors)} tensors")
 
 # %% [markdown]
@@ -205,19 +206,21 @@ mine = guess("cold load ÷ warm load", unit="×")
 # cold load. Watch the SSD.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load.shard import allocate, bring
+from minillm.load.shard import allocate
 
+infos = list(big.tensors.values())
 shapes = {name: torch.Size(info.shape) for name, info in big.tensors.items()}
 block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
 block.zero_()  # touched: the pages are there
 
 
-def seconds_to_load(reader: str, is_cold: bool) -> float:
+def seconds_to_load(how: str, is_cold: bool) -> float:
     if is_cold:
         drop(big.files)
-    start = time.perf_counter()
-    bring(places, big, machine, reader)
-    return time.perf_counter() - start
+    with Reader(machine, how, infos) as reader:  # makes the buffers that it needs
+        start = time.perf_counter()
+        reader.fill(places, infos)
+        return time.perf_counter() - start
 
 # %% tags=["nbval-ignore-output"]
 with charts.watch(machine.trace, "machine", "timeline"):
@@ -369,14 +372,12 @@ for share in (0.5, 0.9):
 # Or ask for several at once: while one waits, others flow. Our readers do both.
 
 # %% tags=["nbval-ignore-output"]
-import shutil
-
 from minillm.load import pieces, stream
 
 print(f"{stream.SLOTS} requests in flight, of {format_size(pieces.CHUNK)} at most")
 machine.free(block)
 del pages
-shutil.rmtree(disk)
+disk.cleanup()
 
 # %% [markdown]
 # ## Five questions

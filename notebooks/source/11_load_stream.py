@@ -11,7 +11,6 @@
 # [`minillm/load/share.py`](../minillm/load/share.py).*
 
 # %% tags=["nbval-ignore-output"]
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -88,9 +87,9 @@ from dataclasses import replace
 from minillm.hardware import HARDWARE, Wire
 from minillm.load.make import make_checkpoint
 
-folder = Path(tempfile.mkdtemp(prefix=".minillm-", dir="."))
-make_checkpoint("135m", folder)
-checkpoint = Checkpoint.open(folder)
+disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
+make_checkpoint("135m", disk.name)
+checkpoint = Checkpoint.open(disk.name)
 infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
 
 h100 = HARDWARE["H100"]
@@ -224,7 +223,7 @@ print(f"best of 5: {profile['ssd.read'].of(max(speeds))}; slowest {min(speeds) /
 real.free(there)
 machine.free(block)
 del block, there, places, where
-shutil.rmtree(folder)
+disk.cleanup()
 
 # %% [markdown]
 # ## Turn the knob: the size of a chunk

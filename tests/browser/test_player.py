@@ -82,8 +82,8 @@ def test_a_word_moves_everything_to_its_step(play, shots: Path) -> None:
     page.get_by_label("request before").click()
     drawn(page).locator(".minillm-chip").nth(2).click()
     said = drawn(page).locator(".minillm-journey").inner_text()
-    assert "token 2 “Ta” took 10 ms: 60 % decode step, 20 % in between" in said
-    assert "1.0 MiB read from HBM (predicted), 4.0 KiB of logits out" in said
+    assert "token 2 “Ta” took 8 ms: 75 % decode step, 13 % logits → DRAM, 13 % detokenize" in said
+    assert "1 MiB read from HBM (predicted), 4 KiB of logits out" in said
     assert now(page) == "29 ms"
     assert page.locator(".minillm-voice").inner_text().startswith("token 2")
     page.screenshot(path=shots / "player_word.png", full_page=True)

@@ -1,0 +1,79 @@
+"""What `bench load` found, as a table: rates, and ratios taken within a round."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from minillm.machine import Machine
+
+RAW, STOCK, COPIED = "raw", "load_file", "load_file+copy"
+
+
+@dataclass
+class LoadReport:
+    """What was measured, by (way, "cold" or "warm"): seconds of each round.
+
+    extra: bytes of private memory that a way takes beside the weights' own, at its peak.
+    arena: seconds to make the weights' block of HBM and to touch it first.
+    """
+
+    nbytes: int
+    machine: str
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    extra: dict[str, int] = field(default_factory=dict)
+    arena: float = 0.0
+    copies: list[tuple[float, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note_copies(self, way: str, state: str, machine: Machine) -> None:
+        """On a card: how fast direct's pieces crossed PCIe, beside one large pinned copy."""
+        if machine.emulated or (way, state) != ("direct", "cold"):
+            return
+        pieces = _copy_rate(machine)
+        machine.trace.clear()
+        with ExitStack() as stack:
+            source = machine.empty((2**28,), torch.uint8, "dram", "bench")
+            stack.callback(machine.free, source)
+            stack.callback(machine.free, machine.copy(source, "hbm", label="bench", stage="load"))
+        self.copies.append((pieces, _copy_rate(machine)))
+
+    def times_as_fast(self, way: str, state: str, other: str, other_state: str) -> float:
+        """The median over the rounds of how many times as fast a way was as the other."""
+        pairs = zip(self.seconds[way, state], self.seconds[other, other_state], strict=True)
+        return median(theirs / ours for ours, theirs in pairs)
+
+    def __str__(self) -> str:
+        gigabytes = self.nbytes / 1e9
+        lines = [
+            self.machine,
+            f"{gigabytes:.2f} GB of weights; an arena for them is made and touched in "
+            f"{self.arena:.2f} s ({gigabytes / self.arena:.1f} GB/s)",
+            f"{'':19}{'GB/s':>7} {'slowest–fastest':>16} {'of raw':>7} {'× load_file':>12} "
+            f"{'× with copy':>12} {'extra memory':>13}",
+        ]
+        for (way, state), seconds in self.seconds.items():
+            rates = sorted(gigabytes / s for s in seconds)
+            extra = f"{self.extra[way] / 2**20:.0f} MiB" if way in self.extra else ""
+            spread = f"{rates[0]:.2f}–{rates[-1]:.2f}"
+            lines.append(
+                f"{way:14} {state} {median(rates):7.2f} {spread:>16} "
+                f"{self.times_as_fast(way, state, RAW, 'cold'):7.0%} "
+                f"{self.times_as_fast(way, state, STOCK, state):12.2f} "
+                f"{self.times_as_fast(way, state, COPIED, state):12.2f} {extra:>13}"
+            )
+        lines += self.notes
+        for pieces, ceiling in self.copies:
+            lines.append(
+                f"copies DRAM→HBM {pieces / 1e9:.1f} GB/s, {pieces / ceiling:.0%} of pinned"
+            )
+        return "\n".join(lines)
+
+
+def _copy_rate(machine: Machine) -> float:
+    """Bytes a second of the copies to HBM in the trace."""
+    copies = machine.trace.select(kind="transfer", source="dram", target="hbm")
+    return sum(event.nbytes for event in copies) / sum(event.seconds for event in copies)
