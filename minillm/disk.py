@@ -105,10 +105,15 @@ def aligned(nbytes: int) -> mmap.mmap:
     return memory
 
 
-def read_at(fd: int, view: memoryview, offset: int) -> int:
-    """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end."""
+def read_at(fd: int, view: memoryview | list[memoryview], offset: int) -> int:
+    """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end.
+
+    Of several views, filled one after the other, none may be where the system cannot do that.
+    """
     if hasattr(os, "preadv"):
-        return os.preadv(fd, [view], offset)
+        return os.preadv(fd, view if isinstance(view, list) else [view], offset)
+    if isinstance(view, list):
+        return 0
     if hasattr(os, "pread"):
         data = os.pread(fd, len(view), offset)
     else:  # Windows

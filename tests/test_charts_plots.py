@@ -101,7 +101,6 @@ DRAWN = {
     "memory": lambda trace: charts.memory(trace, {"hbm": 30 * MIB, "dram": 11 * 2**30}),
     "ladder": charts.ladder,
     "stages": charts.stages,
-    "strip": lambda trace: charts.strip(trace=trace),
 }
 
 
@@ -208,18 +207,6 @@ def test_stage_table_is_the_trace_by_stage_and_its_last_row_the_sum() -> None:
     assert table.rows[-1][:2] == last
     assert table.rows[-1][2] == amount(sum(t.seconds for t in totals), "s")
     assert "<caption><b>The model stage takes 83 %" in table._repr_mimebundle_()["text/html"]
-
-
-def test_strip_says_what_each_stage_did_and_where_we_are() -> None:
-    """Catches a map that marks another stage than the one asked for."""
-    trace = make_run()
-    said = texts(charts.strip(trace=trace))
-    for total in trace.by_stage():
-        words = f"{amount(total.seconds, 's')} · {percent(total.share, 1)}"
-        assert (words if total.seconds else "nothing to do") in said
-    assert charts.strip(here="decode").finding.endswith("you are here: decode")
-    with pytest.raises(MinillmError, match="wanted one of load, tokens"):
-        charts.strip(here="lunch")
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -343,7 +330,7 @@ def test_pyplot_in_a_notebook_does_not_take_over_the_picture(monkeypatch) -> Non
     shell = SimpleNamespace(display_formatter=DisplayFormatter())
     shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: b"pyplot's")
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    chart = charts.strip(here="load")
+    chart = charts.timeline(make_run())
     data, about = shell.display_formatter.format(chart)
     assert data["image/png"] == chart.png() and about["image/png"]["alt"] == chart.alt
     assert shell.display_formatter.format(Figure())[0]["image/png"] == b"pyplot's"

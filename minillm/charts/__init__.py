@@ -8,7 +8,6 @@ Alive, in a notebook:
 Still, with a finding in a sentence:
 
     machine(trace)         what each tier held and what crossed each link
-    strip(here, trace)     the five stages, with 'you are here' or with what each did
     timeline(trace)        which resource was busy when: the load, a request, one token
     memory(trace, budget)  HBM and DRAM over time, by label, with the peak
     stages(trace)          the table stage · bytes · time · share
@@ -23,10 +22,9 @@ from minillm.charts.plots import memory, stages
 from minillm.charts.replay import replay
 from minillm.charts.roofline import roofline
 from minillm.charts.show import Chart, Table
-from minillm.charts.strip import strip
 from minillm.charts.timeline import timeline
 
 __all__ = [
     "Chart", "RunView", "Table", "ladder", "machine", "memory", "predicted_measured",
-    "replay", "roofline", "stages", "strip", "timeline", "watch",
+    "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip

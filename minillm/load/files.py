@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minillm.links import T
-from minillm.load.pieces import Piece, chunks
+from minillm.load.pieces import Piece, chunks, names
 from minillm.load.place import Arrived
 from minillm.load.readers import WeightFile
 from minillm.load.safetensors import TensorInfo, damaged
@@ -59,10 +59,7 @@ class Files:
         were `copied` within DRAM. Raises CheckpointError where the disk cannot read.
         """
         ranges = file.ranges(chunk, self._gap)
-        tensors = chunk[0].label
-        if len(chunk) > 1:
-            tensors += f" … {chunk[-1].label} ({len(chunk)})"
-        fields = {"label": "weights", "stage": "load", "detail": f"{tensors}; {file.note}"}
+        fields = {"label": "weights", "stage": "load", "detail": f"{names(chunk)}; {file.note}"}
         try:
             if file.warm and self._machine.scale is None:
                 with self._machine.trace.span(file.how, resource="cpu", nbytes=copied, **fields):

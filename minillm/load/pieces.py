@@ -95,6 +95,12 @@ def _cut_run(info: TensorInfo, at: int, start: int, size: int) -> Iterator[Piece
         at, start, left = at + nbytes, start + nbytes, left - nbytes
 
 
+def names(chunk: list[Piece]) -> str:
+    """Which tensors a read brings, in a few words."""
+    more = f" … {chunk[-1].label} ({len(chunk)})" if len(chunk) > 1 else ""
+    return chunk[0].label + more
+
+
 def blocks(nbytes: int) -> int:
     """`nbytes`, rounded up to whole blocks."""
     return -(-nbytes // BLOCK) * BLOCK

@@ -21,10 +21,9 @@ from traceback import clear_frames
 import torch
 from torch import Tensor
 
-from minillm.host import n_cores
 from minillm.links import T
 from minillm.load.files import Files
-from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, room
+from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
@@ -32,8 +31,9 @@ from minillm.machine import Machine
 from minillm.trace import At
 
 SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied
-THREADS = 6  # requests in flight: an SSD works on several at once
-STRAIGHT = 4  # times as large may a read be that needs no staging
+# Requests in flight. An SSD works on several at once; but the kernel, which fills its page cache
+# ahead of a reader, does so best for one that reads in order.
+THREADS = {"direct": 6, "mmap": 6, "read": 2}
 _HUGE = 2 * 2**20  # bytes of a huge page
 
 
@@ -59,11 +59,11 @@ class Reader:
 
     def __init__(
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
-        slots: int = SLOTS, threads: int = THREADS, gap: int = GAP,
+        slots: int = SLOTS, threads: int | None = None, gap: int = GAP,
     ) -> None:  # fmt: skip
         assert how in READERS and chunk % BLOCK == 0, (how, chunk)
         infos = list(infos)
-        self.machine, self.how, self._most = machine, how, chunk
+        self.machine, self.how = machine, how
         self.chunk = chunk_size(infos, chunk)
         self.slots = len(list(islice(chunks(infos, self.chunk, gap), slots))) or 1
         self._files = Files(machine, how, gap)
@@ -76,7 +76,8 @@ class Reader:
             if how != "mmap" and not self._straight:
                 self._staging = make_staging(machine, self.slots, self.chunk, stack)
             stack.callback(self._files.close)
-            self._pool = ThreadPoolExecutor(min(threads, self.slots), "minillm-read")
+            threads = min(threads or THREADS[how], self.slots)
+            self._pool = ThreadPoolExecutor(threads, "minillm-read")
             stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
@@ -124,13 +125,10 @@ class Reader:
                 put(arrived, places, self.machine)
 
     def _fill_straight(self, places: Mapping[str, Tensor], infos: list[TensorInfo]) -> None:
-        """Without staging; in larger reads, so that there is less to do between them."""
-        size, cores = chunk_size(infos, STRAIGHT * self._most), n_cores()
+        """Without staging."""
         reading: list[Future] = []
         try:
-            for file, chunk in self._files.reads(infos, size):
-                if file.warm and len(reading) > cores:  # many more copies only hinder each other
-                    reading[-cores - 1].result()
+            for file, chunk in self._files.reads(infos, self.chunk):
                 reading.append(self._submit(self._place, places, file, chunk))
             for future in reading:
                 future.result()
@@ -145,10 +143,14 @@ class Reader:
     def _place(
         self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece]
     ) -> None:
+        targets = [
+            part_of(places[piece.info.name], piece, piece.nbytes).view(torch.uint8)
+            for piece in chunk
+        ]
+
         def read() -> None:
-            for piece in chunk:
-                target = part_of(places[piece.info.name], piece, piece.nbytes).view(torch.uint8)
-                arrive(partial(file.read, piece, target), target, self.machine, piece.label)
+            do, nbytes = partial(file.scatter, chunk, targets), sum(t.nbytes for t in targets)
+            arrive(do, targets[0], self.machine, names(chunk), nbytes)
 
         self._files.on_record(file, chunk, read)
 

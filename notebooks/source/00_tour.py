@@ -87,11 +87,11 @@ print(f"{toy_bytes / toy_bandwidth:.0f} seconds for each token, at least")
 #
 # The model of this course, *town*, was trained to tell stories of a small town and to answer
 # questions about them. Its weights lie in two files on the SSD. `Engine.load` brought them
-# SSD → DRAM → HBM. (`reader="direct"` says: ask the SSD itself. Files that were read a moment ago
-# are often still in DRAM, since the system keeps them; lesson 10 is about that.)
+# SSD → DRAM → HBM. (`reader="direct"` says: ask the SSD itself, and not the copy that the system
+# may still have in DRAM; see lesson 10.)
 #
-# The trace has seen each copy. Did every weight arrive in HBM, once? An SSD gives whole blocks of
-# 4,096 bytes, so it read a little more.
+# Did every weight arrive in HBM, once? The trace has seen each copy. (An SSD gives whole blocks of
+# 4,096 bytes, so a little more was read.)
 
 # %% tags=["nbval-ignore-output"]
 transfers = engine.trace.select(kind="transfer", label="weights")
@@ -172,17 +172,10 @@ answer = "".join(piece.text for piece in pieces)
 assert "4713" in answer
 
 # %% [markdown]
-# Rows are resources, white is waiting. Look at the row *compute*. The wide block is *prefill*: all
+# Nothing in these pictures is drawn by hand: they read the trace. Rows are resources, white is
+# waiting. Look at the row *compute*. The wide block is *prefill*: all
 # tokens of the prompt go through the model together, then the first token is out. Each narrow block
 # is a *decode step*: one more token. Below, the KV cache stands on top of the weights.
-
-# %% [markdown]
-# Nothing in these pictures is drawn by hand: they all read the trace. Here is the map again, with
-# the time that each stage has taken so far, and its share (*load* also opens files and builds the
-# model). Stage 4 has nothing to do: one device has nobody to share the work with.
-
-# %% tags=["nbval-ignore-output"]
-charts.strip(trace=engine.trace)
 
 # %% [markdown]
 # The SSD rests during the request: the weights are in HBM and stay there. Between HBM and DRAM
@@ -240,7 +233,10 @@ print(f"{slots} places of {kv_bytes:,} bytes: {format_size(reserved)}, all given
 charts.stages(engine.trace)
 
 # %% [markdown]
-# In this table the bytes of *load* count the way to DRAM and the way to HBM. Those of *model* are
+# The map from the beginning, with the time that each stage has taken (*load* also opens files and
+# builds the model). Stage 4 has nothing to do: one device has nobody to share the work with.
+#
+# The bytes of *load* count the way to DRAM and the way to HBM. Those of *model* are
 # predicted: the least that the steps must read. They are many times the size of the model, because
 # each token reads all of it again.
 

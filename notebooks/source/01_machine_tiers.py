@@ -30,8 +30,8 @@ print(Machine.here(hbm="64 MiB").describe())
 # - **FLOP**: one addition or multiplication of two numbers.
 # - **roofline**: the lower of two ceilings, that of the memory and that of the arithmetic.
 #
-# And the names of machines: an H100 is a GPU for servers, PCIe the link from a GPU to its host,
-# NVLink one between GPUs of a server, InfiniBand a network between servers.
+# And four names: an H100 is a GPU for servers; PCIe links a GPU to its host, NVLink GPUs with each
+# other, InfiniBand servers.
 
 # %% [markdown]
 # ## A pipe of water
@@ -112,7 +112,8 @@ for name in ("ssd.read", "page cache.read", "dram.read", "dram.copy", "gemm bflo
 # Each line has the median of the runs, then slowest … fastest, and how it was measured. *gemm* is
 # the product of two matrices, and bfloat16 a number of two bytes. The page cache is DRAM in which
 # the system keeps files; lesson 10 is about it. `print(profile)` shows all lines, on a GPU also
-# those of the card. Your guess:
+# those of the card. (Is your copy above 100 % of the probe's? Then the machine was busier a moment
+# later. It happens.) Your guess:
 
 # %% tags=["nbval-ignore-output"]
 ssd, dram = profile["ssd.read"], profile["dram.read"]
@@ -235,9 +236,9 @@ charts.roofline(engine.trace, flops, here.hbm_bandwidth, here.bf16_flops)
 #
 # ## Where it loses
 #
-# A roofline is a promise that nobody has to keep. Neither point touches its roof. One reason is the
-# model's size; another shows in a single product of a matrix with one row, as decode does it: not
-# every program reaches the memory's ceiling, and stock torch on a CPU is one that may not.
+# A roofline is a promise that nobody has to keep: neither point touches its roof. One reason is the
+# model's size. Another shows in a single product of a matrix with one row, as decode does it: stock
+# torch on a CPU may not reach the memory's ceiling.
 
 # %% tags=["nbval-ignore-output"]
 for name in ("gemv float32", "gemv bfloat16"):

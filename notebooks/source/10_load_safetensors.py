@@ -159,7 +159,7 @@ for title, data in lies.items():
 # ## Something large enough to time
 #
 # Twelve megabytes are read before one has looked at the clock. So we write a checkpoint of a real
-# model's shape, SmolLM2 with 135 million parameters, with random weights: size and layout are the
+# model's shape, SmolLM2 with 360 million parameters, with random weights: size and layout are the
 # real ones, only the answers would be nonsense. It lies here, beside the notebooks, for a folder of
 # the system's may be in memory, and then there is no disk to measure.
 
@@ -167,7 +167,7 @@ for title, data in lies.items():
 from minillm.load.make import make_checkpoint
 
 disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
-make_checkpoint("135m", disk.name)
+make_checkpoint("360m", disk.name)
 big = Checkpoint.open(disk.name)
 print(f"{format_size(big.nbytes)} in {len(big.files)} file(s), {len(big.tensors)} tensors")
 
@@ -286,13 +286,21 @@ for (reader, is_cold), rate in rates.items():
     state = "cold" if is_cold else "warm"
     print(f"{reader:7}{state}  {rate / 1e9:5.2f} GB/s  {bar}  slowest ÷ fastest {spread:.1f}")
 
-best = max(READERS, key=lambda reader: rates[reader, True])
-print(f"cold, {best} is fastest: {profile['ssd.read'].of(rates[best, True])}")
-print(f"warm, read: {profile['page cache.read'].of(rates['read', False])}")
-
 # %% [markdown]
 # A warm `direct` is no faster than a cold one, because it never asks the cache. The warm `read` is
-# limited by DRAM, since its bytes never leave it.
+# limited by DRAM, since its bytes never leave it. These two come closest to their ceilings, and so
+# to the prediction. How far off was it? A ceiling is a best run, so we take our best run too.
+
+# %% tags=["nbval-ignore-output"]
+for reader, is_cold, load in (("direct", True, cold), ("read", False, warm)):
+    took = min(times[reader, is_cold])
+    title = f"{'cold' if is_cold else 'warm'}, {reader}"
+    print(f"{title}: {1e3 * took:.0f} ms, {1e3 * load.seconds:.0f} ms predicted, "
+          f"{took / load.seconds - 1:+.0%}")
+
+# %% [markdown]
+# A cold `read` takes longer than the SSD needs: the kernel has to find a page in DRAM for every
+# piece and to copy it on.
 #
 # Which should you use? A server that loads a model once, and gives its DRAM to something better,
 # reads `direct`: it fills no cache, and leaves the CPU alone. A laptop on which you start the same
@@ -403,8 +411,9 @@ recall(
 
 # %% tags=["nbval-ignore-output"]
 print(f"1. A checkpoint is arithmetic: {parameters(config):,} numbers × 2 bytes, nothing hidden.")
-print(f"2. Cold took {1e3 * first:.0f} ms ({1e3 * cold.seconds:.0f} predicted), warm "
-      f"{1e3 * second:.0f} ms ({1e3 * warm.seconds:.0f} predicted).")
+took = {key: 1e3 * min(seconds) for key, seconds in times.items()}
+print(f"2. Cold took {took['direct', True]:.0f} ms ({1e3 * cold.seconds:.0f} predicted), warm "
+      f"{took['read', False]:.0f} ms ({1e3 * warm.seconds:.0f} predicted).")
 print(f"3. Cold, direct reached {rates['direct', True] / 1e9:.2f} GB/s, mmap "
       f"{rates['mmap', True] / 1e9:.2f}: the same SSD.")
 

@@ -83,15 +83,15 @@ print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 buckets: Ben's work is hi
 # has the shape of SmolLM2, 135 million parameters, and random weights.
 
 # %% tags=["nbval-ignore-output"]
-from dataclasses import replace
-from minillm.hardware import HARDWARE, Wire
 from minillm.load.make import make_checkpoint
-
 disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
 make_checkpoint("135m", disk.name)
 checkpoint = Checkpoint.open(disk.name)
 infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
 
+# %% tags=["nbval-ignore-output"]
+from dataclasses import replace
+from minillm.hardware import HARDWARE, Wire
 h100 = HARDWARE["H100"]
 drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
 machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="512 MiB")
@@ -153,15 +153,14 @@ print(f"in turns: {turns:.2f} s (emulated), {in_turns:.2f} s predicted")
 machine.trace.clear()
 block.zero_()
 load_by_hand(buckets=2)
-two = seconds()
 assert torch.equal(block, expected)
-print(f"two buckets: {two:.2f} s (emulated)")
+print(f"two buckets: {seconds():.2f} s (emulated)")
 
 # %% [markdown]
 # ## Third rung: the package
 #
-# `Reader.fill` has a thread for each slot, which reads and copies: nobody waits for a loop. An
-# engine loads so. Watch the links again.
+# `Reader.fill` is this loop, with some slots more: where an SSD answers now early, now late, a full
+# one is always at hand. An engine loads so. Watch the links again.
 
 # %% tags=["nbval-ignore-output"]
 machine.trace.clear()
@@ -186,15 +185,14 @@ print(f"{format_size(nbytes)} of weights passed through {format_size(staged)} of
 
 # %% [markdown]
 # The last line is the other half of the trick. DRAM never holds the model: staging is a handful of
-# chunks, made once and used again and again. A model of 100 GB would pass through no more. This is
-# the loop of each of its threads:
+# chunks, made once and used again and again. A model of 100 GB would pass through no more. And this
+# is the other end of the loop: what `reader.chunks` does. A slot is filled anew when its bytes have
+# been used, which is when the next are asked for.
 
 # %%
 import inspect
 
-from minillm.load import stream
-
-print(inspect.getsource(stream._serve).rstrip())
+print(inspect.getsource(Reader.chunks).split('"""')[-1].strip("\n"))
 
 # %% [markdown]
 # ## At the speed of *your* disk
@@ -222,7 +220,6 @@ assert torch.equal(there.cpu(), expected)
 print(f"best of 5: {profile['ssd.read'].of(max(speeds))}; slowest {min(speeds) / 1e9:.2f} GB/s")
 real.free(there)
 machine.free(block)
-del block, there, places, where
 disk.cleanup()
 
 # %% [markdown]
@@ -362,8 +359,7 @@ print(f"one reads {whole.nbytes:,} bytes, and {sum(sent):,} cross the network")
 full = Machine.here(hbm="64 MiB", device="cpu")
 _, places = allocate({name: torch.Size(tensor.shape)}, full, torch.bfloat16, "hbm")
 bring(places, whole, full)
-halves = torch.cat([kept[0][name], kept[1][name]], dim=1)
-assert torch.equal(halves, places[name])
+assert torch.equal(halves := torch.cat([kept[0][name], kept[1][name]], dim=1), places[name])
 print("two halves, put together:", tuple(halves.shape), "equal to the original")
 
 # %% [markdown]
@@ -398,7 +394,6 @@ print(streamed.text)
 
 # %% tags=["nbval-ignore-output"]
 from minillm.engine.stream import hidden
-
 found = hidden(small.trace)
 print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
       f"{1e3 * found.waited:.0f} ms in all")
@@ -481,8 +476,7 @@ recall(
 print(f"1. Overlapped, the load took {measured:.2f} s, in turns {turns:.2f} s (emulated).")
 print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging; your SSD gave")
 print(f"   {profile['ssd.read'].of(max(speeds))}.")
-room = format_size(small.hbm.capacity)
-print(f"3. Weights of {format_size(whole.nbytes)} ran in {room} of HBM, with the same words;")
+print(f"3. A model of {format_size(whole.nbytes)} ran in an HBM of 6 MiB, with the same words;")
 print(f"   {found.share:.0%} hidden here, {lost.share:.0%} over an H100's links (emulated).")
 
 # %% [markdown]
