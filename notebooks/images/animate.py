@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from minillm import Engine, Machine, SamplingParams
+from minillm import Engine, EngineConfig, Machine, SamplingParams
 from minillm.charts import replay
 
 HERE = Path(__file__).resolve().parent
@@ -23,14 +23,15 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 from tests.browser.conftest import CHROMIUM_FLAGS, find_chromium  # noqa: E402
 
-WIDE, EVERY = 880, 0.2  # pixels; seconds from frame to frame, at least
+WIDE, EVERY = 880, 0.33  # pixels; seconds from frame to frame, at least
 LONGEST = 40  # seconds of film
 PROMPT = "What does HBM stand for?"
 
 
 def saved_run(folder: Path) -> Path:
     """A load and one short request, as a page."""
-    engine = Engine.load("data/town", Machine.here(hbm="64 MiB"))
+    machine = Machine.here(hbm="64 MiB")
+    engine = Engine.load("data/town", machine, EngineConfig(reader="direct"))  # from the SSD itself
     engine.generate(PROMPT, SamplingParams(max_tokens=16, temperature=0.0, stop="\n"))
     file = folder / "run.html"
     replay(engine.trace).save(file)
