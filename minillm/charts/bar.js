@@ -92,10 +92,12 @@ export function controlBar(box, run, act) {
   };
 }
 
+const MANY_CUTS = 8;
 export const PACES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 10, 20, 40, 100, 200, 400, 1000,
   2000, 4000];
 
-// Below the thumb: when weights came in, when each request ran, and where a pause was cut.
+// Below the thumb: when weights came in, when each request ran, and where a pause was cut (unless
+// that is everywhere, as when the caller rests after each word).
 function drawPhases(box, run) {
   const { clock } = run, percent = (t) => 100 * (clock.length ? clock.play(t) / clock.length : 0);
   const load = run.work.filter((e) => e.stage === "load");
@@ -118,7 +120,7 @@ function drawPhases(box, run) {
     label.style.cssText = `left: ${left}%; max-width: ${wide}%`;
     box.append(label);
   }
-  for (const { play } of clock.cuts) {
+  for (const { play } of clock.cuts.length > MANY_CUTS ? [] : clock.cuts) {
     const mark = document.createElement("s");
     mark.style.left = `${(100 * play) / clock.length}%`;
     box.append(mark);

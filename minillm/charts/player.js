@@ -28,7 +28,7 @@ export function paceAt(run, p) {
   };
   const tokens = requests.reduce((sum, request) => sum + request.tokens.length, 0);
   const words = clock.length - load, least = load > 0 && words > 0 ? 14 : 20;
-  if (p < load) return nearest(words > 0 ? 6 : 20, load);
+  if (p < load || words <= 0) return nearest(words > 0 ? 6 : 20, load);
   return nearest(Math.min(60, Math.max(least, tokens / 6)), words);
 }
 

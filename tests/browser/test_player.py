@@ -211,6 +211,15 @@ def test_the_load_and_the_words_have_a_pace_of_their_own(play) -> None:
     assert chosen == "400 × slower", "a pace that was chosen stays, also in the load"
 
 
+def test_a_load_alone_keeps_its_pace_to_the_end(play) -> None:
+    """Catches a player that, with no words to show, crawls when it is played again."""
+    loading = Event("transfer", "read", "load", "ssd", 0.0, 2.0, 2**30, "ssd", "dram", "weights")
+    page = play(Trace.of([loading], {}))
+    assert page.evaluate("""async () => {
+      const {paceAt} = await import("/charts/player.js");
+      return [paceAt(run, 0.5), paceAt(run, 2)]; }""") == [10, 10]
+
+
 def test_a_second_replay_stops_the_first(play) -> None:
     """Catches a notebook in which every view moves at once."""
     page = play(make_run(requests=1), live=True)
