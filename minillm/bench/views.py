@@ -17,7 +17,7 @@ from typing import Any
 from minillm.errors import MinillmError
 
 LIMIT = 0.02  # of the run that the views show
-TOKENS = 256
+TOKENS = 240
 # Runs in the kernel. A round is one decode each way; which comes first changes from round to round.
 # The clock covers the decode and the views' work beside it, not the drawing of the still behind it.
 _SETUP = """
