@@ -170,6 +170,12 @@ def test_top_level_holds_nothing_else() -> None:
     assert not {name for name in folders - FOLDERS if not name.startswith(".")}
 
 
+def test_what_is_large_is_data() -> None:
+    """Catches a checkpoint that a lesson left behind and `git add` took along: history keeps it."""
+    large = [name_of(path) for path in tracked() if path.stat().st_size > 2**20]
+    assert not [name for name in large if not name.startswith("data/")], large
+
+
 def test_links_in_every_page_lead_to_files() -> None:
     """Catches a link or picture that broke when a file was renamed, or was never made."""
     link = re.compile(r"\]\(([^)\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
