@@ -4,7 +4,7 @@
         for piece in engine.stream(prompt): ...
 
 What costs time happens elsewhere: the trace only puts each event into a buffer, a thread sends the
-buffer on, at most ten times a second, and the drawing is the browser's. The JavaScript beside this
+buffer on, at most five times a second, and the drawing is the browser's. The JavaScript beside this
 file draws (widget.js is the way in, player.js the middle, run.js what the views may ask).
 """
 

@@ -72,8 +72,8 @@ def arrive(
 def _copy(raw: Tensor, target: Tensor) -> None:
     """Copy on this thread alone.
 
-    Torch would share a large copy out to threads of its own. Ours are several already: on two
-    busy cores the two kinds hindered each other until a load took five times as long.
+    Torch would share a large copy out to threads of its own. Others read or compute meanwhile: on
+    two busy cores the two kinds hindered each other until a load took five times as long.
     """
     if raw.dtype == target.dtype:
         np.copyto(target.view(torch.uint8).numpy(), raw.view(torch.uint8).numpy())

@@ -52,8 +52,9 @@ class Reader:
     >>> reader.fill({"model.norm.weight": tensor}, infos)
 
     how: "read", "mmap" or "direct"; see `minillm.load.readers`. infos: the most that it will be
-    asked for at once: for little, little staging is made. gap: see `chunks`; with 0, not a byte is
-    read that is not wanted (with O_DIRECT, not a block). Holds staging (DRAM, at most slots ·
+    asked for at once: for little, little staging is made. threads: how many read, by default
+    THREADS. gap: see `chunks`; with 0, not a byte is read that is not wanted (with O_DIRECT, not a
+    block). Holds staging (DRAM, at most slots ·
     (chunk + 8 KiB) + 2 MiB; none where nothing is staged), open files and threads until `close`.
     """
 
@@ -98,8 +99,9 @@ class Reader:
     def chunks(self, infos: Iterable[TensorInfo]) -> Generator[Arrived, None, None]:
         """The tensors' bytes as stored, in the order given, some pieces at a time.
 
-        Each read is a transfer SSD → DRAM in the trace. Raises CheckpointError for a file that
-        cannot be read or has become shorter than its header says.
+        Each read is a transfer SSD → DRAM in the trace or, out of a warm page cache, work of the
+        CPU. Raises CheckpointError for a file that cannot be read or has become shorter than its
+        header says.
         """
         reads = enumerate(self._files.reads(infos, self.chunk))
         waiting: deque[Future[Arrived]] = deque()
@@ -125,7 +127,7 @@ class Reader:
                 put(arrived, places, self.machine)
 
     def _fill_straight(self, places: Mapping[str, Tensor], infos: list[TensorInfo]) -> None:
-        """Without staging."""
+        """Out of the page cache right to its place, without staging."""
         reading: list[Future] = []
         try:
             for file, chunk in self._files.reads(infos, self.chunk):
