@@ -132,6 +132,26 @@ def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatc
     engine.close()
 
 
+@pytest.mark.parametrize("weights", ["stream", "resident"])
+def test_a_step_of_few_tokens_leaves_the_link_a_core(tiny, machine, weights):
+    """Would catch copies that starve beside compute, and a core that is never given back."""
+    engine = Engine.load(tiny("llama"), machine, EngineConfig(weights=weights))
+    cores, before = [], torch.get_num_threads()
+    layer = engine.model.model.layers[0]
+    layer.register_forward_hook(lambda *_: cores.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        engine.generate("Mia put the red key", SamplingParams(max_tokens=3, ignore_eos=True))
+        layer.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate([[2]], GREEDY)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+        engine.close()
+    assert cores == ([3, 2, 2, 2] if weights == "stream" else [3, 3, 3, 3])
+
+
 def test_a_pass_that_was_broken_off_leaves_the_next_one_right(tiny, machine, expected):
     """Would catch a layer taken for another because it was the one that was on its way."""
     engine = streamed(tiny("llama"), machine)

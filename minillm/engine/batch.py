@@ -94,6 +94,11 @@ class Batch:
         """The request that an event of the whole batch belongs to, if there is just one."""
         return self.requests[0].number if len(self.requests) == 1 else None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the next step runs, pads among them."""
+        return len(self.requests) * (1 if self.steps else max(self.lengths))
+
     def send_ids(self) -> Tensor:
         """The ids to run next, CPU → DRAM → HBM: (B, T), with T = 1 once prefill is over.
 

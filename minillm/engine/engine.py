@@ -122,7 +122,7 @@ class Engine:
 
     def step(self, batch: Batch) -> list[Piece]:
         """One more token for every running request of the batch; the first step is prefill."""
-        with self.trace.at(token=batch.steps, request=batch.number):
+        with self.trace.at(token=batch.steps, request=batch.number), self._weights.step(batch):
             ids = batch.send_ids()  # CPU → DRAM → HBM
             logits = self._forward(batch, ids)  # weights and KV cache, from HBM
             logits = batch.fetch_logits(logits)  # HBM → DRAM

@@ -13,9 +13,9 @@ or many requests compute takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
+from minillm.engine.batch import Batch
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, load
 from minillm.load.stream import Reader
@@ -31,6 +32,7 @@ from minillm.model.llama import Llama
 from minillm.trace import Trace
 
 _LAYERS = "model.layers."
+_FEW = 4  # tokens in a pass: so few wait for memory more than for a core
 WAIT = "wait for weights"
 """The name of the spans in which compute stood still because a layer was not there yet."""
 
@@ -72,6 +74,10 @@ class Resident:
         self.dtype, self.nbytes = dtype, block.nbytes
         self._stack = ExitStack()
         self._stack.callback(machine.free, block)
+
+    def step(self, batch: Batch) -> AbstractContextManager[None]:
+        """Run the next step of a batch in this."""
+        return nullcontext()
 
     def close(self) -> None:
         """Give the HBM back."""
@@ -119,6 +125,21 @@ class Streamed:
     def close(self) -> None:
         """Wait for the layer under way; give back HBM, DRAM, files and threads."""
         self._stack.close()
+
+    @contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """Run the next step of a batch in this: if its tokens are few, the link has its own core.
+
+        Without a card it is a core that moves the layers. Where compute had them all, layers came
+        late now and then, and a pass took as long as with one core less, or longer.
+        """
+        cores = torch.get_num_threads()
+        few = self._machine.emulated and batch.tokens <= _FEW
+        torch.set_num_threads(max(1, cores - few))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(cores)
 
     def _before(self, module: nn.Module, arguments: object) -> None:
         """What happens before a layer computes."""
