@@ -41,9 +41,9 @@ class LoadReport:
             stack.callback(machine.free, machine.copy(source, "hbm", label="bench", stage="load"))
         self.copies.append((pieces, _copy_rate(machine)))
 
-    def times_as_fast(self, way: str, state: str, other: str, other_state: str) -> float:
+    def times_as_fast(self, way: str, state: str, other: str) -> float:
         """The median over the rounds of how many times as fast a way was as the other."""
-        pairs = zip(self.seconds[way, state], self.seconds[other, other_state], strict=True)
+        pairs = zip(self.seconds[way, state], self.seconds[other, state], strict=True)
         return median(theirs / ours for ours, theirs in pairs)
 
     def __str__(self) -> str:
@@ -61,9 +61,9 @@ class LoadReport:
             spread = f"{rates[0]:.2f}–{rates[-1]:.2f}"
             lines.append(
                 f"{way:14} {state} {median(rates):7.2f} {spread:>16} "
-                f"{self.times_as_fast(way, state, RAW, 'cold'):7.0%} "
-                f"{self.times_as_fast(way, state, STOCK, state):12.2f} "
-                f"{self.times_as_fast(way, state, COPIED, state):12.2f} {extra:>13}"
+                f"{self.times_as_fast(way, state, RAW):7.0%} "
+                f"{self.times_as_fast(way, state, STOCK):12.2f} "
+                f"{self.times_as_fast(way, state, COPIED):12.2f} {extra:>13}"
             )
         lines += self.notes
         for pieces, ceiling in self.copies:
