@@ -211,13 +211,25 @@ def test_the_builder_names_no_folder_of_its_machine() -> None:
     assert set(made.metadata) == {"kernelspec", "language_info"} and not made.cells[0].metadata
 
 
-def test_the_builder_finds_no_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Catches outputs that tell how far the builder is, and a build that adds to it."""
-    monkeypatch.setenv("MINILLM_HOME", str(tmp_path))
-    cell = nbformat.v4.new_code_cell("import os\nprint(os.listdir(os.environ['MINILLM_HOME']))")
-    (tmp_path / "progress.json").write_text("{}", encoding="utf-8")
-    build.execute(nbformat.v4.new_notebook(cells=[cell]))
-    assert [output.text for output in cell.outputs] == ["[]\n"]
+def test_lessons_of_one_build_share_a_home_that_is_not_the_builders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Catches outputs that tell how far the builder is, and a lesson that measures anew."""
+    home, sources = tmp_path / "home", tmp_path / "sources"
+    for folder in (home, sources):
+        folder.mkdir()
+    monkeypatch.setenv("MINILLM_HOME", str(home))
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "NOTEBOOKS", tmp_path)
+    (home / "progress.json").write_text("{}", encoding="utf-8")
+    look = "import os\nhome = os.environ['MINILLM_HOME']\nprint(os.listdir(home))\n"
+    keep = "open(home + '/profile.json', 'w').close()\n"
+    for name, code in (("01_one", look + keep), ("02_two", look)):
+        (sources / f"{name}.py").write_text(f"# %%\n{code}", encoding="utf-8")
+    assert build.main([]) == 0
+    made = [nbformat.read(tmp_path / f"{name}.ipynb", 4) for name in ("01_one", "02_two")]
+    assert [m.cells[0].outputs[0].text for m in made] == ["[]\n", "['profile.json']\n"]
+    assert [path.name for path in home.iterdir()] == ["progress.json"]
 
 
 def test_tests_keep_out_of_the_learners_home() -> None:

@@ -32,6 +32,7 @@ WAY = (
     ("ssd", "dram"), ("dram", "ssd"), ("dram", "hbm"), ("hbm", "dram"), ("infiniband", ""),
     ("nvlink", ""), ("network", ""), ("hbm", "compute"),
 )  # fmt: skip
+AWAY = ("DRAM → SSD", "HBM → DRAM")  # where weights do not go
 NAMES = {
     "infiniband": "GPU ↔ GPU InfiniBand", "nvlink": "GPU ↔ GPU NVLink", "network": "GPU ↔ GPU",
     "compute": "compute", "cpu": "CPU",
@@ -105,6 +106,7 @@ def _columns(hops: Sequence[Hop], weights: int | None) -> dict[str, list[tuple[s
     if weights:
         columns["weights take"] = [
             (amount(weights / h.rate, "s"), f"by one of {h.links}" if h.links > 1 else "")
+            if h.name not in AWAY else ("–", "")
             for h in hops
         ]
     return columns
@@ -152,7 +154,8 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
     guessed = any(e.detail.startswith("bytes predicted") for e in events)
     ends = [NAMES.get(end, end.upper()) for end in way if end]
-    best = max(e.nbytes / e.seconds for e in events)
+    # Several at a time may together be faster than any of them.
+    best = max(rate, *(e.nbytes / e.seconds for e in events))
     name, ink = " → ".join(ends), facts.meaning(events[0])
     return Hop(name, ink, nbytes, rate, best, ceiling, how, guessed, len(events), len(links))
 

@@ -63,6 +63,11 @@ class Overlap:
     cached: bool  # whether the page cache gave them, and the SSD was not asked
 
     @property
+    def same(self) -> bool:
+        """Whether one call did both: the kernel, which reads and copies on to HBM."""
+        return bool(self.both) and self.both > 0.999 * max(self.ssd, self.copy)
+
+    @property
     def share(self) -> float:
         """Of the busy time of the less busy link, what passed while the other was busy too."""
         return self.both / min(self.ssd, self.copy) if self.ssd and self.copy else 0.0

@@ -124,6 +124,8 @@ def _load_finding(load: Window, both: Overlap) -> str:
         return f"{moved} came out of the page cache in {lasted}; the SSD was not asked"
     if not (both.ssd and both.copy):
         return f"{moved} of weights moved in {lasted}"
+    if both.same:
+        return f"{moved} came in within {lasted}, read and copied by the same calls"
     busier = "the SSD" if both.ssd >= both.copy else "copies"
     busy = f"{busier} busy {percent(max(both.ssd, both.copy), load.seconds)} of it"
     if both.share <= 0.2:
@@ -136,7 +138,7 @@ def _beside(load: Window, both: Overlap) -> dict[str, str]:
     """What the rows of a load add: reads at a time, and how much of the copies' time was hidden."""
     many = len(at_once([e for e in load.events if facts.bare(e.resource) == "ssd"]))
     said = {"ssd": f", up to {many} reads at a time"} if many > 1 else {}
-    if both.ssd and both.copy:
+    if both.ssd and both.copy and not both.same:
         share = percent(both.both, both.copy)
         share = {"0 %": "none", "< 1 %": "none", "100 %": "all"}.get(share, share)
         said["copy"] = f", {share} of it while the SSD is busy"

@@ -48,8 +48,8 @@ def parse_header(data):
     return json.loads(data[8 : 8 + length])
 
 
-@wrong("10.1", says="It reads the tensors' numbers as JSON. The first eight bytes say where the "
-       "header ends.")  # fmt: skip
+@wrong("10.1", says="It reads the tensors' numbers as JSON. The first eight bytes, the lowest "
+       "first, say where the header ends.")  # fmt: skip
 def reads_to_the_end(data):
     return json.loads(data[8:])
 

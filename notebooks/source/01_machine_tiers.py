@@ -79,7 +79,10 @@ print(f"best {by_hand / 1e9:.1f} GB/s, slowest {source.nbytes / max(runs) / 1e9:
 #
 # How many times faster than the SSD does DRAM give its bytes, when both are read in one long
 # stream? The data sheets of a server tell a ratio for *their* machine, and it is a first
-# prediction for yours.
+# prediction for yours. First yours:
+
+# %%
+mine = guess("DRAM bandwidth ÷ SSD bandwidth", unit="×")
 
 # %% tags=["nbval-ignore-output"]
 from minillm.predict import HARDWARE
@@ -89,31 +92,24 @@ predicted = server.dram_bandwidth / server.nvme.bandwidth
 print(f"{server.dram_bandwidth / 1e9:.0f} GB/s ÷ {server.nvme.bandwidth / 1e9:.0f} GB/s = "
       f"{predicted:.0f} × (predicted, from data sheets)")
 
-# %%
-mine = guess("DRAM bandwidth ÷ SSD bandwidth", unit="×")
-
 # %% [markdown]
 # ## Run: measure every tier
 #
 # The package's `probe` does the same for each part of the machine, in some fifteen seconds. It
-# writes a file and reads it past all caches, reads and copies DRAM with all cores, multiplies
-# matrices, and more. Other programs disturb it: close what you can.
+# writes a file and reads it past the system's page cache (the drive, or the host of a virtual
+# machine, may have caches of its own), reads and copies DRAM with all cores, multiplies matrices,
+# and more. Other programs disturb it: close what you can.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.probe import Profile, probe
 
-profile = probe(seconds=10)
-
-# %% tags=["nbval-ignore-output"]
-for name in ("ssd.read", "page cache.read", "dram.read", "dram.copy", "gemm bfloat16"):
-    print(profile[name])
+profile = probe(seconds=10, tell=print)
 
 # %% [markdown]
 # Each line has the median of the runs, then slowest … fastest, and how it was measured. *gemm* is
-# the product of two matrices, and bfloat16 a number of two bytes. The page cache is DRAM in which
-# the system keeps files; lesson 10 is about it. `print(profile)` shows all lines, on a GPU also
-# those of the card. (Is your copy above 100 % of the probe's? Then the machine was busier a moment
-# later. It happens.) Your guess:
+# the product of two matrices, *gemv* of a matrix and one row, and bfloat16 a number of two bytes.
+# The page cache is DRAM in which the system keeps files; lesson 10 is about it. (Is your copy above
+# 100 % of the probe's? Then the machine was busier a moment later. It happens.) Your guess:
 
 # %% tags=["nbval-ignore-output"]
 ssd, dram = profile["ssd.read"], profile["dram.read"]
@@ -121,8 +117,11 @@ print("copied by hand:", profile["dram.copy"].of(by_hand))
 reveal(mine, predicted=predicted, measured=dram.best / ssd.best)
 
 # %% [markdown]
-# The probe keeps what it found in a small file, with the machine, the date and the versions. The
-# other lessons read it, and so does every "% of ceiling" in a chart.
+# Far from the prediction? It was made for a socket with twelve memory channels. A few cores cannot
+# have enough reads on their way to fill those (Exercise 1 counts them), and a laptop has two
+# channels. A copy reads every byte and writes it, so it gives about half of a read.
+#
+# The probe keeps what it found in a file. The other lessons and every "% of ceiling" divide by it.
 
 # %%
 import inspect
@@ -178,10 +177,18 @@ requests_in_flight = check("01.1", requests_in_flight)
 # hint("01.1")
 
 # %% tags=["nbval-ignore-output"]
-latency = profile["ssd.latency"].best
+latency = profile["ssd.latency"].median  # the fastest of thousands is luck
 for nbytes in (4 * 2**10, 2**18, 4 * 2**20):
     count = requests_in_flight(latency, ssd.best, nbytes)
-    print(f"reads of {format_size(nbytes):>9}: {count:4} in flight to keep this SSD busy")
+    print(f"SSD, reads of {format_size(nbytes):>9}: {count:4} in flight (predicted)")
+far = max((s for name, s in steps.items() if name.startswith("latency")), default=1e-7)
+count = requests_in_flight(far, dram.best, 64)
+print(f"DRAM, lines of 64 bytes: {count:4} in flight (predicted)")
+
+# %% [markdown]
+# A processor fetches DRAM in lines of 64 bytes, and one core keeps only a few dozen of them under
+# way. So it takes several cores to fill a memory, as it takes several requests to fill an SSD.
+# Large reads are an exception that is none: the system cuts them into several requests by itself.
 
 # %% [markdown]
 # ## The ladder
@@ -220,8 +227,10 @@ charts.ladder(engine.trace)
 prompt = "Mia put the red key in the box. " * 24
 parameters = sum(p.numel() for p in engine.model.parameters())
 tokens = len(engine.tokenizer.encode(prompt))
-flops = {"decode step": 2 * parameters, "prefill": 2 * parameters * tokens}
-print(f"a decode step: {flops['decode step']:,} FLOP; prefill of {tokens} tokens: {tokens} × that")
+output = engine.model.model.embed_tokens.weight.numel()  # scores: for the last token only
+flops = {"decode step": 2 * parameters, "prefill": 2 * (tokens * (parameters - output) + output)}
+print(f"a decode step: {flops['decode step']:,} FLOP; "
+      f"prefill of {tokens} tokens: {flops['prefill'] / flops['decode step']:.0f} × that")
 
 # %% tags=["nbval-ignore-output"]
 here = profile.hardware(machine.device.type)  # the card's ceilings on a card
@@ -236,9 +245,10 @@ charts.roofline(engine.trace, flops, here.hbm_bandwidth, here.bf16_flops)
 #
 # ## Where it loses
 #
-# A roofline is a promise that nobody has to keep: neither point touches its roof. One reason is the
-# model's size. Another shows in a single product of a matrix with one row, as decode does it: stock
-# torch on a CPU may not reach the memory's ceiling.
+# A roofline is a promise that nobody has to keep. Our model is so small that a large cache of the
+# processor may hold it: its decode need not wait for DRAM at all, and it still stays below, because
+# of the cost of starting each operation. Another reason shows in one product of a matrix with one
+# row: stock torch on a CPU may not reach the memory's ceiling.
 
 # %% tags=["nbval-ignore-output"]
 for name in ("gemv float32", "gemv bfloat16"):
@@ -262,7 +272,7 @@ seconds_at_least = check("01.2", seconds_at_least)
 #
 # With a batch of b prompts, a decode step reads the weights once and computes b times. Drag the
 # slider: at which batch does this machine stop waiting for memory? And an H100, from its data
-# sheet?
+# sheet? (Weights only. The KV cache, which every prompt has for itself, comes in lesson 31.)
 
 # %% tags=["nbval-ignore-output"]
 h100 = HARDWARE["H100"]
@@ -344,7 +354,9 @@ print(f"   {dram.best / ssd.best:.0f} × apart.")
 print(f"2. A random read takes {1e6 * latency:.0f} µs from the SSD, {1e9 * fastest:.1f} ns from")
 print("   the nearest cache: so ask early, ask for much, and ask for several at once.")
 ridge = here.bf16_flops / here.hbm_bandwidth
-print(f"3. The ridge of this machine is at {ridge:.1f} FLOP per byte; decode stands at 1.")
+print(f"3. The ridge of this machine is at {ridge:.1f} FLOP per byte; decode stands at 1, and at")
+print(f"   b with a batch of b. An H100's is at {h100.bf16_flops / h100.hbm_bandwidth:.0f} "
+      "(predicted).")
 
 # %% [markdown]
 # **Next:** `10_load_safetensors`. We follow the weights from the start: what is in a checkpoint,

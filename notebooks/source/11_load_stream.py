@@ -32,18 +32,18 @@ print(Machine.here().describe())
 # - **overlap**: two links busy at the same time.
 # - **rank**: one of several processes, each of which drives one GPU.
 # - **prefetch**: to send for something before it is needed.
-# - **hidden fraction**: the part of a transfer's time in which compute was busy anyway.
+# - **hidden fraction**: the part of a transfer's time for which compute did not have to wait.
 
 # %% [markdown]
-# ## Two people and eight buckets
+# ## Two people, eight loads of water
 #
 # Ann fills a bucket in 2 seconds and hands it to Ben, who empties it into the tank in 1 second.
 # With a single bucket they take turns. With two buckets Ann fills one while Ben carries the other.
 
 # %%
-def finish(buckets: int, fill: float, carry: float, spare: bool) -> float:
+def finish(loads: int, fill: float, carry: float, spare: bool) -> float:
     filled = emptied = 0.0
-    for _ in range(buckets):
+    for _ in range(loads):
         filled = (filled if spare else emptied) + fill  # Ann needs an empty bucket
         emptied = max(filled, emptied) + carry  # Ben needs a full one, and free hands
     return emptied
@@ -72,15 +72,16 @@ pipeline_seconds = check("11.1", pipeline_seconds)
 
 # %%
 assert pipeline_seconds(8, 2, 1) == finish(8, 2, 1, spare=True) == 17
-print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 buckets: Ben's work is hidden")
+print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 loads: Ben's work is hidden")
 
 # %% [markdown]
 # ## Predict
 #
 # Our machine is a scale model (lesson 01): the links of an H100 server, slowed until they keep the
-# proportions that they have there. The weights lie on four drives that are read side by side, so
-# the SSD is not much slower than PCIe, and it matters whether the two take turns. The checkpoint
-# has the shape of SmolLM2, 135 million parameters, and random weights.
+# proportions that they have there. The weights lie on four drives that are read side by side (one
+# GPU alone may use four of its server's eight), so the SSD is not much slower than PCIe, and it
+# matters whether the two take turns. The checkpoint has the shape of SmolLM2, 135 million
+# parameters, and random weights.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
@@ -97,21 +98,26 @@ drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
 machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="512 MiB")
 
 # %% [markdown]
-# Both links are known, so the times are arithmetic. In turns, each chunk waits for the SSD's
-# latency and for both links. Overlapped, it is your formula, and the latency of the first chunk.
+# Both links are known, so the times are arithmetic.
 
 # %% tags=["nbval-ignore-output"]
 nvme, pcie = machine.scale.wire("nvme"), machine.scale.wire("pcie")
 size = 8 * 2**20  # bytes of a chunk
 count = round(nbytes / size)
 read, copy = size / nvme.bandwidth, pcie.seconds(size)
-in_turns = count * (nvme.latency + read + copy)
-together = nvme.latency + pipeline_seconds(count, read, copy)
-print(f"{count} chunks, {1e3 * read:.0f} ms on the SSD and {1e3 * copy:.0f} ms on PCIe each:")
-print(f"in turns {in_turns:.2f} s, overlapped {together:.2f} s (predicted)")
+print(f"{count} chunks, {1e3 * read:.0f} ms on the SSD and {1e3 * copy:.0f} ms on PCIe each")
 
 # %%
 mine = guess("time to load the weights, overlapped", unit="s")
+
+# %% [markdown]
+# In turns, each chunk waits for the SSD's latency and for both links. Overlapped, it is your
+# formula, and the latency of the first chunk.
+
+# %% tags=["nbval-ignore-output"]
+in_turns = count * (nvme.latency + read + copy)
+together = nvme.latency + pipeline_seconds(count, read, copy)
+print(f"in turns {in_turns:.2f} s, overlapped {together:.2f} s (predicted)")
 
 # %% [markdown]
 # ## Run, first rung: take turns
@@ -175,12 +181,14 @@ assert torch.equal(block, expected)
 reveal(mine, predicted=together, measured=measured, how="emulated")
 
 # %% [markdown]
-# How much of the time did the overlap save? And how much DRAM did it need?
+# How much time did it save, by overlap and by latency that is waited for only once? And how much
+# DRAM did it need? On this even link two buckets were enough.
 
 # %% tags=["nbval-ignore-output"]
 staged = max(e.nbytes for e in machine.trace.select(kind="counter", name="dram", label="staging"))
 print(f"saved {turns - measured:.2f} s of {turns:.2f} s (emulated)")
-print(f"the slower link was busy {together / measured:.0%} of the time (emulated)")
+reads = machine.trace.select(kind="transfer", resource="ssd", label="weights")
+print(f"the SSD was busy {sum(e.seconds for e in reads) / measured:.0%} of the time (emulated)")
 print(f"{format_size(nbytes)} of weights passed through {format_size(staged)} of staging")
 
 # %% [markdown]
@@ -227,26 +235,27 @@ disk.cleanup()
 #
 # Large chunks: the last one is copied while no other is being read. Small chunks: each read pays
 # the SSD's latency, which a scale model stretches like everything else. Drag, and find the best.
-# (Predicted for one request at a time. With several in flight, latencies pass together, and smaller
-# chunks do as well.)
+# With several in flight, latencies pass together, as in lesson 01. How small may chunks be then?
 
 # %% tags=["nbval-ignore-output"]
-def efficiency(chunk_kib: int) -> str:
+def efficiency(chunk_kib: int, in_flight: int = 1) -> str:
     size = min(1024 * chunk_kib, nbytes)
     count = max(1, round(nbytes / size))
-    seconds = pipeline_seconds(count, nvme.seconds(size), pcie.seconds(size))
-    efficient = f"{nbytes / nvme.bandwidth / seconds:.0%} of the SSD's rate"
-    return f"{count:,} chunks of {chunk_kib:,} KiB: {seconds:,.2f} s, {efficient} (predicted)"
+    alone, copy = nvme.seconds(size), pcie.seconds(size)
+    each = max(size / nvme.bandwidth, alone / min(in_flight, count), copy)
+    seconds = alone + (count - 1) * each + copy
+    share = f"{nbytes / nvme.bandwidth / seconds:.0%} of the SSD's rate"
+    return f"{count:,} chunks of {chunk_kib:,} KiB: {seconds:,.2f} s, {share} (predicted)"
 
 
-knob(efficiency, chunk_kib=(64, 65536))
+knob(efficiency, chunk_kib=(64, 65536), in_flight=[1, 2, 4, 8])
 
 # %% [markdown]
 # ## What it costs to have memory
 #
 # There is a third time that nobody asks for. Memory that was never touched does not exist: the
-# system finds a page for it when the first byte is written, one page at a time. We fill a block of
-# DRAM that is new, and the same block again.
+# system finds a page for it, and clears it, when the first byte is written, one page at a time. We
+# fill a block of DRAM that is new, and the same block again.
 
 # %% tags=["nbval-ignore-output"]
 fresh = torch.empty(256 * 2**20, dtype=torch.uint8)
@@ -261,9 +270,12 @@ for title, took in zip(("first touch", "again"), times, strict=True):
 print(f"this SSD    {profile['ssd.read'].best / 1e9:5.1f} GB/s")
 
 # %% [markdown]
-# On a virtual machine the first touch may well be slower than the disk: its host has to find the
-# page too. So staging is made once, on large pages, and touched before the first read; so is the
-# place for the weights.
+# On a virtual machine the first touch may be slower than the disk: its host has to find the page
+# too. So staging is made once, on large pages, and touched before the first read.
+#
+# For a GPU it is also *pinned*: the system promises not to move it, so the card fetches by itself
+# while the CPU goes on. Out of ordinary memory the driver first copies to a pinned buffer of its
+# own, and nothing overlaps. (GPUDirect Storage leaves DRAM out altogether.)
 
 # %% [markdown]
 # ## Sharing: each rank reads its own
@@ -296,6 +308,8 @@ column_ranges = check("11.2", column_ranges)
 # %% [markdown]
 # The package cuts like this too. `megatron` says which matrix is split by rows and which by
 # columns, as is usual since the paper of that name; `slices` is the checkpoint as one rank sees it.
+# Rows and columns here are those of the file. The paper writes X·A, with A stored the other way
+# round, so it calls our cut by columns *row-parallel*.
 
 # %%
 from minillm.load.share import broadcast, megatron, slices
@@ -306,7 +320,8 @@ name = "model.layers.0.mlp.down_proj.weight"  # the last matrix of a layer's FFN
 owns = [slices(whole, rank, 2, megatron(config)) for rank in (0, 1)]
 
 tensor, own = whole.tensors[name], owns[1].tensors[name]
-assert own.ranges == column_ranges(tensor.start, *tensor.shape, 2, rank=1, ranks=2)
+found = column_ranges(tensor.start, *tensor.shape, 2, rank=1, ranks=2)
+assert own.ranges == [tuple(pair) for pair in found]
 print(f"{name}: {list(tensor.shape)}")
 print(f"rank 1 of 2 keeps {len(own.ranges)} ranges: {own.ranges[:2]} …")
 
@@ -352,8 +367,11 @@ assert all(torch.equal(places[name], kept[0][name]) for name in places)
 print(f"one reads {whole.nbytes:,} bytes, and {sum(sent):,} cross the network")
 
 # %% [markdown]
-# What is better depends on which link is slower, the disk or the network between the ranks. And the
-# two halves, put together: do they give the original, bit for bit?
+# Each rank receives everything and keeps a part: sending each only its own would send less. And
+# ranks of one server that read through the page cache ask the SSD only once. So it depends on the
+# link that is slowest: the disk, or the network between the ranks.
+#
+# And the two halves, put together: do they give the original, bit for bit?
 
 # %%
 full = Machine.here(hbm="64 MiB", device="cpu")
@@ -389,14 +407,16 @@ assert streamed.token_ids == resident.token_ids
 print(streamed.text)
 
 # %% [markdown]
-# The same. The link from DRAM to HBM now has work for every token: all layers cross it once a step.
-# Here the link is as fast as this machine's memory, so compute hides most of it.
+# The same. Every token now moves all layers over the link. Most of that is hidden here, because the
+# small model spends most of a step on starting operations, and copies pass meanwhile. Hidden is not
+# free: without a card the copies take a core, and memory's time, from compute.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.engine.stream import hidden
 found = hidden(small.trace)
 print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
       f"{1e3 * found.waited:.0f} ms in all")
+print(f"{1e3 * streamed.tpot:.1f} ms a token, resident {1e3 * resident.tpot:.1f} ms")
 engine.close()
 
 # %% [markdown]
@@ -404,7 +424,8 @@ engine.close()
 #
 # On a real server the link is PCIe, many times slower than HBM. Decode at batch 1 reads each weight
 # once; compute is over long before the next layer has arrived, and nothing is left to hide behind.
-# The scale model shows it: the same model, the same six MiB, the links of an H100.
+# The scale model has the links of an H100 but the compute of this CPU, which lasts far longer. So
+# we set the arithmetic beside it: how long HBM needs to read a layer, and PCIe to bring it.
 
 # %% tags=["nbval-ignore-output"]
 slow = Machine.scale_model("H100", hbm="6 MiB")
@@ -413,6 +434,8 @@ slow.trace.clear()
 assert engine.generate("Mia put the red key", greedy)[0].token_ids == resident.token_ids
 lost = hidden(slow.trace)
 print(f"{lost.share:.0%} hidden, compute waited {1e3 * lost.waited:.0f} ms (emulated)")
+most = h100.pcie.bandwidth / h100.hbm_bandwidth
+print(f"on the H100 itself at most {most:.0%} (predicted)")
 engine.close()
 
 # %% [markdown]
@@ -477,7 +500,8 @@ print(f"1. Overlapped, the load took {measured:.2f} s, in turns {turns:.2f} s (e
 print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging; your SSD gave")
 print(f"   {profile['ssd.read'].of(max(speeds))}.")
 print(f"3. A model of {format_size(whole.nbytes)} ran in an HBM of 6 MiB, with the same words;")
-print(f"   {found.share:.0%} hidden here, {lost.share:.0%} over an H100's links (emulated).")
+print(f"   {found.share:.0%} hidden here, {lost.share:.0%} over the scaled links (emulated),")
+print(f"   {most:.0%} on an H100 (predicted).")
 
 # %% [markdown]
 # **Next:** `20_tokens_bpe`. The weights are where they belong. Now the text must become numbers.

@@ -57,13 +57,12 @@ def _cell_ids(cells: list[NotebookNode]) -> list[str]:
     return names
 
 
-def execute(notebook: NotebookNode) -> None:
+def execute(notebook: NotebookNode, home: str) -> None:
     """Run every cell in place. CellExecutionError, unless the cell is tagged raises-exception.
 
-    MINILLM_HOME is an empty folder: the builder's own progress must not show in the outputs.
+    home: MINILLM_HOME, where a learner's progress and the probe's profile are kept.
     """
-    with tempfile.TemporaryDirectory(prefix="minillm-build-") as home:
-        _client(notebook).execute(env=os.environ | {"MINILLM_HOME": home})
+    _client(notebook).execute(env=os.environ | {"MINILLM_HOME": home})
 
 
 def _client(notebook: NotebookNode) -> NotebookClient:
@@ -98,10 +97,10 @@ def _without_folders(text: str) -> str:
     return re.sub(r"[^\s'\"]*/(?:site-packages|lib/python[\d.]+)/", "", text)
 
 
-def build(source: Path) -> Path:
+def build(source: Path, home: str) -> Path:
     """Execute one source; its notebook is replaced only when all cells ran."""
     notebook = read_source(source)
-    execute(notebook)
+    execute(notebook, home)
     clean(notebook)
     nbformat.validate(notebook)
     target = NOTEBOOKS / f"{source.stem}.ipynb"
@@ -110,7 +109,13 @@ def build(source: Path) -> Path:
 
 
 def main(names: list[str]) -> int:
-    sources = [SOURCES / f"{Path(name).stem}.py" for name in names]
+    # The builder's own progress must not show in the outputs. The lessons of one build share what
+    # lesson 01 measures, as a learner's do.
+    with tempfile.TemporaryDirectory(prefix="minillm-build-") as home:
+        return _build_all([SOURCES / f"{Path(name).stem}.py" for name in names], home)
+
+
+def _build_all(sources: list[Path], home: str) -> int:
     for source in sources or sorted(SOURCES.glob("[0-9]*.py")):
         if not source.exists():
             print(f"There is no source {source.name} in notebooks/source", file=sys.stderr)
@@ -118,7 +123,7 @@ def main(names: list[str]) -> int:
         start = time.perf_counter()
         print(f"{source.stem} … ", end="", flush=True)
         try:
-            target = build(source)
+            target = build(source, home)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(f"failed; the notebook is left as it was\n{error}", file=sys.stderr)
             return 1
