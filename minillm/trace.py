@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm import perfetto
-from minillm.event import RESOURCES, STAGES, Event, StageTotal, by_stage
+from minillm.event import RESOURCES, STAGES, Event, StageTotal, busy_seconds, by_stage
 
-__all__ = ["RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "by_stage"]
+__all__ = [
+    "RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "busy_seconds", "by_stage",
+]  # fmt: skip
 
 
 class Running:
