@@ -17,7 +17,7 @@ from statistics import median
 from minillm.bench.load import given_or_random
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.stream import hidden
+from minillm.engine.weights import hidden
 from minillm.machine import Machine
 
 SHAPE = "135m"
