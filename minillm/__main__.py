@@ -127,12 +127,13 @@ def _make_checkpoint(options: argparse.Namespace) -> int:
 
 
 def _bar(name: str):
-    """A progress bar on standard error."""
+    """A progress bar on standard error; into a file or pipe goes only the full one."""
 
     def show(done: int, total: int) -> None:
-        filled = 30 * done // total
-        line = f"\r{name:<8} {'█' * filled}{'·' * (30 - filled)} {done}/{total}"
-        print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
+        filled, live = 30 * done // total, sys.stderr.isatty()
+        line = f"{name:<8} {'█' * filled}{'·' * (30 - filled)} {done}/{total}"
+        if live or done == total:
+            print("\r" * live + line, end="\n" * (done == total), file=sys.stderr, flush=True)
 
     return show
 

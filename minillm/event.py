@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,27 +58,32 @@ class StageTotal:
     share: float
 
 
+def busy_seconds(events: Iterable[Event]) -> float:
+    """Seconds in which at least one of them was under way: two at once count once."""
+    total = until = 0.0
+    for event in sorted(events, key=lambda e: e.start):
+        total += max(0.0, event.end - max(until, event.start))
+        until = max(until, event.end)
+    return total
+
+
 def by_stage(events: Sequence[Event]) -> list[StageTotal]:
     """Bytes and seconds of each stage.
 
-    seconds: length of the union of the stage's intervals, so that a layer inside a step, or two
-    copies at once, are not counted twice. nbytes: every transfer, and every span with bytes that
-    does not lie inside another such span of its stage.
+    seconds: as `busy_seconds`, so that a layer inside a step is not counted twice. nbytes: every
+    transfer, and every span with bytes that does not lie inside another such span of its stage.
     """
     rows = []
     for stage in STAGES:
         work = [e for e in events if e.stage == stage and e.kind != "counter"]
         work.sort(key=lambda e: (e.start, -e.seconds))
-        seconds = covered = span_end = 0.0
-        nbytes = 0
+        nbytes, span_end = 0, 0.0
         for event in work:
-            seconds += max(0.0, event.end - max(covered, event.start))
-            covered = max(covered, event.end)
             if event.kind == "transfer":
                 nbytes += event.nbytes
             elif event.nbytes and (event.end > span_end):
                 nbytes += event.nbytes
                 span_end = event.end
-        rows.append((stage, nbytes, seconds))
+        rows.append((stage, nbytes, busy_seconds(work)))
     total = sum(seconds for _, _, seconds in rows)
     return [StageTotal(s, n, seconds, seconds / total if total else 0.0) for s, n, seconds in rows]

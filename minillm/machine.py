@@ -66,9 +66,7 @@ class Machine(Memory):
         return cls(where, *_sizes(where, hbm), trace or Trace())
 
     @classmethod
-    def scale_model(
-        cls, of: Hardware | str, hbm: int | str | None = None, trace: Trace | None = None
-    ) -> Machine:
+    def scale_model(cls, of: Hardware | str, hbm: int | str | None = None) -> Machine:
         """This machine's CPU, with the links of a server: a name in `HARDWARE`, or figures.
 
         Links are slowed until HBM : PCIe : NVMe : NVLink : InfiniBand are as there, with HBM as
@@ -76,7 +74,7 @@ class Machine(Memory):
         second). Compute and sizes are this machine's own. Every transfer over a link is labelled
         emulated. hbm, and errors: as `here`; ConfigError for an unknown server.
         """
-        server, trace, where = find_hardware(of), trace or Trace(), torch.device("cpu")
+        server, trace, where = find_hardware(of), Trace(), torch.device("cpu")
         profile = Profile.here()
         pace = profile["dram.read"] if profile else dram_bandwidth(seconds=0.5)
         return cls(where, *_sizes(where, hbm), trace, ScaleModel(server, pace.best, trace))

@@ -20,6 +20,7 @@ __all__ = [
     "kv_bytes_per_token", "load_time", "parameters", "plan", "weight_bytes",
 ]  # fmt: skip
 
+_STAGING = 64 * 2**20  # bytes of DRAM through which weights pass, at most
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
@@ -106,15 +107,13 @@ def find_hardware(hardware: Hardware | str) -> Hardware:
     return HARDWARE[hardware]
 
 
-def load_time(
-    nbytes: int, hardware: Hardware | str, *, cached: bool = False, overlap: bool = True
-) -> Prediction:
+def load_time(nbytes: int, hardware: Hardware | str, *, cached: bool = False) -> Prediction:
     """How long `nbytes` of weights take from file to HBM.
 
     Two legs: out of the file into DRAM (from SSD or, if `cached`, from the kernel's page cache),
-    then the copy to HBM. With `overlap` one chunk is read while the one before is copied, and the
-    slower leg sets the time; without, the legs add up. Where HBM is a part of DRAM
-    (`hardware.shared`), the kernel's copy out of its cache is the one to HBM: a single leg.
+    then the copy to HBM. One chunk is read while the one before is copied, so the slower leg sets
+    the time; in turns, the `parts` would add up. Where HBM is a part of DRAM (`hardware.shared`),
+    the kernel's copy out of its cache is the one to HBM: a single leg.
 
     >>> load_time(16_060_522_496, "H100").seconds                 # Llama-3-8B in bf16, from SSD
     2.2944603565714288
@@ -128,8 +127,8 @@ def load_time(
         parts = {"ssd": hardware.nvme.seconds(nbytes)}
     if hardware.pcie and not (cached and hardware.shared):
         parts["copy"] = hardware.pcie.seconds(nbytes)
-    seconds = max(parts.values()) if overlap else sum(parts.values())
-    return Prediction(seconds, nbytes, 0.0, max(parts, key=parts.__getitem__), parts)
+    slower = max(parts, key=parts.__getitem__)
+    return Prediction(parts[slower], nbytes, 0.0, slower, parts)
 
 
 @dataclass(frozen=True)
@@ -167,15 +166,15 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig, hardware: Hardware | str, *, dtype: object = None, batch: int = 1,
-    context: int | None = None, gpus: int = 1, staging: int = 64 * 2**20,
+    config: ModelConfig, hardware: Hardware | str, *, batch: int = 1, context: int | None = None,
+    gpus: int = 1,
 ) -> Plan:  # fmt: skip
     """Bytes by label and device for `batch` requests of `context` tokens on `gpus` GPUs.
 
     Matrices, embedding and KV heads are split over the GPUs (each KV head on one GPU at least;
     with more GPUs than KV heads, a head is held more than once); norms and biases are held by
-    each: they are small. context None takes the model's longest. staging: bytes of DRAM through
-    which weights pass. Activations are left out: they are small at decode.
+    each: they are small. context None takes the model's longest. Activations are left out: they
+    are small at decode.
 
     >>> print(plan(ModelConfig.from_pretrained("data/town"), "H100", batch=32))
     hbm: weights 11.6 MiB + kv 192.0 MiB = 203.6 MiB of 74.5 GiB
@@ -184,15 +183,15 @@ def plan(
     fits; room for 26,037,717 tokens of KV cache
     """
     assert gpus > 0 and batch > 0, (gpus, batch)
-    hardware, size = find_hardware(hardware), dtype_bytes(dtype or config.dtype)
+    hardware, size = find_hardware(hardware), dtype_bytes(config.dtype)
     vectors = config.num_hidden_layers * _vectors(config) + config.hidden_size
     weights = size * (vectors + -(-(parameters(config) - vectors) // gpus))
     heads = -(-config.num_key_value_heads // gpus)
-    kv_token = kv_bytes_per_token(config, dtype) // config.num_key_value_heads * heads
+    kv_token = kv_bytes_per_token(config) // config.num_key_value_heads * heads
     tokens = batch * (context or config.max_position_embeddings)
     held = {"weights": weights, "kv": tokens * kv_token}
     devices = {f"hbm:{rank}" if gpus > 1 else "hbm": dict(held) for rank in range(gpus)}
     capacity = dict.fromkeys(devices, hardware.hbm_bytes)
     kv_tokens = max(0, hardware.hbm_bytes - weights) // kv_token
-    devices |= {"dram": {"staging": staging}, "ssd": {"weights": weight_bytes(config)}}
+    devices |= {"dram": {"staging": _STAGING}, "ssd": {"weights": weight_bytes(config)}}
     return Plan(devices, capacity, kv_tokens)

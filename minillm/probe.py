@@ -68,13 +68,13 @@ class Profile:
         names = _CUDA if device == "cuda" else _CPU
         return {what: self[name].best for what, name in names.items() if name in self}
 
-    def hardware(self, device: str = "cpu", hbm_bytes: int | None = None) -> Hardware:
+    def hardware(self, device: str = "cpu") -> Hardware:
         """This machine as figures for `minillm.predict`. MinillmError if one was not measured."""
         cuda = device == "cuda"
         copy, read = (self[(_CUDA if cuda else _CPU)[what]] for what in ("copy", "hbm"))
         gemm, latency = self["cuda.gemm bfloat16" if cuda else "gemm bfloat16"], self["ssd.latency"]
         return Hardware(
-            "this machine", hbm_bytes or available_dram(), read.best, gemm.best,
+            "this machine", available_dram(), read.best, gemm.best,
             self["dram.read"].best, Wire(self["ssd.read"].best, latency.best), Wire(copy.best),
             page_cache=self["page cache.read"].best, shared=not cuda,
             sources=dict.fromkeys(

@@ -96,12 +96,12 @@ def cuda_memory(device: torch.device, seconds: float = 3.0) -> Iterator[Measurem
 
 
 def _several(
-    work: Callable[[], object], device: torch.device, nbytes: int, seconds: float, times: int = 5
+    work: Callable[[], object], device: torch.device, nbytes: int, seconds: float
 ) -> list[float]:
-    """Bytes a second over a few launches at a time, so that the wait for the card weighs little."""
+    """Bytes a second over five launches at a time, so that the wait for the card weighs little."""
 
     def run() -> None:
-        for _ in range(times):
+        for _ in range(5):
             work()
 
-    return rates(finished(run, device), times * nbytes, seconds)
+    return rates(finished(run, device), 5 * nbytes, seconds)

@@ -38,27 +38,27 @@ def working_set() -> int:
     return max(size // (PAGE * n_cores()), 1) * PAGE * n_cores()
 
 
-def dram_bandwidth(seconds: float = 0.5, nbytes: int | None = None) -> Measurement:
+def dram_bandwidth(seconds: float = 0.5) -> Measurement:
     """How fast all cores together read DRAM.
 
     The C library's `memchr` looks for a byte that is not there: vector loads and nothing else, one
     thread a core. It was the equal of hand-written AVX-512 here, and torch's own reductions
     do not always use every core.
     """
-    memory = _Memory(nbytes or working_set())
+    memory = _Memory(working_set())
     how = f"{memory.reader}, {memory.threads} threads, {memory.nbytes // _MIB} MiB"
     with ThreadPoolExecutor(memory.threads) as pool:
         samples = rates(lambda: memory.each(pool, memory.read), memory.nbytes, seconds)
     return summary("dram.read", "bytes/s", samples, how)
 
 
-def copy_bandwidth(seconds: float = 0.5, nbytes: int | None = None) -> Measurement:
+def copy_bandwidth(seconds: float = 0.5) -> Measurement:
     """How fast all cores together copy within DRAM: bytes that arrive, a second.
 
     Each is read and written, so the memory moves twice that. Of torch's `copy_` and the C
     library's `memcpy`, the faster.
     """
-    source, target = (_Memory((nbytes or working_set()) // 2) for _ in range(2))
+    source, target = (_Memory(working_set() // 2) for _ in range(2))
     a, b = (torch.frombuffer(m.memory, dtype=torch.uint8) for m in (source, target))
     threads = source.threads
     before = torch.get_num_threads()

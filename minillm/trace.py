@@ -17,22 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from minillm import perfetto
-from minillm.event import RESOURCES, STAGES, Event, StageTotal, by_stage
+from minillm.event import RESOURCES, STAGES, Event, StageTotal, busy_seconds, by_stage
 
-__all__ = ["RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "by_stage"]
+__all__ = [
+    "RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "busy_seconds", "by_stage",
+]  # fmt: skip
 
 
 class Running:
-    """A span or transfer under way, as `with trace.span(...) as running` hands it out.
+    """A span under way, as `with trace.span(...) as running` hands it out.
 
     What is known only at the end can be set until then: `running.nbytes = len(data)`, and
     `running.detail`. The event is recorded when the block ends, also if by an exception.
     """
 
-    __slots__ = ("nbytes", "detail", "_trace", "_kind", "_name", "_fields", "_start")
+    __slots__ = ("nbytes", "detail", "_trace", "_name", "_fields", "_start")
 
-    def __init__(self, trace: Trace, kind: str, name: str, nbytes: int, fields: dict[str, Any]):
-        self._trace, self._kind, self._name = trace, kind, name
+    def __init__(self, trace: Trace, name: str, nbytes: int, fields: dict[str, Any]):
+        self._trace, self._name = trace, name
         self.nbytes, self.detail, self._fields = nbytes, fields.pop("detail", ""), fields
 
     def __enter__(self) -> Running:
@@ -42,7 +44,7 @@ class Running:
     def __exit__(self, *error: object) -> None:
         seconds = self._trace.now() - self._start
         self._trace._record(
-            self._kind, self._name, self._start, seconds, self.nbytes, detail=self.detail,
+            "span", self._name, self._start, seconds, self.nbytes, detail=self.detail,
             **self._fields,
         )  # fmt: skip
 
@@ -70,33 +72,6 @@ class At(threading.local):
             self.token, self.request = before
 
 
-class Audience:
-    """The functions that hear of each event, on the thread that records it, which waits for them.
-
-    One that raises is removed with a warning.
-    """
-
-    def __init__(self) -> None:
-        self.members: tuple[Callable[[Event], None], ...] = ()
-        self._lock = threading.Lock()
-
-    def add(self, tell: Callable[[Event], None]) -> None:
-        with self._lock:
-            self.members += (tell,)
-
-    def remove(self, tell: Callable[[Event], None]) -> None:
-        with self._lock:
-            self.members = tuple(member for member in self.members if member is not tell)
-
-    def hear(self, event: Event) -> None:
-        for tell in self.members:
-            try:
-                tell(event)
-            except Exception as error:  # a broken chart must not break the engine
-                self.remove(tell)
-                warnings.warn(f"a trace subscriber failed and was removed: {error!r}", stacklevel=2)
-
-
 class Trace:
     """Records events from any thread; an event costs a few microseconds.
 
@@ -117,7 +92,7 @@ class Trace:
         self.clock = clock
         self.origin = clock()
         self._events: list[Event] = []
-        self._audience = Audience()
+        self._listeners: dict[object, Callable[[Event], None]] = {}
         self._lock = threading.Lock()
 
     def now(self) -> float:
@@ -130,14 +105,7 @@ class Trace:
         self, name: str, *, stage: str, resource: str, nbytes: int = 0, **more: Any
     ) -> Running:
         """Time a `with` block as work on `resource`."""
-        return Running(self, "span", name, nbytes, more | {"stage": stage, "resource": resource})
-
-    def moving(
-        self, name: str, *, stage: str, source: str, target: str, nbytes: int = 0, **more: Any
-    ) -> Running:
-        """Time a `with` block as a transfer of `nbytes` from tier `source` to tier `target`."""
-        more |= {"stage": stage, "source": source, "target": target}
-        return Running(self, "transfer", name, nbytes, more)
+        return Running(self, name, nbytes, more | {"stage": stage, "resource": resource})
 
     def transfer(
         self, name: str, *, stage: str, source: str, target: str, nbytes: int, start: float,
@@ -166,7 +134,12 @@ class Trace:
                       token, request, how, detail)  # fmt: skip
         with self._lock:
             self._events.append(event)
-        self._audience.hear(event)
+        for key, tell in self._listeners.copy().items():
+            try:
+                tell(event)
+            except Exception as error:  # a broken chart must not break the engine
+                self._listeners.pop(key, None)
+                warnings.warn(f"a trace subscriber failed and was removed: {error!r}", stacklevel=2)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -184,10 +157,11 @@ class Trace:
         """One total a stage, in the order of STAGES; see `minillm.event.by_stage`."""
         return by_stage(self.events)
 
-    def subscribe(self, tell: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `tell(event)` at each new event; returns the undo. See `Audience`."""
-        self._audience.add(tell)
-        return lambda: self._audience.remove(tell)
+    def subscribe(self, tell: Callable[[Event], None]) -> Callable[[], object]:
+        """Call `tell(event)` at each event, on its thread, until it raises; returns the undo."""
+        key = object()
+        self._listeners[key] = tell
+        return lambda: self._listeners.pop(key, None)
 
     def clear(self) -> None:
         """Forget all events and begin again at second zero; call it between requests.

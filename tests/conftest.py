@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from minillm.config import ModelConfig
 from minillm.load import readers
 from minillm.machine import Machine
 from minillm.model import Llama
+from minillm.trace import Trace
 
 # Tiny models gain nothing from a second thread, and on a busy machine two wait for each other.
 torch.set_num_threads(1)
@@ -119,6 +121,14 @@ def machine() -> Machine:
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page cache seems to hold nothing, so that files which were just written count as cold."""
     monkeypatch.setattr(readers, "cached", lambda fd, size: 0.0)
+
+
+@contextmanager
+def moving(trace: Trace, name: str, **fields: object) -> Iterator[None]:
+    """Record the time of a `with` block as a transfer; `fields` as of `Trace.transfer`."""
+    start = trace.now()
+    yield
+    trace.transfer(name, start=start, seconds=trace.now() - start, **fields)
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

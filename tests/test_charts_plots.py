@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import moving
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -40,10 +41,10 @@ def add_load(trace: Trace, clock: Clock, tensors: int = 12) -> None:
     trace.count("dram", "staging", 2 * MIB)
     for i in range(tensors):
         nbytes = (4 if i == 0 else 1) * MIB
-        with trace.moving("read", stage="load", source="ssd", target="dram", nbytes=nbytes,
+        with moving(trace, "read", stage="load", source="ssd", target="dram", nbytes=nbytes,
                           label="weights"):
             clock.now += nbytes / 1.6e9
-        with trace.moving("to HBM", stage="load", source="dram", target="hbm", nbytes=nbytes,
+        with moving(trace, "to HBM", stage="load", source="dram", target="hbm", nbytes=nbytes,
                           label="weights"):
             clock.now += nbytes / 9e9
         trace.count("hbm", "weights", (4 + i) * MIB)
@@ -70,11 +71,11 @@ def add_request(trace: Trace, clock: Clock, number: int | None = 0, tokens: int 
         trace.count("hbm", "kv", 3 * MIB)
         for k in range(tokens):
             with trace.at(token=k):
-                with trace.moving("copy ids", stage="tokens", source="dram", target="hbm",
+                with moving(trace, "copy ids", stage="tokens", source="dram", target="hbm",
                                   nbytes=8 * (400 if k == 0 else 1), label="ids"):
                     clock.now += 30e-6
                 add_model(trace, clock, "decode step" if k else "prefill", 2.1e-3 if k else 31e-3)
-                with trace.moving("copy logits", stage="decode", source="hbm", target="dram",
+                with moving(trace, "copy logits", stage="decode", source="hbm", target="dram",
                                   nbytes=16 * 1024, label="logits"):
                     clock.now += 40e-6
                 with trace.span("sample", stage="decode", resource="cpu"):

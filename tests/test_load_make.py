@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -109,23 +110,33 @@ def test_a_disk_without_room_is_told_before_a_byte_is_written(tmp_path, monkeypa
 @pytest.mark.parametrize("there", [True, False])
 def test_what_is_not_finished_is_removed(tmp_path, monkeypatch, error, there):
     """Would catch gigabytes left behind by an interrupt or by a full disk, and folders of ours."""
-    folder, writes, pwrite = tmp_path / "a" / "b", [], os.pwrite
+    folder, synced, fsync = tmp_path / "a" / "b", [], os.fsync
     if there:
         folder.mkdir(parents=True)
 
-    def write(*arguments):
-        writes.append(arguments)
-        if len(writes) == 20:
+    def fail(fd):  # a full disk may be found only when the page cache is written
+        synced.append(fd)
+        if len(synced) == 20:
             raise error
-        return pwrite(*arguments)
+        fsync(fd)
 
-    monkeypatch.setattr(make, "_WRITE", 4096)
-    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutOfMemory):
         make_checkpoint(TINY, folder, shard=50_000)
-    assert len(writes) >= 20 and (
+    assert len(synced) == 20 and (
         not any(folder.iterdir()) if there else not (tmp_path / "a").exists()
     )
+
+
+def test_a_folder_that_cannot_be_made_is_what_the_error_names(tmp_path, monkeypatch):
+    """Would catch a clean-up that fails on its own, of what was never there."""
+
+    def refuse(folder, **more):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError):
+        make_checkpoint(TINY, tmp_path / "a" / "b")
 
 
 def test_config_is_one_that_others_know(tmp_path):

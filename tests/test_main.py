@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from minillm import Engine, Machine, SamplingParams, Trace, doctor
-from minillm.__main__ import main
+from minillm.__main__ import _bar, main
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Mia put the red key"
@@ -121,7 +121,7 @@ def test_an_interrupt_is_quiet_and_keeps_the_trace(model, monkeypatch, capfd, tm
 SLOWLY = """
 import sys, time
 from minillm import Engine
-from minillm.__main__ import main
+from minillm.__main__ import _bar, main
 step = Engine.step
 Engine.step = lambda engine, batch: (time.sleep(0.03), step(engine, batch))[1]
 sys.exit(main(sys.argv[1:]))
@@ -129,6 +129,18 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
+@pytest.mark.parametrize("live", [True, False])
+def test_a_bar_moves_on_a_terminal_only(live, monkeypatch):
+    """Catches a log file with a hundred bars in it, and a terminal that shows nothing."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live)
+    for done in range(4):
+        _bar("rounds")(done, 3)
+    said = sys.stderr.getvalue()
+    assert said.count("rounds") == (4 if live else 1) and said.count("\r") == 4 * live
+    assert said.count("\n") == 1 and said.endswith("3/3\n")
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_a_real_interrupt_or_a_closed_pipe_is_quiet(model, interrupted):
     """Catches a traceback at interpreter exit, which only a process of its own shows."""

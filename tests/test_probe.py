@@ -80,11 +80,11 @@ def test_ceilings_are_those_of_a_traces_resources_and_the_machine_takes_them(pro
 
 def test_a_profile_predicts_a_load_on_its_machine(profile):
     """Catches figures that do not fit together: a leg without a ceiling."""
-    here = profile[0].hardware(hbm_bytes=MIB)
+    here = profile[0].hardware()
     cold, warm = load_time(10**9, here), load_time(10**9, here, cached=True)
     assert here.shared and cold.parts.keys() == {"ssd", "copy"} and cold.seconds > 0
     assert warm.seconds == pytest.approx(sum(warm.parts.values())) and "page cache" in warm.parts
-    assert here.hbm_bytes == MIB and "measured here" in here.sources["nvme"]
+    assert here.hbm_bytes > MIB and "measured here" in here.sources["nvme"]
 
 
 def test_a_profile_comes_back_from_disk_as_it_was(profile, tmp_path):

@@ -31,7 +31,6 @@ def test_special_marks_come_only_when_asked_for(tokenizer):
     plain = tokenizer.encode("the red key", add_special=False)
     assert tokenizer.encode("the red key") == [0, *plain]
     assert tokenizer.decode([0, *plain, 1]) == "the red key"
-    assert tokenizer.decode([0, *plain], skip_special=False) == "<bos>the red key"
 
 
 def test_every_id_lies_below_vocab_size(tokenizer):

@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+from conftest import moving
 
 from minillm.errors import MinillmError
 from minillm.trace import RESOURCES, STAGES, Event, Trace, by_stage
@@ -35,7 +36,7 @@ def example(clock) -> Trace:
     trace.count("hbm", "weights", 8)
     with trace.at(request=3, token=0), trace.span("step", stage="model", resource="compute"):
         clock.time += 0.1
-        with trace.moving("logits", stage="decode", source="hbm", target="dram", nbytes=7,
+        with moving(trace, "logits", stage="decode", source="hbm", target="dram", nbytes=7,
                           label="logits", how="emulated", detail="a\nb"):  # fmt: skip
             clock.time += 1 / 3
         clock.time += 1e-9

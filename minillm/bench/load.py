@@ -60,13 +60,20 @@ def bench(
 
     Needs the weights' size three times in memory: arena, page cache, and the library's tensors.
     """
-    machine = machine or Machine.here()
+    with given_or_random(model, SHAPE) as folder:
+        return _measure(Checkpoint.open(folder), rounds, progress, machine or Machine.here())
+
+
+@contextmanager
+def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
+    """The folder of the model given or, without one, of random weights, deleted at the end."""
     if model is not None:
-        return _measure(Checkpoint.open(model), rounds, progress, machine)
+        yield Path(model)
+        return
     home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=home()) as folder:
-        make_checkpoint(SHAPE, Path(folder) / SHAPE)
-        return _measure(Checkpoint.open(Path(folder) / SHAPE), rounds, progress, machine)
+        make_checkpoint(shape, Path(folder) / shape)
+        yield Path(folder) / shape
 
 
 def _measure(

@@ -8,18 +8,16 @@ way to HBM and hides it, and single tokens, where it does not. Rounds alternate 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from minillm.bench.load import given_or_random
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.stream import hidden
-from minillm.host import home
-from minillm.load.make import make_checkpoint
+from minillm.engine.weights import hidden
 from minillm.machine import Machine
 
 SHAPE = "135m"
@@ -61,15 +59,11 @@ def bench(
     model: str | Path | None, rounds: int, progress: Callable[[int, int], None]
 ) -> StreamReport:
     """Measure with the model given, or a random one of 270 MB that is then deleted."""
-    with ExitStack() as stack:
-        if model is None:
-            home().mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=home()))
-            make_checkpoint(SHAPE, model := Path(folder) / SHAPE)
+    with given_or_random(model, SHAPE) as folder, ExitStack() as stack:
         engines = {}
-        report = StreamReport(Path(model).name)
+        report = StreamReport(folder.name)
         for way, config in WAYS.items():
-            engines[way] = Engine.load(model, Machine.here(), config)
+            engines[way] = Engine.load(folder, Machine.here(), config)
             stack.callback(engines[way].close)
             report.hbm[way] = engines[way].machine.hbm.used
         for number in range(rounds + 1):  # the first one warms up

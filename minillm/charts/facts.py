@@ -153,15 +153,6 @@ def outermost(events: Iterable[Event]) -> list[Event]:
     return kept
 
 
-def busy_seconds(events: Iterable[Event]) -> float:
-    """Seconds in which at least one of them was under way."""
-    total = until = 0.0
-    for event in sorted(events, key=lambda e: e.start):
-        total += max(0.0, event.end - max(until, event.start))
-        until = max(until, event.end)
-    return total
-
-
 def memory(trace: Trace, tier: str) -> Memory | None:
     """How full a tier was, by label, over the whole trace; None if it was never counted."""
     changes = [e for e in trace.events if e.kind == "counter" and e.name == tier]

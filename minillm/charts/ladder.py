@@ -24,7 +24,7 @@ from minillm.charts.style import (
     times,
 )  # fmt: skip
 from minillm.errors import MinillmError, format_size
-from minillm.trace import Event, Trace
+from minillm.trace import Event, Trace, busy_seconds
 
 LEFT, COLUMN, STEP = 1.65, 0.82, 0.44  # inches: names, a column, a row
 HEAD, LOW = 0.78, 0.42  # inches: above and below the rows
@@ -148,7 +148,7 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
     for event in events:  # each rank, and each direction, is a link of its own
         links.setdefault((event.source, event.target, event.resource), []).append(event)
     nbytes = sum(e.nbytes for e in events)
-    rate = nbytes / sum(facts.busy_seconds(link) for link in links.values())
+    rate = nbytes / sum(busy_seconds(link) for link in links.values())
     key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
     ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how

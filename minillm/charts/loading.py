@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minillm.charts import facts
 from minillm.charts.facts import Window
-from minillm.trace import Event, Trace
+from minillm.trace import Event, Trace, busy_seconds
 
 
 def load(trace: Trace) -> Window | None:
@@ -78,8 +78,8 @@ def overlap(events: Iterable[Event]) -> Overlap:
     events = [e for e in events if e.stage == "load"]
     moves = [e for e in events if e.kind == "transfer"]
     links = {link: [e for e in moves if facts.bare(e.resource) == link] for link in ("ssd", "copy")}
-    ssd, copy = (facts.busy_seconds(link) for link in links.values())
-    both = ssd + copy - facts.busy_seconds([*links["ssd"], *links["copy"]])
+    ssd, copy = (busy_seconds(link) for link in links.values())
+    both = ssd + copy - busy_seconds([*links["ssd"], *links["copy"]])
     nbytes = sum(e.nbytes for e in links["copy"] or links["ssd"])
     cached = not links["ssd"] and any(map(facts.from_cache, events))
     return Overlap(ssd, copy, max(0.0, both), nbytes, cached)

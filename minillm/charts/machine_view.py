@@ -16,7 +16,7 @@ from minillm.charts.machine_still import draw
 from minillm.charts.show import Chart
 from minillm.charts.style import amount
 from minillm.errors import format_size
-from minillm.trace import Event, Trace
+from minillm.trace import Event, Trace, busy_seconds
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _flow(
     key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
     shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
     return Flow(
-        sum(e.nbytes for e in events), facts.busy_seconds(events),
+        sum(e.nbytes for e in events), busy_seconds(events),
         label=largest.label if largest.kind == "transfer" else "weights, KV",
         how="predicted" if guessed else largest.how,
         ceiling=None if shared else ceilings.get(link["kind"], ceilings.get(key)),
@@ -162,7 +162,7 @@ def _busy(trace: Trace, sheet: dict[str, Any]) -> dict[str, float]:
     for event in facts.work(trace):
         if event.kind == "span" and facts.meaning(event) != "idle":
             spans.setdefault(sheet["home"].get(_plain(event.resource), ""), []).append(event)
-    return {box: facts.busy_seconds(events) for box, events in spans.items()}
+    return {box: busy_seconds(events) for box, events in spans.items()}
 
 
 def _words(trace: Trace) -> tuple[str, list[str]]:

@@ -141,13 +141,13 @@ def _beside(ax: Axes, labels: list[tuple[float, str]]) -> None:
         )  # fmt: skip
 
 
-def _largest(held: dict[str, int], count: int = 3) -> dict[str, int]:
-    """The largest labels by name, the rest of them together: they add up to the whole."""
+def _largest(held: dict[str, int]) -> dict[str, int]:
+    """The two or three largest labels by name, the rest together: they add up to the whole."""
     labels = [label for label, nbytes in held.items() if nbytes]
-    if len(labels) <= count:
+    if len(labels) <= 3:
         return {label: held[label] for label in labels}
-    shown = {label: held[label] for label in labels[: count - 1]}
-    return {**shown, "other": sum(held[label] for label in labels[count - 1 :])}
+    shown = {label: held[label] for label in labels[:2]}
+    return {**shown, "other": sum(held[label] for label in labels[2:])}
 
 
 def _said(label: str) -> str:

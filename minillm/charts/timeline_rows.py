@@ -21,7 +21,7 @@ from minillm.charts.style import (
     width_of,
 )  # fmt: skip
 from minillm.errors import format_size
-from minillm.trace import Event
+from minillm.trace import Event, busy_seconds
 
 ROWS = {"ssd": "SSD", "copy": "copies", "cpu": "CPU", "compute": "compute", "network": "network"}
 MOST = 8  # pieces of work at one time that a strip shows one below the other
@@ -52,7 +52,7 @@ class Row:
     def busiest(self, events: Sequence[Event]) -> list[Event]:
         """The events of the lane that has most to do: what the row's words tell of."""
         mine = [[e for e in events if e.resource == lane] for lane in self.lanes]
-        return max(mine, key=facts.busy_seconds)
+        return max(mine, key=busy_seconds)
 
 
 def find_rows(windows: Sequence[Window]) -> list[Row]:
@@ -167,15 +167,15 @@ def told(events: Sequence[Event]) -> list[str]:
     """
     waits = [e for e in events if facts.meaning(e) == "idle"]
     work = [e for e in events if facts.meaning(e) != "idle"]
-    waited = f" + {amount(facts.busy_seconds(waits), 's')} waiting" if waits else ""
+    waited = f" + {amount(busy_seconds(waits), 's')} waiting" if waits else ""
     if not work:
-        return [f"{amount(facts.busy_seconds(waits), 's')} waiting" if waits else ""]
+        return [f"{amount(busy_seconds(waits), 's')} waiting" if waits else ""]
     groups: dict[str, list[Event]] = {}
     for event in work:
         groups.setdefault(facts.name_of(event), []).append(event)
     groups = {_moved(name, group): group for name, group in groups.items()}
-    busy = {name: facts.busy_seconds(group) for name, group in groups.items()}
-    total = amount(facts.busy_seconds(work), "s") + waited
+    busy = {name: busy_seconds(group) for name, group in groups.items()}
+    total = amount(busy_seconds(work), "s") + waited
     if len(groups) == 1 and work[0].kind == "transfer":
         moved = format_size(sum(e.nbytes for e in work))
         return [f"{moved} → {facts.bare(work[0].target).upper()} {total}"]

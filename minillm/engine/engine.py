@@ -17,7 +17,7 @@ from minillm.decode.sampling import generator
 from minillm.engine.batch import Batch, groups
 from minillm.engine.forward import Forward, build
 from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
-from minillm.engine.stream import Resident, Streamed
+from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError
 from minillm.load.shard import Checkpoint
 from minillm.machine import Machine

@@ -42,7 +42,6 @@ class ContiguousKV:
         L, K, E = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         self.batch, self.capacity, self.length = batch, capacity, 0
         self.nbytes_per_token = 2 * L * K * E * dtype.itemsize
-        self.nbytes = batch * capacity * self.nbytes_per_token
         self._machine = machine
         self._block = machine.empty((L, 2, batch, K, capacity, E), dtype, machine.hbm, "kv")
         # A slot nobody wrote is masked, but 0 · NaN is NaN: stray bits may not stay in it.
@@ -65,14 +64,11 @@ class ContiguousKV:
         mask = None if plain else self._mask(positions[:1] if aligned else positions, stop)
         return Slots(starts[0] if aligned else None, stop, positions, mask)
 
-    def mask(self, positions: Tensor) -> Tensor:
-        """Which slots the queries at `positions` (B, T) may see: bool (B, 1, T, S).
-
-        True where j <= position and j was not dropped; S reaches to the last position.
-        """
-        return self._mask(positions, int(positions.max()) + 1)
-
     def _mask(self, positions: Tensor, stop: int) -> Tensor:
+        """Which of `stop` slots the queries at `positions` (B, T) may see: bool (B, 1, T, stop).
+
+        True where slot <= position and the slot was not dropped.
+        """
         slot = torch.arange(stop, device=positions.device)
         mask = slot <= positions[:, None, :, None]  # (B, 1, T, stop)
         return mask if self._dropped is None else mask & ~self._dropped[:, None, None, :stop]

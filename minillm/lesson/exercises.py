@@ -34,7 +34,7 @@ _NOTHING = object()
 class Case:
     """One call of the exercise's function: its arguments, the answer, and why that is the answer.
 
-    expect: the answer. Numbers may differ by `within` of it (a share), int answers not at all.
+    expect: the answer. Float values may differ by a hair, int answers not at all.
     holds: instead of expect, where several answers are right: a function of the answer.
     because: the reason, as a clause: a learner whose answer differs reads it after the answer.
 
@@ -43,14 +43,14 @@ class Case:
 
     def __init__(
         self, *args: Any, expect: Any = _NOTHING, because: str,
-        holds: Callable[[Any], bool] | None = None, within: float = 1e-9, **named: Any,
+        holds: Callable[[Any], bool] | None = None, **named: Any,
     ):  # fmt: skip
         if (expect is _NOTHING) == (holds is None):
             raise ConfigError("wanted a Case with expect= or with holds=; give it one of them")
         if not because.strip():
             raise ConfigError("wanted a Case that says why, found because=''; write the sentence")
         self.args, self.named = args, named
-        self.expect, self.holds, self.within = expect, holds, within
+        self.expect, self.holds = expect, holds
         self.because = because.rstrip(".")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from minillm.lesson.exercises import Case, Exercise
 
 RIGHT, NOT_YET, NOT_ATTEMPTED, UNKNOWN = "right", "not yet", "not attempted", "unknown"
+_HAIR = 1e-9  # by how much of it a float may be off
 LONGEST = 100  # characters of a value that are shown
 
 
@@ -86,12 +87,12 @@ def passes(case: Case, outcome: _Outcome) -> bool:
     try:
         if case.holds is not None:
             return bool(case.holds(outcome.answer))
-        return same(outcome.answer, case.expect, case.within)
+        return same(outcome.answer, case.expect)
     except Exception:  # a strange answer: its own == or the rule may fail on it
         return False
 
 
-def same(answer: Any, expected: Any, within: float = 1e-9) -> bool:
+def same(answer: Any, expected: Any) -> bool:
     """Equal in kind and value. Numbers may be int or float; float values differ by a hair.
 
     Lists and tuples are alike; tensors and arrays need the same shape.
@@ -101,18 +102,17 @@ def same(answer: Any, expected: Any, within: float = 1e-9) -> bool:
     """
     if _is_array(expected):
         alike = _is_array(answer) and tuple(answer.shape) == tuple(expected.shape)
-        return alike and same(answer.tolist(), expected.tolist(), within)
+        return alike and same(answer.tolist(), expected.tolist())
     if isinstance(expected, list | tuple):
         alike = isinstance(answer, list | tuple) and len(answer) == len(expected)
-        return alike and all(same(a, e, within) for a, e in zip(answer, expected, strict=True))
+        return alike and all(same(a, e) for a, e in zip(answer, expected, strict=True))
     if isinstance(expected, dict):
         alike = isinstance(answer, dict) and set(answer) == set(expected)
-        return alike and all(same(answer[key], expected[key], within) for key in expected)
+        return alike and all(same(answer[key], expected[key]) for key in expected)
     if isinstance(expected, float) and _is_plain_number(answer):
         if math.isnan(expected):
             return math.isnan(answer)
-        hair = within if expected == 0 else 0.0
-        return math.isclose(answer, expected, rel_tol=within, abs_tol=hair)
+        return math.isclose(answer, expected, rel_tol=_HAIR, abs_tol=_HAIR if expected == 0 else 0)
     if _is_plain_number(expected):
         return _is_plain_number(answer) and bool(answer == expected)
     return type(answer) is type(expected) and bool(answer == expected)

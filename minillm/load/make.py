@@ -13,52 +13,41 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 
 from minillm.config import ModelConfig
-from minillm.disk import PAGE, aligned
+from minillm.disk import drop_cache
 from minillm.errors import ConfigError, OutOfMemory
 
-_LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-    "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False,
-}  # fmt: skip
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192}  # fmt: skip
-SHAPES: dict[str, dict[str, Any]] = {
-    "135m": _LLAMA | {  # SmolLM2-135M
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "head_dim": 64, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        "rope_theta": 100000.0, "tie_word_embeddings": True,
-    },
-    "360m": _LLAMA | {  # SmolLM2-360M
-        "vocab_size": 49152, "hidden_size": 960, "intermediate_size": 2560,
-        "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
-        "head_dim": 64, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        "rope_theta": 100000.0, "tie_word_embeddings": True,
-    },
-    "1b": _LLAMA | {  # Llama-3.2-1B
-        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
-        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 64, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "rope_scaling": _LLAMA3 | {"factor": 32.0},
-        "tie_word_embeddings": True,
-    },
-    "8b": _LLAMA | {  # Llama-3.1-8B
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "rope_scaling": _LLAMA3 | {"factor": 8.0},
-        "tie_word_embeddings": False,
-    },
-}  # fmt: skip
+
+
+def _llama(
+    vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, head: int,
+    theta: float, context: int = 8192, tied: bool = True, stretch: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The config.json of a Llama in bfloat16; `stretch` is the factor of Llama 3's RoPE."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False,
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "head_dim": head, "max_position_embeddings": context, "rms_norm_eps": 1e-5,
+        "rope_theta": theta, "tie_word_embeddings": tied,
+    } | ({"rope_scaling": _LLAMA3 | {"factor": stretch}} if stretch else {})  # fmt: skip
+
+
+SHAPES = {
+    "135m": _llama(49152, 576, 1536, 30, 9, 3, 64, 1e5),  # SmolLM2-135M
+    "360m": _llama(49152, 960, 2560, 32, 15, 5, 64, 1e5),  # SmolLM2-360M
+    "1b": _llama(128256, 2048, 8192, 16, 32, 8, 64, 5e5, 131072, stretch=32.0),  # Llama-3.2-1B
+    "8b": _llama(128256, 4096, 14336, 32, 32, 8, 128, 5e5, 131072, False, 8.0),  # Llama-3.1-8B
+}
 """Name to config.json."""
 SHARD = 5 * 10**9  # bytes of one file at most, as on the hub
 _BLOCK = 32 * 2**20  # bytes drawn at random
@@ -91,9 +80,11 @@ def make_checkpoint(
         write_weights(folder, tensors, shard, tell or (lambda done, total: None))
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         _byte_tokenizer().save(str(folder / "tokenizer.json"))
-    except BaseException:  # an interrupt too: half a checkpoint is worth nothing
+    except BaseException as error:  # an interrupt too: half a checkpoint is worth nothing
         for path in made[-1:] or list(folder.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfMemory("ssd", total, _room(folder), {}) from error
         raise
     return total
 
@@ -112,10 +103,14 @@ def _check_folder(folder: Path, nbytes: int) -> None:
             f"wanted a new or an empty folder, found something at {folder}; give another name, "
             "or delete it first"
         )
-    above = next(path for path in folder.absolute().parents if path.is_dir())
-    room, needed = shutil.disk_usage(above).free, nbytes + nbytes // 100 + 2**26
-    if room < needed:  # some room must be left to others
-        raise OutOfMemory("ssd", needed, room, {})
+    needed = nbytes + nbytes // 100 + 2**26  # some room must be left to others
+    if _room(folder) < needed:
+        raise OutOfMemory("ssd", needed, _room(folder), {})
+
+
+def _room(folder: Path) -> int:
+    """Bytes free on the disk that a folder is on, or will be."""
+    return shutil.disk_usage(next(p for p in folder.absolute().parents if p.is_dir())).free
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -150,8 +145,9 @@ def write_weights(
 
     Matrices are normal with deviation 0.02, as at the beginning of a training; norms are ones.
     """
-    block = torch.frombuffer(aligned(_BLOCK), dtype=torch.bfloat16)
+    block = torch.empty(_BLOCK // 2, dtype=torch.bfloat16)
     block.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    noise = memoryview(block.view(torch.uint8).numpy())
     shards = list(_shards(tensors, shard))
     total, done = sum(map(_nbytes, tensors.values())), 0
     weight_map = {}
@@ -159,61 +155,34 @@ def write_weights(
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
-        part = {name: tensors[name] for name in names}
-        header, size = _header(part), sum(map(_nbytes, part.values()))
-        for written in _write_random(folder / file, len(header) + size, block):
-            tell(done + min(written, size), total)
-        done += size
-        with open(folder / file, "r+b") as stream:
-            stream.truncate(len(header) + size)
-            stream.write(header)
-            for shape in part.values():
-                if len(shape) == 1:
-                    stream.write(torch.ones(shape, dtype=torch.bfloat16).view(torch.uint8).numpy())
-                else:
-                    stream.seek(_nbytes(shape), os.SEEK_CUR)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with open(folder / file, "xb") as stream:
+            stream.write(_header({name: tensors[name] for name in names}))
+            for name in names:
+                for data in _numbers(tensors[name], noise, done):
+                    stream.write(data)
+                    done += len(data)
+                    tell(done, total)
+                _to_disk(stream)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_random(path: Path, nbytes: int, block: Tensor) -> Iterator[int]:
-    """Fill a new file, past the page cache where the system can; yields bytes written so far.
+def _numbers(shape: tuple[int, ...], noise: memoryview, at: int) -> Iterator[memoryview]:
+    """The bytes of a tensor, some at a time; `at` moves what is taken of the noise."""
+    if len(shape) == 1:
+        yield memoryview(torch.ones(shape, dtype=torch.bfloat16).view(torch.uint8).numpy())
+        return
+    for offset in range(0, size := _nbytes(shape), _WRITE):
+        begin = (at + offset) // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
+        yield noise[begin:][: min(_WRITE, size - offset)]
 
-    Whole blocks are written, so it may become a little longer than asked.
-    """
-    source = memoryview(block.view(torch.uint8).numpy())
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-    try:
-        fd = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o644)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        path.unlink(missing_ok=True)  # Linux makes the file, and then finds that it cannot open it
-        fd = os.open(path, flags, 0o644)
 
-    def write(offset: int) -> int:
-        begin = offset * 3 % (_BLOCK - _WRITE) // PAGE * PAGE
-        data = source[begin:][: min(_WRITE, -(-(nbytes - offset) // PAGE) * PAGE)]
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-        return offset + done
-
-    pool = ThreadPoolExecutor(4)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, nbytes)
-        yield from pool.map(write, range(0, nbytes, _WRITE))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutOfMemory("ssd", nbytes, shutil.disk_usage(path.parent).free, {}) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.close(fd)
+def _to_disk(stream: BinaryIO) -> None:
+    """Out of the page cache at once: all of it at the end would be a wait without end or Ctrl-C."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    drop_cache(stream.fileno())
 
 
 def _nbytes(shape: tuple[int, ...]) -> int:

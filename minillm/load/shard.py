@@ -95,7 +95,6 @@ def load(
     machine: Machine,
     dtype: torch.dtype,
     reader: str = "read",
-    arriving: Generator[Arrived, None, None] | None = None,
 ) -> Tensor:
     """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
 
@@ -104,13 +103,13 @@ def load(
     CheckpointError unless names and shapes agree, nothing missing and nothing left over; and
     OutOfMemory unless all of it fits. Whatever fails, memory and model are as they were before.
     Peak: the weights once in HBM, and at most 64 MiB of staging in DRAM.
-    reader: one of READERS. arriving: where the bytes come from, if not from here: see `broadcast`.
+    reader: one of READERS.
     """
     shapes = {name: p.shape for name, p in model.named_parameters()}
     check_fit(shapes, checkpoint)
     block, places = allocate(shapes, machine, dtype, "hbm")
     try:
-        bring(places, checkpoint, machine, reader, arriving)
+        bring(places, checkpoint, machine, reader)
     except BaseException:  # an interrupt too
         machine.free(block)
         places.clear()  # a notebook keeps the last error, and with it what its frames hold
@@ -142,7 +141,10 @@ def bring(
     reader: str = "read",
     arriving: Generator[Arrived, None, None] | None = None,
 ) -> None:
-    """Fill each of `places` with the checkpoint's tensor of that name; `arriving` as in `load`."""
+    """Fill each of `places` with the checkpoint's tensor of that name.
+
+    arriving: where the bytes come from, if not from here: see `broadcast`.
+    """
     if arriving is not None:
         with closing(arriving):
             for arrived in arriving:

@@ -121,12 +121,12 @@ def broadcast(
 
     send(bytes): called by every rank equally often with a uint8 tensor in DRAM of equal size; on
     return all of them hold the reader's bytes (`torch.distributed.broadcast`). What comes out is
-    for `load(..., arriving=)`. If one rank fails, the others wait in `send`, which must give up by
+    for `bring(..., arriving=)`. If one rank fails, the others wait in `send`, which must give up by
     itself. Staging: as a Reader's; without reading, one chunk.
 
     >>> own = slices(checkpoint, rank, 2, megatron(config))
     >>> arriving = broadcast(checkpoint, own, machine, send, reads=rank == 0)
-    >>> load(model, own, machine, dtype, arriving=arriving)
+    >>> bring(places, own, machine, arriving=arriving)
     """
     # Whole rows, so that a slice by columns can be cut out of each piece.
     infos = [_by_rows(checkpoint.tensors[name], info) for name, info in own.tensors.items()]

@@ -52,15 +52,14 @@ class Reader:
     >>> reader.fill({"model.norm.weight": tensor}, infos)
 
     how: "read", "mmap" or "direct"; see `minillm.load.readers`. infos: the most that it will be
-    asked for at once: for little, little staging is made. threads: how many read, by default
-    THREADS. gap: see `chunks`; with 0, not a byte is read that is not wanted (with O_DIRECT, not a
-    block). Holds staging (DRAM, at most slots ·
+    asked for at once: for little, little staging is made. gap: see `chunks`; with 0, not a byte is
+    read that is not wanted (with O_DIRECT, not a block). Holds staging (DRAM, at most slots ·
     (chunk + 8 KiB) + 2 MiB; none where nothing is staged), open files and threads until `close`.
     """
 
     def __init__(
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
-        slots: int = SLOTS, threads: int | None = None, gap: int = GAP,
+        slots: int = SLOTS, gap: int = GAP,
     ) -> None:  # fmt: skip
         assert how in READERS and chunk % BLOCK == 0, (how, chunk)
         infos = list(infos)
@@ -77,8 +76,7 @@ class Reader:
             if how != "mmap" and not self._straight:
                 self._staging = make_staging(machine, self.slots, self.chunk, stack)
             stack.callback(self._files.close)
-            threads = min(threads or THREADS[how], self.slots)
-            self._pool = ThreadPoolExecutor(threads, "minillm-read")
+            self._pool = ThreadPoolExecutor(min(THREADS[how], self.slots), "minillm-read")
             stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 

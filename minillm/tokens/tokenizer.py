@@ -59,6 +59,6 @@ class Tokenizer:
                 "decode the bytes it came from as UTF-8"
             ) from error
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that form no UTF-8 character become U+FFFD."""
-        return self._library.decode(list(ids), skip_special_tokens=skip_special)
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without marks (BOS); bytes that form no UTF-8 character are U+FFFD."""
+        return self._library.decode(list(ids), skip_special_tokens=True)

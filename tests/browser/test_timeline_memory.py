@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import moving
 
 from minillm.charts import facts
 from minillm.trace import Event, Trace
@@ -73,9 +74,9 @@ def recorded() -> Trace:
     trace.count("dram", "staging", 2 * MIB)
     for layer in range(3):
         more = {"stage": "load", "nbytes": 2 * MIB, "label": "weights"}
-        with trace.moving("read", source="ssd", target="dram", detail=f"layer {layer}", **more):
+        with moving(trace, "read", source="ssd", target="dram", detail=f"layer {layer}", **more):
             spend(0.004)
-        with trace.moving("copy", source="dram", target="hbm", how="emulated", **more):
+        with moving(trace, "copy", source="dram", target="hbm", how="emulated", **more):
             spend(0.001)
     trace.count("dram", "staging", 0)
     for request in range(2):
@@ -96,7 +97,7 @@ def answer(trace: Trace, spend) -> None:
     for token in range(3):
         with trace.at(token=token):
             ids = {"source": "dram", "target": "hbm", "nbytes": 8, "label": "ids"}
-            with trace.moving("copy ids", stage="tokens", how="emulated", **ids):
+            with moving(trace, "copy ids", stage="tokens", how="emulated", **ids):
                 spend(0.0001)
             with trace.span(
                 "decode step" if token else "prefill", stage="model", resource="compute",

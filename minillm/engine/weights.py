@@ -29,7 +29,7 @@ from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, l
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.model.llama import Llama
-from minillm.trace import Trace
+from minillm.trace import Trace, busy_seconds
 
 _LAYERS = "model.layers."
 _FEW = 4  # tokens in a pass: so few wait for memory more than for a core
@@ -56,11 +56,8 @@ def hidden(trace: Trace) -> Hidden:
     The load itself does not count: only what was moved for a token does.
     """
     moves = trace.select(kind="transfer", stage="load", label="weights")
-    moving = until = 0.0
-    for event in sorted((e for e in moves if e.token is not None), key=lambda e: e.start):
-        moving += max(0.0, event.end - max(until, event.start))  # two at once count once
-        until = max(until, event.end)
-    return Hidden(moving, sum(wait.seconds for wait in trace.select(name=WAIT)))
+    waited = sum(wait.seconds for wait in trace.select(name=WAIT))
+    return Hidden(busy_seconds(e for e in moves if e.token is not None), waited)
 
 
 class Resident:

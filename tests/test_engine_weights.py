@@ -13,7 +13,7 @@ from conftest import TINY
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.stream import WAIT, Hidden, hidden
+from minillm.engine.weights import WAIT, Hidden, hidden
 from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, readers
 from minillm.machine import Machine
