@@ -6,10 +6,6 @@ import { TimeView } from "./time_view.js";
 import { labelSaid } from "./machine_words.js";
 import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
-export const MEMORY_CSS = `
-.minillm-memory-sheet { margin-top: 6px; }
-`;
-
 const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
 
 // {draw(t, view), destroy()}, as the player wants it. onSeek(t): the trace time under a click.

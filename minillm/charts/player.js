@@ -165,7 +165,7 @@ class Player {
 
   measure() {
     const { places, names } = this.root;
-    places.forEach((place, i) => { this.state.heights[names[i]] = heightOf(place); });
+    places.forEach((place, i) => { this.state.heights[names[i]] = viewHeight(place); });
   }
 
   draw() {
@@ -199,7 +199,7 @@ class Player {
   }
 }
 
-const heightOf = (place) => Math.max(0, ...[...place.children].map((child) =>
+const viewHeight = (place) => Math.max(0, ...[...place.children].map((child) =>
   child.getBoundingClientRect().bottom - place.getBoundingClientRect().top));
 const sameToken = (a, b) => a.request === b.request && a.index === b.index;
 

@@ -100,7 +100,7 @@ def page(trace: Trace, views: Sequence[str]) -> str:
     return _PAGE.format(
         title=html.escape(title), about=html.escape(" · ".join(about)),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=bundle.style("page.js"), script=script, data=_inline(data),
+        style=bundle.style(), script=script, data=_inline(data),
     )  # fmt: skip
 
 

@@ -180,7 +180,7 @@ export function dashed(g, dashes, x0, y0, x1, y1) {
 }
 
 // The longest of the wordings that fits into `room` px, or "".
-export function fitting(g, wordings, room) {
+export function fittingIn(g, wordings, room) {
   return wordings.find((words) => g.measureText(words).width <= room) || "";
 }
 

@@ -23,10 +23,9 @@ SETUP = """async ({meta, rows}) => {
   const names = ["run", "stretch", "timeline_rows", "memory_panels", "timeline_view",
     "memory_view"];
   window.M = Object.assign({}, ...await Promise.all(names.map((n) => import(`/charts/${n}.js`))));
-  const style = document.createElement("style"), box = document.getElementById("view");
-  style.textContent = M.TIMELINE_CSS + M.MEMORY_CSS;
+  const box = document.getElementById("view");
   const voice = Object.assign(document.createElement("p"), { ariaLive: "polite" });
-  box.replaceChildren(style, document.createElement("div"), document.createElement("div"), voice);
+  box.replaceChildren(document.createElement("div"), document.createElement("div"), voice);
   window.run = new M.Run(meta);
   run.append(rows);
   window.sought = [];
