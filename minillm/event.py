@@ -1,9 +1,7 @@
-"""One event of a trace, and what a list of them adds up to."""
+"""One event of a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 STAGES = ("load", "tokens", "model", "parallel", "decode")
@@ -46,39 +44,3 @@ class Event(NamedTuple):
     def end(self) -> float:
         """Seconds since the trace began at which it was over."""
         return self.start + self.seconds
-
-
-@dataclass(frozen=True)
-class StageTotal:
-    """What one stage did: bytes, busy seconds, and its share (0 to 1) of all stages' seconds."""
-
-    stage: str
-    nbytes: int
-    seconds: float
-    share: float
-
-
-def by_stage(events: Sequence[Event]) -> list[StageTotal]:
-    """Bytes and seconds of each stage.
-
-    seconds: length of the union of the stage's intervals, so that a layer inside a step, or two
-    copies at once, are not counted twice. nbytes: every transfer, and every span with bytes that
-    does not lie inside another such span of its stage.
-    """
-    rows = []
-    for stage in STAGES:
-        work = [e for e in events if e.stage == stage and e.kind != "counter"]
-        work.sort(key=lambda e: (e.start, -e.seconds))
-        seconds = covered = span_end = 0.0
-        nbytes = 0
-        for event in work:
-            seconds += max(0.0, event.end - max(covered, event.start))
-            covered = max(covered, event.end)
-            if event.kind == "transfer":
-                nbytes += event.nbytes
-            elif event.nbytes and (event.end > span_end):
-                nbytes += event.nbytes
-                span_end = event.end
-        rows.append((stage, nbytes, seconds))
-    total = sum(seconds for _, _, seconds in rows)
-    return [StageTotal(s, n, seconds, seconds / total if total else 0.0) for s, n, seconds in rows]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from minillm import perfetto
-from minillm.event import RESOURCES, STAGES, Event, StageTotal, by_stage
+from minillm.event import RESOURCES, STAGES, Event
 
-__all__ = ["RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "by_stage"]
+__all__ = ["RESOURCES", "STAGES", "Event", "Running", "Trace"]
 
 
 class Running:
@@ -179,10 +179,6 @@ class Trace:
     def select(self, **wanted: Any) -> list[Event]:
         """The events whose fields equal all those given: `trace.select(kind="transfer")`."""
         return [e for e in self.events if all(getattr(e, k) == v for k, v in wanted.items())]
-
-    def by_stage(self) -> list[StageTotal]:
-        """One total a stage, in the order of STAGES; see `minillm.event.by_stage`."""
-        return by_stage(self.events)
 
     def subscribe(self, tell: Callable[[Event], None]) -> Callable[[], None]:
         """Call `tell(event)` at each new event; returns the undo. See `Audience`."""
