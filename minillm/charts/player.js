@@ -8,10 +8,14 @@ import { PACES, controlBar } from "./bar.js";
 import { journeyBox, journeyOf, typicalToken } from "./journey.js";
 import { tokenChips } from "./chips.js";
 import { machineView } from "./machine_view.js";
-import { memoryView } from "./memory_view.js";
-import { timelineView } from "./timeline_view.js";
+import { MemoryView } from "./memory_view.js";
+import { Timeline } from "./timeline_view.js";
 
-const MAKERS = { machine: machineView, timeline: timelineView, memory: memoryView };
+const MAKERS = {
+  machine: machineView,
+  timeline: (el, run, hands) => new Timeline(el, run, hands),
+  memory: (el, run, hands) => new MemoryView(el, run, hands),
+};
 const SHORT = 6; // seconds on the cut clock: a run up to this long plays itself once
 const EYE = 0.15; // seconds: what the eye takes for "now"
 

@@ -6,15 +6,9 @@ import { eventFacts, timelineWords } from "./timeline_words.js";
 import { NESTED, headerOf, paintLane, paintNames } from "./timeline_paint.js";
 import { paintRule, paintStrip } from "./timeline_paint.js";
 
-// {draw(t, view), destroy()}, as the player wants it. onSeek(t) is called with the trace time under
-// a click. A double click on a token zooms to it.
-export function timelineView(el, run, { onSeek = () => {} } = {}) {
-  const view = new Timeline(el, run, onSeek);
-  return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };
-}
-
-class Timeline extends TimeView {
-  constructor(el, run, onSeek) {
+// A click seeks to its trace time; a double click on a token zooms to it.
+export class Timeline extends TimeView {
+  constructor(el, run, { onSeek }) {
     super(el, "timeline", run, onSeek);
     Object.assign(this, { rows: [], lanes: [], on: null, top: STRIP });
     zoomButtons(this.sheet, this.stretch);

@@ -31,7 +31,7 @@ SETUP = """async ({meta, rows}) => {
   window.sought = [];
   const onSeek = (t) => { sought.push(t); draw(t); };
   const [above, below] = [...box.querySelectorAll("div")];
-  window.views = [M.timelineView(above, run, {onSeek}), M.memoryView(below, run, {onSeek})];
+  window.views = [new M.Timeline(above, run, {onSeek}), new M.MemoryView(below, run, {onSeek})];
   window.view = {live: false, playing: false, slower: 1, window: 0.1, selection: null};
   window.draw = (t) => views.forEach((one) => one.draw(t, view));
   window.still = async () => { // two frames in which nothing glides any more
