@@ -1,9 +1,8 @@
-"""One event of a trace, and what a list of them adds up to."""
+"""One event of a trace, and the time in which some were under way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import NamedTuple
 
 STAGES = ("load", "tokens", "model", "parallel", "decode")
@@ -48,16 +47,6 @@ class Event(NamedTuple):
         return self.start + self.seconds
 
 
-@dataclass(frozen=True)
-class StageTotal:
-    """What one stage did: bytes, busy seconds, and its share (0 to 1) of all stages' seconds."""
-
-    stage: str
-    nbytes: int
-    seconds: float
-    share: float
-
-
 def busy_seconds(events: Iterable[Event]) -> float:
     """Seconds in which at least one of them was under way: two at once count once."""
     total = until = 0.0
@@ -65,25 +54,3 @@ def busy_seconds(events: Iterable[Event]) -> float:
         total += max(0.0, event.end - max(until, event.start))
         until = max(until, event.end)
     return total
-
-
-def by_stage(events: Sequence[Event]) -> list[StageTotal]:
-    """Bytes and seconds of each stage.
-
-    seconds: as `busy_seconds`, so that a layer inside a step is not counted twice. nbytes: every
-    transfer, and every span with bytes that does not lie inside another such span of its stage.
-    """
-    rows = []
-    for stage in STAGES:
-        work = [e for e in events if e.stage == stage and e.kind != "counter"]
-        work.sort(key=lambda e: (e.start, -e.seconds))
-        nbytes, span_end = 0, 0.0
-        for event in work:
-            if event.kind == "transfer":
-                nbytes += event.nbytes
-            elif event.nbytes and (event.end > span_end):
-                nbytes += event.nbytes
-                span_end = event.end
-        rows.append((stage, nbytes, busy_seconds(work)))
-    total = sum(seconds for _, _, seconds in rows)
-    return [StageTotal(s, n, seconds, seconds / total if total else 0.0) for s, n, seconds in rows]

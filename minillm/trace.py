@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from minillm import perfetto
-from minillm.event import RESOURCES, STAGES, Event, StageTotal, busy_seconds, by_stage
+from minillm.event import RESOURCES, STAGES, Event, busy_seconds
 
-__all__ = [
-    "RESOURCES", "STAGES", "Event", "Running", "StageTotal", "Trace", "busy_seconds", "by_stage",
-]  # fmt: skip
+__all__ = ["RESOURCES", "STAGES", "Event", "Running", "Trace", "busy_seconds"]
 
 
 class Running:
@@ -152,10 +150,6 @@ class Trace:
     def select(self, **wanted: Any) -> list[Event]:
         """The events whose fields equal all those given: `trace.select(kind="transfer")`."""
         return [e for e in self.events if all(getattr(e, k) == v for k, v in wanted.items())]
-
-    def by_stage(self) -> list[StageTotal]:
-        """One total a stage, in the order of STAGES; see `minillm.event.by_stage`."""
-        return by_stage(self.events)
 
     def subscribe(self, tell: Callable[[Event], None]) -> Callable[[], object]:
         """Call `tell(event)` at each event, on its thread, until it raises; returns the undo."""

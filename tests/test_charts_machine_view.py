@@ -326,7 +326,7 @@ def test_the_living_picture_and_the_still_see_the_same_flows(
     sheet = plan(trace)
     said = run_node(
         """
-        const { Run } = $run, run = new Run(data.meta);
+        const run = new Run(data.meta);
         run.append(data.rows);
         const flows = flowsOf(run.between(run.begin, run.end), data.sheet, data.meta);
         const told = [...flows].filter(([step]) => step[0] !== "=");

@@ -1,4 +1,4 @@
-"""minillm/trace.py, event.py, perfetto.py: what is recorded, added up, saved and read back."""
+"""minillm/trace.py, event.py, perfetto.py: what is recorded, saved and read back."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 from conftest import moving
 
 from minillm.errors import MinillmError
-from minillm.trace import RESOURCES, STAGES, Event, Trace, by_stage
+from minillm.trace import RESOURCES, Event, Trace
 
 
 class Clock:
@@ -165,33 +165,12 @@ def test_clear_begins_again_and_still_knows_what_memory_holds(clock):
     assert trace.events == (Event("counter", "hbm", "", "", 0.0, 0.0, 8, label="weights"),)
 
 
-def test_a_stage_is_busy_for_the_union_of_its_intervals():
-    """Catches seconds counted twice: nested, overlapping, and touching events."""
-    events = [span(0, 10), span(2, 3), span(8, 4), span(12, 1), span(20, 1), span(5, 1, "load")]
-    totals = {t.stage: t for t in by_stage(events)}
-    assert list(totals) == list(STAGES)
-    assert (totals["model"].seconds, totals["load"].seconds) == (14.0, 1.0)
-    assert totals["model"].share == pytest.approx(14 / 15) and totals["tokens"].share == 0.0
-    assert sum(t.share for t in by_stage([])) == 0.0
-
-
-def test_bytes_of_a_span_count_once_and_of_a_transfer_always():
-    """Catches a step's bytes added to those of its own layers, and copies lost inside a span."""
-    copy = Event("transfer", "kv", "model", "copy", 1.0, 1.0, 5, "dram", "hbm")
-    counter = Event("counter", "hbm", "", "", 1.0, 0.0, 999, label="kv")
-    inside = [span(0, 4, nbytes=100), span(1, 1, nbytes=60), copy, span(2, 1, nbytes=40), counter]
-    assert {t.stage: t.nbytes for t in by_stage(inside)}["model"] == 105
-    apart = [span(0, 4), span(1, 1, nbytes=60), span(2, 1, nbytes=40)]
-    assert {t.stage: t.nbytes for t in by_stage(apart)}["model"] == 100
-
-
 def test_a_saved_trace_loads_equal(clock, tmp_path):
     """Catches microseconds rounded, None turned into text, an order that changed."""
     trace = example(clock)
     trace.save(tmp_path / "run.json")
     again = Trace.load(tmp_path / "run.json")
     assert again.events == trace.events and again.meta == trace.meta
-    assert again.by_stage() == trace.by_stage()
     again.count("hbm", "kv", 3)  # and one can go on with it
     assert len(again.events) == len(trace.events) + 1
 

@@ -9,7 +9,7 @@ Still, with a finding in a sentence:
 
     machine(trace)         what each tier held and what crossed each link
     timeline(trace)        which resource was busy when: the load, a request, one token
-    memory(trace, budget)  HBM and DRAM over time, by label, with the peak
+    memory(trace)          HBM and DRAM over time, by label, with the peak
     stages(trace)          the table stage · bytes · time · share
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
 """

@@ -3,12 +3,6 @@
 export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", "nbytes", "source",
   "target", "label", "token", "request", "how", "detail"];
 
-// Colour is meaning, as in charts/style.py; a hatch, a word or a place says the same beside it.
-export const INK = {
-  ssd: "#D55E00", dram: "#0072B2", hbm: "#009E73", network: "#CC79A7", compute: "#4B5563",
-  ffn: "#4B5563", cpu: "#9AA3AF", idle: "#E5E7EB", prediction: "#6B7280",
-};
-
 export const baseOf = (unit) => unit.split(":")[0];
 export const rankOf = (unit) => Number(unit.split(":")[1] || 0);
 export const plain = (unit) => (unit.endsWith(":0") ? unit.slice(0, -2) : unit);

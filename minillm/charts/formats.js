@@ -9,19 +9,14 @@ export function formatBytes(n) {
   return `${n.toFixed(1)} ${units[0]}`.replace(".0 ", " ");
 }
 
-// Three digits and a unit: 0.00241 -> "2.41 ms".
-export function formatSeconds(s) {
-  const units = [["s", 1], ["ms", 1e-3], ["µs", 1e-6]];
-  const [unit, scale] = units.find(([, size]) => Math.abs(s) >= size) || units[2];
-  return `${threeDigits(s / scale)} ${unit}`;
-}
-
-// Powers of ten: 3.2e9 -> "3.2 GB/s".
-export function formatRate(r) {
-  const units = [["TB/s", 1e12], ["GB/s", 1e9], ["MB/s", 1e6], ["kB/s", 1e3], ["B/s", 1]];
-  const [unit, scale] = units.find(([, size]) => Math.abs(r) >= size) || units[4];
-  return `${threeDigits(r / scale)} ${unit}`;
-}
+// Three digits and a unit: 0.00241 -> "2.41 ms", 3.2e9 -> "3.2 GB/s".
+const inUnits = (units) => (x) => {
+  const [unit, scale] = units.find(([, size]) => Math.abs(x) >= size) || units.at(-1);
+  return `${threeDigits(x / scale)} ${unit}`;
+};
+export const formatSeconds = inUnits([["s", 1], ["ms", 1e-3], ["µs", 1e-6]]);
+export const formatRate = inUnits(
+  [["TB/s", 1e12], ["GB/s", 1e9], ["MB/s", 1e6], ["kB/s", 1e3], ["B/s", 1]]);
 
 function threeDigits(x) {
   return Math.abs(x) >= 99.95 ? x.toFixed(0) : String(Number(x.toPrecision(3)));

@@ -29,12 +29,12 @@ function bytesMoved(run, { start, stop }) {
   for (const e of readsOf(events)) {
     add(`read from HBM${e.detail.includes("predicted") ? " (predicted)" : ""}`, e.nbytes);
   }
-  for (const e of events) if (e.kind === "transfer") add(wayOf(e), e.nbytes);
+  for (const e of events) if (e.kind === "transfer") add(wayWords(e), e.nbytes);
   return [...sums].map(([what, nbytes]) => `${formatBytes(nbytes)} ${what}`).join(", ");
 }
 
 // "of ids in" is what goes into HBM, "of logits out" what comes back; other ways by their ends.
-function wayOf(e) {
+function wayWords(e) {
   const what = `of ${e.label || "data"}`, from = baseOf(e.source), to = baseOf(e.target);
   if (baseOf(e.resource) === "network") {
     return `${what} over ${e.detail.includes("infiniband") ? "InfiniBand" : "NVLink"}`;

@@ -4,7 +4,7 @@
 import { setText, svgPart, textWidth } from "./machine_svg.js";
 import { visible } from "./machine_words.js";
 
-const MANY = 80; // tokens of which the line can show no more
+const TOKENS = 80; // tokens of which the line can show no more
 const LINE_EM = 1.15, WORD_EM = 1.6; // letters of the line and of the card
 const HOLD = 350, NEAR = 500, CARD_EVERY = 120, GLIDE = 240; // ms for which the eye keeps something
 
@@ -49,8 +49,8 @@ export class TextLine {
   }
 
   show({ words, prompt }, em) {
-    const newest = visible(words.at(-1) || ""), before = visible(words.slice(-MANY, -1).join(""));
-    const first = words.length > MANY ? "" : visible(prompt || "");
+    const newest = visible(words.at(-1) || ""), before = visible(words.slice(-TOKENS, -1).join(""));
+    const first = words.length > TOKENS ? "" : visible(prompt || "");
     [first, before, newest].forEach((text, i) => setText(this.spans[i], text));
     const wide = textWidth(first) + textWidth(before) + textWidth(newest, true);
     const long = wide * LINE_EM * em > this.w;

@@ -5,58 +5,6 @@ import { MachinePicture } from "./machine_picture.js";
 import { setText } from "./machine_svg.js";
 import { announce } from "./sheet.js";
 
-export const MACHINE_CSS = `
-.minillm-machine { position: relative; }
-.minillm-machine svg { display: block; width: 100%; height: auto; cursor: default; }
-.minillm-machine svg.narrow { max-width: 520px; margin: 0 auto; }
-.minillm-machine text { fill: var(--m-text); white-space: pre; font-variant-numeric: tabular-nums;
-  pointer-events: none; }
-.minillm-machine .mid { text-anchor: middle; }
-.minillm-machine .end { text-anchor: end; }
-.minillm-machine .name, .minillm-machine .figure, .minillm-machine .word { font-weight: 600; }
-.minillm-machine text.faint, .minillm-machine text.old { fill: var(--m-faint); }
-.minillm-machine text.old { opacity: 0.75; }
-.minillm-machine .track { fill: var(--m-raised); }
-.minillm-machine .frame { fill: none; stroke: var(--m-rule); }
-.minillm-machine .frame.gpu { fill: var(--m-raised); stroke: none; }
-.minillm-machine .card { fill: var(--m-paper); stroke: var(--m-rule); stroke-width: 1.2; }
-.minillm-machine-pcie > .card, .minillm-machine-nvlink > .card { fill: var(--m-raised); }
-.minillm-machine .awaited { fill: none; stroke-width: 1; stroke-dasharray: 2 3; }
-.minillm-machine .surface { stroke-width: 2; fill: none; }
-.minillm-machine .torn { fill: none; stroke: var(--m-rule); stroke-width: 1.2; }
-.minillm-machine .cells { fill: var(--m-rule); transition: fill 0.25s; }
-.minillm-machine .busy > .card { stroke: var(--m-compute); transition: stroke 0.25s; }
-.minillm-machine .busy > .cells { fill: var(--m-compute); }
-.minillm-machine .pipe { fill: none; stroke: var(--m-rule); opacity: 0.5; stroke-linejoin: round; }
-.minillm-machine .reach { fill: none; stroke: transparent; pointer-events: stroke; }
-.minillm-machine .lane { fill: none; stroke-linecap: round; stroke-linejoin: round; opacity: 0;
-  pointer-events: none; }
-.minillm-machine .chosen > .card { stroke: var(--m-accent); stroke-width: 2; }
-.minillm-machine .chosen > .pipe { stroke: var(--m-accent); }
-.minillm-machine .stage rect { fill: var(--m-rule); transition: fill 0.3s; }
-.minillm-machine .stage text { fill: var(--m-faint); transition: fill 0.3s; }
-.minillm-machine .stage.none { opacity: 0.55; }
-.minillm-machine .stage.near text { fill: var(--m-text); }
-.minillm-machine .stage.lit rect { fill: var(--m-accent); }
-.minillm-machine .stage.lit text { fill: var(--m-accent); }
-.minillm-machine .way { stroke: var(--m-rule); stroke-width: 1.2; fill: none; }
-.minillm-machine .tip { fill: var(--m-rule); }
-.minillm-machine-token { cursor: pointer; }
-.minillm-machine-token.empty { opacity: 0.6; cursor: default; }
-.minillm-machine tspan.space, .minillm-machine tspan.prompt { fill: var(--m-faint); }
-.minillm-machine tspan.space { font-weight: 400; }
-.minillm-machine .line { font-size: 1.15em; }
-.minillm-machine .newest { fill: var(--m-accent); font-weight: 600; text-decoration: underline; }
-.minillm-machine-tip { position: absolute; z-index: 5; width: max-content; max-width: 260px;
-  padding: 7px 10px; border: 1px solid var(--m-rule); border-radius: 7px;
-  background: var(--m-paper); color: var(--m-text); font-size: 12px; line-height: 1.4;
-  pointer-events: none;
-  box-shadow: 0 3px 12px rgb(0 0 0 / 0.14); }
-.minillm-machine-tip > * { display: block; }
-.minillm-machine-tip i { font-style: normal; color: var(--m-faint); margin-bottom: 3px; }
-@media (prefers-reduced-motion: reduce) { .minillm-machine * { transition: none !important; } }
-`;
-
 const NARROW_BELOW = 640; // px: in less the words of a wide sheet would be too small, or too many
 const WIDEST_NARROW = 520; // px, as in the styles
 const FRAME = 33, FRAME_LIVE = 50; // ms from dots to dots; live, the run needs the CPU

@@ -6,20 +6,10 @@ import { TimeView } from "./time_view.js";
 import { labelSaid } from "./machine_words.js";
 import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
-export const MEMORY_CSS = `
-.minillm-memory-sheet { margin-top: 6px; }
-`;
-
 const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
 
-// {draw(t, view), destroy()}, as the player wants it. onSeek(t): the trace time under a click.
-export function memoryView(el, run, { onSeek = () => {} } = {}) {
-  const view = new MemoryView(el, run, onSeek);
-  return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };
-}
-
-class MemoryView extends TimeView {
-  constructor(el, run, onSeek) {
+export class MemoryView extends TimeView {
+  constructor(el, run, { onSeek }) {
     super(el, "memory", run, onSeek);
     Object.assign(this, { panels: [], chosen: 0 }); // chosen: the panel of the arrow keys
   }

@@ -8,10 +8,14 @@ import { PACES, controlBar } from "./bar.js";
 import { journeyBox, journeyOf, typicalToken } from "./journey.js";
 import { tokenChips } from "./chips.js";
 import { machineView } from "./machine_view.js";
-import { memoryView } from "./memory_view.js";
-import { timelineView } from "./timeline_view.js";
+import { MemoryView } from "./memory_view.js";
+import { Timeline } from "./timeline_view.js";
 
-const MAKERS = { machine: machineView, timeline: timelineView, memory: memoryView };
+const MAKERS = {
+  machine: machineView,
+  timeline: (el, run, hands) => new Timeline(el, run, hands),
+  memory: (el, run, hands) => new MemoryView(el, run, hands),
+};
 const SHORT = 6; // seconds on the cut clock: a run up to this long plays itself once
 const EYE = 0.15; // seconds: what the eye takes for "now"
 
@@ -165,7 +169,7 @@ class Player {
 
   measure() {
     const { places, names } = this.root;
-    places.forEach((place, i) => { this.state.heights[names[i]] = heightOf(place); });
+    places.forEach((place, i) => { this.state.heights[names[i]] = viewHeight(place); });
   }
 
   draw() {
@@ -199,7 +203,7 @@ class Player {
   }
 }
 
-const heightOf = (place) => Math.max(0, ...[...place.children].map((child) =>
+const viewHeight = (place) => Math.max(0, ...[...place.children].map((child) =>
   child.getBoundingClientRect().bottom - place.getBoundingClientRect().top));
 const sameToken = (a, b) => a.request === b.request && a.index === b.index;
 

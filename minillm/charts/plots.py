@@ -6,8 +6,6 @@ MinillmError and says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from matplotlib.axes import Axes
 
 from minillm.charts import facts, loading
@@ -27,15 +25,11 @@ from minillm.charts.style import (
     width_of,
 )  # fmt: skip
 from minillm.errors import MinillmError, format_size
-from minillm.trace import Trace
+from minillm.trace import STAGES, Event, Trace, busy_seconds
 
 
-def memory(trace: Trace, budget: Mapping[str, int] | None = None) -> Chart:
-    """Bytes in HBM and DRAM over time, stacked by label, with the budget and the peak.
-
-    budget: bytes by tier, such as {"hbm": machine.hbm.capacity}. One that is more than twice the
-    peak is told in words, so that it does not press the data flat.
-    """
+def memory(trace: Trace) -> Chart:
+    """Bytes in HBM and DRAM over time, stacked by label, with the peak."""
     every = _tiers(trace)
     tiers = [max(every[name], key=lambda tier: tier.peak) for name in ("hbm", "dram")
              if name in every]  # fmt: skip
@@ -50,8 +44,7 @@ def memory(trace: Trace, budget: Mapping[str, int] | None = None) -> Chart:
         for ax, (title, window) in zip(axes, views, strict=True):
             first, last = axes is grid[0], axes is grid[-1]
             _stack(ax, tier, window, title if first else "", last)
-        room = budget or {}
-        _size_axis(axes, tier, name, room.get(tier.tier, room.get(facts.bare(tier.tier))))
+        _size_axis(axes, tier, name)
     return chart
 
 
@@ -103,15 +96,11 @@ def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> N
         floor = roof
 
 
-def _size_axis(axes: list[Axes], tier: Memory, name: str, budget: int | None) -> None:
-    """One height for all panels; the peak on the left; labels, and the budget, on the right."""
-    near = budget is not None and budget <= 2 * tier.peak
-    top = 1.12 * (budget if near and budget else tier.peak) or 1.0
+def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
+    """One height for all panels; the peak on the left, labels on the right."""
     for ax in axes:
-        ax.set_ylim(0, top)
+        ax.set_ylim(0, 1.12 * tier.peak or 1.0)
         ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
-        if near:
-            ax.axhline(budget, color=INK["prediction"].colour, linestyle="--", linewidth=1)
     name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
     name_row(axes[0], tier.peak / 3, name)
     labels, floor = [], 0.0
@@ -120,9 +109,6 @@ def _size_axis(axes: list[Axes], tier: Memory, name: str, budget: int | None) ->
         room = 1.28 - width_of(size, 8)  # of the margin on the right
         labels.append((floor + nbytes / 2, cut(_said(label), room, 8) + size))
         floor += nbytes
-    if budget is not None:
-        used = f"\n({percent(tier.peak, budget)} used)"
-        labels.append((budget if near else top, f"budget {format_size(budget)}{used}"))
     _beside(axes[-1], labels)
 
 
@@ -157,21 +143,29 @@ def _said(label: str) -> str:
 def stages(trace: Trace) -> Table:
     """Stage · bytes · time · share: what each stage moved and how long it was at work.
 
-    The last row is their sum. Bytes that the engine predicts instead of counting say so.
+    time: of a stage, the length of the union of its spans and transfers, so that a layer inside a
+    step, or two copies at once, are not counted twice. The last row is the sum of the others.
+    Bytes that the engine predicts instead of counting say so.
     """
-    facts.work(trace)  # an empty trace is an error that says what to do
-    totals = trace.by_stage()
-    rows = []
-    for total in totals:
-        mine = [e for e in trace.events if e.stage == total.stage]
+    work = facts.work(trace)
+    did = {stage: [e for e in work if e.stage == stage] for stage in STAGES}
+    moved = {stage: _bytes(mine) for stage, mine in did.items()}
+    busy = {stage: busy_seconds(mine) for stage, mine in did.items()}
+    nbytes, seconds, rows = sum(moved.values()), sum(busy.values()), []
+    for stage, mine in did.items():
         guessed = any(e.detail.startswith("bytes predicted") for e in mine)
-        moved = format_size(total.nbytes) + (" (predicted)" if guessed else "")
-        bar = "█" * round(24 * total.share) or ("▏" if total.seconds else "")
-        share = f"{percent(total.share, 1)}".rjust(5)
-        rows.append((total.stage, moved, amount(total.seconds, "s"), f"{share} {bar}"))
-    everything = format_size(sum(t.nbytes for t in totals)), sum(t.seconds for t in totals)
-    rows.append(("all", everything[0], amount(everything[1], "s"), "100 %"))
-    top = max(totals, key=lambda total: total.seconds)
-    finding = f"The {top.stage} stage takes {percent(top.share, 1)} of the time"
+        size = format_size(moved[stage]) + (" (predicted)" if guessed else "")
+        bar = "█" * round(24 * busy[stage] / (seconds or 1)) or ("▏" if busy[stage] else "")
+        share = percent(busy[stage], seconds).rjust(5)
+        rows.append((stage, size, amount(busy[stage], "s"), f"{share} {bar}"))
+    rows.append(("all", format_size(nbytes), amount(seconds, "s"), "100 %"))
+    top = max(STAGES, key=lambda stage: busy[stage])
+    finding = f"The {top} stage takes {percent(busy[top], seconds)} of the time"
     return Table(("stage", "bytes", "time", "share of time"), tuple(rows),
-                 f"{finding}: {amount(top.seconds, 's')}")  # fmt: skip
+                 f"{finding}: {amount(busy[top], 's')}")  # fmt: skip
+
+
+def _bytes(work: list[Event]) -> int:
+    """Of every transfer, and of every span that is no part of another, as a layer of a step."""
+    spans = facts.outermost(e for e in work if e.kind == "span" and e.nbytes)
+    return sum(e.nbytes for e in [*spans, *(e for e in work if e.kind == "transfer")])

@@ -9,8 +9,6 @@ import base64
 import hashlib
 import html
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,18 +62,10 @@ def replay(source: str | Path | Trace, *views: str) -> RunView:
 
 
 def save_page(trace: Trace, path: str | Path, views: Sequence[str] = ()) -> None:
-    """Write the page of a run to `path`, all of it or nothing. Raises MinillmError."""
-    text, path = page(trace, checked(views)), Path(path)
+    """Write the page of a run to `path`. Raises MinillmError."""
+    text = page(trace, checked(views))
     try:
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.chmod(draft, 0o666 & ~_umask())  # mkstemp lets nobody else read
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise MinillmError(
             f"wanted to write a page to {path}, found {error}; choose another file"
@@ -100,7 +90,7 @@ def page(trace: Trace, views: Sequence[str]) -> str:
     return _PAGE.format(
         title=html.escape(title), about=html.escape(" · ".join(about)),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=bundle.style("page.js"), script=script, data=_inline(data),
+        style=bundle.style(), script=script, data=_inline(data),
     )  # fmt: skip
 
 
@@ -108,9 +98,3 @@ def _inline(data: dict) -> str:
     """JSON inside a script element: no text in it may look like the element's end."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

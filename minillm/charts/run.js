@@ -5,7 +5,7 @@
 
 import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, INK, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
+export { FIELDS, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 

@@ -2,14 +2,12 @@
 //
 // The paper holds what changes with the run or the zoom; the glass over it holds the playhead and
 // what the pointer touches, so that playing redraws little. At most one redraw an animation frame.
-import { INK } from "./run.js";
 
 // The hatch of each meaning, as in charts/style.py: a way to tell inks apart without colour.
+// The inks themselves are in view.css.
 const HATCH = { ssd: "/", dram: ".", network: "x", ffn: "/", cpu: "\\" };
-const FALLBACK = {
-  text: "#1F2937", faint: "#5B6472", rule: "#D5D9E0", paper: "#FFFFFF", raised: "#F5F6F8",
-  accent: "#1D4ED8",
-};
+const INKS = ["text", "faint", "rule", "paper", "raised", "accent", "ssd", "dram", "hbm", "network",
+  "compute", "ffn", "cpu", "idle", "prediction"];
 
 // paint(g, sheet) draws the paper, shine(g, sheet) the glass; both in CSS pixels, on clean layers.
 export class Sheet {
@@ -105,7 +103,7 @@ export class Sheet {
   inkOf(meaning) {
     const { known } = this.ink;
     if (!known.has(meaning)) {
-      const colour = this.ink[meaning === "ffn" ? "compute" : meaning] || INK[meaning] || INK.cpu;
+      const colour = this.ink[meaning] || this.ink.cpu;
       const hatch = HATCH[meaning] ? this.hatchOf(HATCH[meaning]) : null;
       known.set(meaning, { colour, on: readable(colour), hatch });
     }
@@ -130,14 +128,9 @@ export class Sheet {
 // Colours of the theme, read afresh at each full redraw; a theme may lighten some.
 function readInks(el) {
   const style = getComputedStyle(el), inks = { family: style.fontFamily, known: new Map() };
-  for (const name in FALLBACK) inks[name] = variable(style, name) || FALLBACK[name];
-  for (const name of ["compute", "cpu", "idle", "prediction", "dram"]) {
-    inks[name] = variable(style, name) || INK[name];
-  }
+  for (const name of INKS) inks[name] = style.getPropertyValue(`--m-${name}`).trim();
   return inks;
 }
-
-const variable = (style, name) => style.getPropertyValue(`--m-${name}`).trim();
 
 // Black or white, whichever reads better on a colour "#RRGGBB".
 function readable(colour) {
@@ -180,7 +173,7 @@ export function dashed(g, dashes, x0, y0, x1, y1) {
 }
 
 // The longest of the wordings that fits into `room` px, or "".
-export function fitting(g, wordings, room) {
+export function fittingIn(g, wordings, room) {
   return wordings.find((words) => g.measureText(words).width <= room) || "";
 }
 

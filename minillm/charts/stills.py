@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from minillm.charts.machine_view import machine
 from minillm.charts.plots import memory
-from minillm.charts.show import Chart
-from minillm.charts.style import PAPER
+from minillm.charts.show import Chart, drawn, pack, stack
 from minillm.charts.timeline import timeline
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -21,7 +17,6 @@ CHARTS: dict[str, Callable[[Trace], Chart]] = {
     "machine": machine, "timeline": timeline, "memory": memory,
 }  # fmt: skip
 DPI = 128  # a third more than a screen's points
-SMALL = 60_000  # bytes: as few colours as it takes, so that notebooks stay small
 
 
 @dataclass(frozen=True)
@@ -42,31 +37,10 @@ def still(trace: Trace, views: Sequence[str]) -> Still | None:
     charts = list(_possible(trace, [view for view in CHARTS if view in views]))
     if not charts:
         return None
-    pictures = [_picture(chart) for chart in charts]
-    wide, high = max(p.width for p in pictures), sum(p.height for p in pictures)
-    sheet, top = Image.new("RGB", (wide, high), PAPER), 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
-    size = {"width": round(wide * 96 / DPI), "height": round(high * 96 / DPI)}
+    sheet = stack([drawn(chart, DPI) for chart in charts])
+    size = {"width": round(sheet.width * 96 / DPI), "height": round(sheet.height * 96 / DPI)}
     alt = " ".join(chart.alt for chart in charts)
-    return Still(_packed(sheet), charts[0].finding, {"alt": alt, **size})
-
-
-def _picture(chart: Chart) -> Image.Image:
-    raw = io.BytesIO()
-    chart.savefig(raw, format="png", dpi=DPI, facecolor=PAPER)
-    return Image.open(raw).convert("RGB")
-
-
-def _packed(sheet: Image.Image) -> bytes:
-    for colours in (96, 64, 32):
-        packed = io.BytesIO()
-        few = sheet.quantize(colours, dither=Image.Dither.NONE)
-        few.save(packed, format="png", optimize=True)
-        if packed.tell() <= SMALL:
-            break
-    return packed.getvalue()
+    return Still(pack(sheet), charts[0].finding, {"alt": alt, **size})
 
 
 def _possible(trace: Trace, views: Sequence[str]) -> Iterator[Chart]:

@@ -1,6 +1,6 @@
 // How the timeline draws its rows: names, blocks, and above them requests and tokens.
 import { formatBytes, formatPercent, formatRate, formatSeconds, nameOf } from "./run.js";
-import { fitting, line, shortened } from "./sheet.js";
+import { fittingIn, line, shortened } from "./sheet.js";
 import { clipTo, crisp } from "./time_axis.js";
 import { STRIP, firstSeen, rowTotals } from "./timeline_rows.js";
 
@@ -93,7 +93,7 @@ class Pen {
     const left = Math.max(x0, scale.left), right = Math.min(x1, scale.right);
     const name = nameOf(e), wordings = [`${name}  ${formatSeconds(e.seconds)}`, name];
     if (e.kind === "transfer") wordings.push(e.label);
-    const words = fitting(g, wordings, right - left - 6);
+    const words = fittingIn(g, wordings, right - left - 6);
     if (!words) return;
     const half = g.measureText(words).width / 2, x = (left + right) / 2;
     g.fillStyle = ink.colour;
@@ -122,7 +122,7 @@ class Pen {
     const left = Math.max(x0, scale.left) + 4, room = Math.min(x1, scale.right) - left - 4;
     const bytes = e.nbytes ? ` · ${formatBytes(e.nbytes)}` : "", time = formatSeconds(e.seconds);
     g.fillStyle = sheet.ink.text;
-    g.fillText(fitting(g, [`${e.name}  ${time}${bytes}`, `${e.name}  ${time}`, e.name], room),
+    g.fillText(fittingIn(g, [`${e.name}  ${time}${bytes}`, `${e.name}  ${time}`, e.name], room),
       left, y + header / 2 + 1);
   }
 
@@ -188,6 +188,6 @@ function paintCell(g, sheet, x0, x1, shade, text) {
   const room = x1 - x0 - 4, letters = room < 8 ? "" : text.replaceAll("\n", "⏎").trim();
   if (!letters) return;
   Object.assign(g, { font: sheet.font(10), textAlign: "center" });
-  const words = fitting(g, [letters], room) || (room > 24 ? shortened(g, letters, room) : "");
+  const words = fittingIn(g, [letters], room) || (room > 24 ? shortened(g, letters, room) : "");
   g.fillText(words, (x0 + x1) / 2, 28);
 }

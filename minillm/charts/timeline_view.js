@@ -6,37 +6,9 @@ import { eventFacts, timelineWords } from "./timeline_words.js";
 import { NESTED, headerOf, paintLane, paintNames } from "./timeline_paint.js";
 import { paintRule, paintStrip } from "./timeline_paint.js";
 
-export const TIMELINE_CSS = `
-.minillm-sheet { position: relative; width: 100%; color: var(--m-text, #1F2937);
-  font: 12px/1.4 var(--jp-ui-font-family, system-ui, "Segoe UI", Helvetica, Arial, sans-serif); }
-.minillm-sheet canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block;
-  touch-action: pan-y; outline: none; }
-.minillm-sheet canvas:focus-visible { outline: 2px solid var(--m-accent, #1D4ED8);
-  outline-offset: 2px; border-radius: 2px; }
-.minillm-card { position: absolute; z-index: 3; max-width: 260px; padding: 6px 9px;
-  pointer-events: none; background: var(--m-raised, #F5F6F8); color: var(--m-text, #1F2937);
-  border: 1px solid var(--m-rule, #D5D9E0); border-radius: 6px; font-size: 11px;
-  box-shadow: 0 3px 12px rgb(0 0 0 / 14%); font-variant-numeric: tabular-nums; }
-.minillm-card[hidden] { display: none; }
-.minillm-card strong { display: block; font-weight: 600; }
-.minillm-card span { display: block; color: var(--m-faint, #5B6472); white-space: pre-line; }
-.minillm-zoom { position: absolute; left: 0; top: 5px; display: flex; gap: 2px; }
-.minillm-zoom button { width: 22px; height: 22px; padding: 0; font: inherit; font-size: 13px;
-  line-height: 1; color: var(--m-faint, #5B6472); background: none; cursor: pointer;
-  border: 1px solid transparent; border-radius: 4px; }
-.minillm-zoom button:hover, .minillm-zoom button:focus-visible { color: var(--m-text, #1F2937);
-  border-color: var(--m-rule, #D5D9E0); background: var(--m-raised, #F5F6F8); }
-`;
-
-// {draw(t, view), destroy()}, as the player wants it. onSeek(t) is called with the trace time under
-// a click. A double click on a token zooms to it.
-export function timelineView(el, run, { onSeek = () => {} } = {}) {
-  const view = new Timeline(el, run, onSeek);
-  return { draw: (t, how) => view.draw(t, how), destroy: () => view.destroy() };
-}
-
-class Timeline extends TimeView {
-  constructor(el, run, onSeek) {
+// A click seeks to its trace time; a double click on a token zooms to it.
+export class Timeline extends TimeView {
+  constructor(el, run, { onSeek }) {
     super(el, "timeline", run, onSeek);
     Object.assign(this, { rows: [], lanes: [], on: null, top: STRIP });
     zoomButtons(this.sheet, this.stretch);

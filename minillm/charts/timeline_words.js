@@ -11,7 +11,7 @@ export function eventFacts(run, e) {
   const place = many && baseOf(e.resource) === "compute" ? ` · GPU ${e.rank}` : "";
   const bytes = e.nbytes ? bytesWords(e, many) : "";
   const rate = e.nbytes && e.seconds && e.label !== "text" ? e.nbytes / e.seconds : 0;
-  const ceiling = rate ? ceilingOf(run, e) : null;
+  const ceiling = rate ? ceilingOfEvent(run, e) : null;
   if (bytes) lines.push(bytes);
   lines.push([
     formatSeconds(e.seconds), rate ? formatRate(rate) : "",
@@ -44,7 +44,7 @@ function tierWords(tier, many) {
   return many && base === "hbm" ? `${name} ${rankOf(tier)}` : name;
 }
 
-function ceilingOf(run, e) {
+function ceilingOfEvent(run, e) {
   const ceilings = run.meta.ceilings || {}, resource = baseOf(e.resource);
   if (resource === "compute") return ceilings.hbm || null;
   if (resource !== "network") return ceilings[resource] || null;

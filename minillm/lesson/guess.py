@@ -20,6 +20,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from minillm import charts
+from minillm.charts.show import pack
 from minillm.charts.style import amount, times
 from minillm.lesson import still
 from minillm.lesson.page import FAINT, Note, card, paragraph
@@ -87,7 +88,7 @@ class Guess:
         bundle = dict(self._box._repr_mimebundle_() or {})
         written = _written(self.value) or "your guess"
         picture = still.lines(f"{self.quantity}  [ {written} ]  {self.unit}")
-        data = {**bundle, "image/png": picture, "text/plain": repr(self)}
+        data = {**bundle, "image/png": pack(picture), "text/plain": repr(self)}
         return data, still.about(picture, f"A field for a number. {self!r}.")
 
 

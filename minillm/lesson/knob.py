@@ -19,6 +19,7 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
+from minillm.charts.show import drawn, pack, stack
 from minillm.charts.style import PAPER
 from minillm.errors import ConfigError
 from minillm.lesson import still
@@ -78,10 +79,10 @@ class Knob:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         figure = _figure(self.result)
-        picture = still.lines(str(self.result)) if figure is None else still.drawn(figure)
+        picture = still.lines(str(self.result)) if figure is None else drawn(figure)
         stand = f"Sliders at {_said(self.values)}"
-        picture = still.stack(still.lines(stand), picture)
-        said = {"image/png": picture, "text/plain": repr(self)}
+        picture = stack([still.lines(stand), picture])
+        said = {"image/png": pack(picture), "text/plain": repr(self)}
         words = f"{stand}. {getattr(self.result, 'alt', self.result)}"
         return {**(self._box._repr_mimebundle_() or {}), **said}, still.about(picture, words)
 

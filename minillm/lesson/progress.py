@@ -91,24 +91,38 @@ def guessed(notebook: str, quantity: str, value: float, unit: str) -> None:
         _change(lambda kept: kept["guesses"].setdefault(notebook, {}).update({quantity: entry}))
 
 
-def _read() -> dict[str, dict]:
+def _read() -> dict[str, Any]:
     """What the file says, or what this session remembers; empty if there is neither."""
-    path = progress_file()
     with _lock:
+        path = progress_file()
         if path in _remembered:
             return _remembered[path]
         try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return _sound({})
+            return _load(path)
         except OSError as error:
-            print(f"Progress could not be read ({_reason(error)}). The lesson goes on without it.")
-            return _remembered.setdefault(path, _sound({}))
-        try:
-            return _sound(json.loads(text))
-        except (ValueError, RecursionError):  # no JSON, or not the JSON that we write
-            _put_aside(path)
-            return _sound({})
+            return _go_without(_sound({}), "could not be read", error)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What the file says; a damaged one is put aside, and a new one begins."""
+    try:
+        return _sound(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return _sound({})
+    except (ValueError, TypeError, AttributeError, RecursionError):  # not the JSON that we write
+        os.replace(path, bad := path.with_name(f"{path.name}.bad"))
+        print(f"Progress could not be read. The file is kept as {bad.name}, and a new one begins.")
+        return _sound({})
+
+
+def _sound(kept: dict) -> dict[str, Any]:
+    """The same with all parts in place. Raises if a part is not what we would write."""
+    kept = {"about": ABOUT, "exercises": {}, "guesses": {}, **kept}
+    guesses = [guess for made in kept["guesses"].values() for guess in made.values()]
+    for entry in (*kept["exercises"].values(), *guesses):
+        if min(entry.get(key, 0) for key in ("attempts", "hints", "value")) < 0:
+            raise ValueError("less than none")
+    return kept
 
 
 def _change(change: Callable[[dict], Any]) -> None:
@@ -120,54 +134,12 @@ def _change(change: Callable[[dict], Any]) -> None:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, json.dumps({"about": ABOUT, **kept}, indent=2, ensure_ascii=False))
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
+            text = json.dumps(kept, indent=2, ensure_ascii=False)
+            fresh.write_text(text + "\n", encoding="utf-8")
+            os.replace(fresh, path)
         except OSError as error:
-            _remembered[path] = kept
-            print(f"Progress is not kept: {_reason(error)}. This session remembers it.")
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _sound(kept: Any) -> dict[str, dict]:
-    """The same with both parts in place. ValueError if a part is not what we would write."""
-    if not isinstance(kept, dict):
-        raise ValueError("not an object")
-    kept = {"exercises": {}, "guesses": {}, **kept}
-    kept.pop("about", None)
-    quantities = [guess for guesses in _entries(kept["guesses"]) for guess in _entries(guesses)]
-    for entry in (*_entries(kept["exercises"]), *quantities):
-        counts = entry.get("attempts", 0), entry.get("hints", 0)
-        if not all(isinstance(n, int) and n >= 0 for n in counts):
-            raise ValueError("not a count")
-        if not isinstance(entry.get("value", 0), int | float):
-            raise ValueError("not a number")
-    return kept
-
-
-def _entries(part: Any) -> list[dict]:
-    if not isinstance(part, dict) or not all(isinstance(v, dict) for v in part.values()):
-        raise ValueError("not an object")
-    return list(part.values())
-
-
-def _put_aside(path: Path) -> None:
-    bad = path.with_name(f"{path.name}.bad")
-    try:
-        os.replace(path, bad)
-    except OSError as error:
-        _remembered[path] = _sound({})
-        print(f"Progress could not be read ({_reason(error)}). The lesson goes on without it.")
-    else:
-        print(f"Progress could not be read. The file is kept as {bad.name}, and a new one begins.")
+            _go_without(kept, "is not kept", error)
 
 
 def _forget() -> None:
@@ -177,10 +149,11 @@ def _forget() -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            _remembered[path] = _sound({})
-            print(f"The progress file stays where it is: {_reason(error)}.")
+            _go_without(_sound({}), "could not be deleted", error)
 
 
-def _reason(error: OSError) -> str:
-    return f"{error.strerror or type(error).__name__}: {progress_file()}"
-
+def _go_without(kept: dict[str, Any], trouble: str, error: OSError) -> dict[str, Any]:
+    """Say so once: from now on this session has what is kept, and leaves the file alone."""
+    path, why = progress_file(), error.strerror or type(error).__name__
+    print(f"Progress {trouble} ({why}: {path}). From here on only this session remembers it.")
+    return _remembered.setdefault(path, kept)

@@ -16,11 +16,9 @@ LANE = "document.querySelector('.minillm-machine-read .lane')"
 
 # Puts the view on the page; `draw(t, view)` as the player calls it; counts frames and errors.
 SETUP = """async ({meta, rows}) => {
-  const [{ Run }, { machineView, MACHINE_CSS }] = await Promise.all(
+  const [{ Run }, { machineView }] = await Promise.all(
     ["run", "machine_view"].map((name) => import(`/charts/${name}.js`)));
-  const style = document.createElement("style"), box = document.getElementById("view");
-  style.textContent = MACHINE_CSS;
-  document.head.append(style);
+  const box = document.getElementById("view");
   box.append(Object.assign(document.createElement("p"), { ariaLive: "polite" }));
   window.run = new Run(meta);
   run.append(rows);

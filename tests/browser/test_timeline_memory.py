@@ -24,16 +24,15 @@ SETUP = """async ({meta, rows}) => {
   const names = ["run", "stretch", "timeline_rows", "memory_panels", "timeline_view",
     "memory_view"];
   window.M = Object.assign({}, ...await Promise.all(names.map((n) => import(`/charts/${n}.js`))));
-  const style = document.createElement("style"), box = document.getElementById("view");
-  style.textContent = M.TIMELINE_CSS + M.MEMORY_CSS;
+  const box = document.getElementById("view");
   const voice = Object.assign(document.createElement("p"), { ariaLive: "polite" });
-  box.replaceChildren(style, document.createElement("div"), document.createElement("div"), voice);
+  box.replaceChildren(document.createElement("div"), document.createElement("div"), voice);
   window.run = new M.Run(meta);
   run.append(rows);
   window.sought = [];
   const onSeek = (t) => { sought.push(t); draw(t); };
   const [above, below] = [...box.querySelectorAll("div")];
-  window.views = [M.timelineView(above, run, {onSeek}), M.memoryView(below, run, {onSeek})];
+  window.views = [new M.Timeline(above, run, {onSeek}), new M.MemoryView(below, run, {onSeek})];
   window.view = {live: false, playing: false, slower: 1, window: 0.1, selection: null};
   window.draw = (t) => views.forEach((one) => one.draw(t, view));
   window.still = async () => { // two frames in which nothing glides any more
