@@ -1,4 +1,4 @@
-"""Laws of the page that plays a run: one file, no network, and an answer to what is no run."""
+"""Laws of the page that plays a run: one file, no network, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -125,16 +125,22 @@ def test_what_is_no_run_is_told_in_one_line(name: str, tmp_path: Path, capsys) -
     assert not out.exists()
 
 
-def test_a_page_takes_the_place_of_what_was_there_or_says_why_not(tmp_path: Path) -> None:
-    """Catches a page written behind an older one, and a traceback for a folder that is not."""
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    """Catches half a page under the asked name, and a draft that stays behind."""
     view, old = replay(make_run()), tmp_path / "old.html"
-    old.write_text("what was here before" * 10**5)
-    view.save(old)
-    text = old.read_text("utf-8")
-    assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>")
+    old.write_text("what was here before")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        view.save(old)
+    monkeypatch.undo()
     for target in (tmp_path / "no" / "folder.html", tmp_path):
         with pytest.raises(MinillmError, match="wanted to write a page to"):
             view.save(target)
+    assert [file.name for file in tmp_path.iterdir()] == ["old.html"]
+    assert old.read_text() == "what was here before"
+    view.save(old)
+    assert old.stat().st_mode & 0o777 == (tmp_path / "old.html").stat().st_mode & 0o777
+    assert old.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_a_view_that_still_runs_cannot_be_saved(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import base64
 import hashlib
 import html
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,10 +64,18 @@ def replay(source: str | Path | Trace, *views: str) -> RunView:
 
 
 def save_page(trace: Trace, path: str | Path, views: Sequence[str] = ()) -> None:
-    """Write the page of a run to `path`. Raises MinillmError."""
-    text = page(trace, checked(views))
+    """Write the page of a run to `path`, all of it or nothing. Raises MinillmError."""
+    text, path = page(trace, checked(views)), Path(path)
     try:
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.chmod(draft, 0o666 & ~_umask())  # mkstemp lets nobody else read
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
     except OSError as error:
         raise MinillmError(
             f"wanted to write a page to {path}, found {error}; choose another file"
@@ -98,3 +108,9 @@ def _inline(data: dict) -> str:
     """JSON inside a script element: no text in it may look like the element's end."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
