@@ -24,6 +24,7 @@ from torch import nn
 
 from minillm.config import EngineConfig
 from minillm.engine.batch import Batch
+from minillm.load.interrupt import held
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, load
 from minillm.load.stream import Reader
@@ -103,25 +104,27 @@ class Streamed:
         layers = list(model.model.layers)
         rest = {name: s for name, s in shapes.items() if not name.startswith(_LAYERS)}
         with ExitStack() as stack:
-            block, places = allocate(rest, machine, dtype, "hbm")
-            stack.callback(machine.free, block)
-            self._slots = [_Slot(layers[0], machine, dtype, stack) for _ in range(2)]
-            self._home = _home(config, machine, self._slots[0].block.nbytes * len(layers))(
-                layers, checkpoint, machine, dtype, config.reader, stack
-            )
-            bring(places, checkpoint, machine, config.reader)
-            assign(model, places)
-            self._thread = ThreadPoolExecutor(1, "minillm-prefetch")
-            stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
-            for layer in layers:
-                stack.callback(layer.register_forward_pre_hook(self._before).remove)
-            self._layers, self._turn = len(layers), 0
-            self._coming = self._fetch(0)
+            with held():
+                block, places = allocate(rest, machine, dtype, "hbm")
+                stack.callback(machine.free, block)
+                self._slots = [_Slot(layers[0], machine, dtype, stack) for _ in range(2)]
+                self._home = _home(config, machine, self._slots[0].block.nbytes * len(layers))(
+                    layers, checkpoint, machine, dtype, config.reader, stack
+                )
+                bring(places, checkpoint, machine, config.reader)
+                assign(model, places)
+                self._thread = ThreadPoolExecutor(1, "minillm-prefetch")
+                stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
+                for layer in layers:
+                    stack.callback(layer.register_forward_pre_hook(self._before).remove)
+                self._layers, self._coming = len(layers), None
+                self._coming = self._fetch(0)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
     def close(self) -> None:
         """Wait for the layer under way; give back HBM, DRAM, files and threads."""
-        self._stack.close()
+        with held():
+            self._stack.close()
 
     @contextmanager
     def step(self, batch: Batch) -> Iterator[None]:
@@ -143,17 +146,20 @@ class Streamed:
         layer, machine = module.layer, self._machine
         if not machine.emulated:  # so that what we wait for next is the link, and not compute
             torch.cuda.current_stream(machine.device).synchronize()
-        if self._coming.layer != layer:  # the pass before this one was broken off
-            self._coming = self._fetch(layer)
-        now, self._coming = self._coming, self._fetch((layer + 1) % self._layers)
-        with machine.trace.span(WAIT, stage="load", resource="cpu", detail=f"layer {layer}"):
-            now.join()
-        now.slot.lend(module)
+        span = machine.trace.span(WAIT, stage="load", resource="cpu", detail=f"layer {layer}")
+        with held():
+            if self._coming.layer != layer:  # the pass before this one was broken off
+                self._coming = self._fetch(layer)
+            now, self._coming = self._coming, self._fetch((layer + 1) % self._layers)
+            with span:
+                now.join()
+            now.slot.lend(module)
 
     def _fetch(self, layer: int) -> _Coming:
-        """Send for a layer, into the slot whose own is through with computing."""
-        self._turn = 1 - self._turn
-        slot, machine = self._slots[self._turn], self._machine
+        """Send for a layer, into the slot that is not the next to compute."""
+        taken = self._coming and self._coming.slot
+        slot = next(slot for slot in self._slots if slot is not taken)
+        machine = self._machine
         if not machine.emulated and isinstance(self._home, _InDram):
             # A card copies by itself, beside the compute that is queued from here on.
             source, fields = self._home.layers[layer], {"label": "weights", "stage": "load"}

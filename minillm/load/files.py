@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minillm.links import T
+from minillm.load.interrupt import held
 from minillm.load.pieces import Piece, chunks, names
 from minillm.load.place import Arrived
 from minillm.load.readers import WeightFile
@@ -40,7 +41,8 @@ class Files:
 
     def _file(self, path: Path) -> WeightFile:
         if path not in self._open:
-            self._open[path] = WeightFile(path, self._how)
+            with held():  # or an interrupt could lose it before it is in the list
+                self._open[path] = WeightFile(path, self._how)
         return self._open[path]
 
     def fetch(self, file: WeightFile, chunk: list[Piece], slot: Tensor | None) -> Arrived:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import CheckpointError
+from minillm.load.interrupt import breathe, held
 from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
     MAX_HEADER,
@@ -105,18 +106,23 @@ def load(
     Peak: the weights once in HBM, and at most 64 MiB of staging in DRAM.
     reader: one of READERS.
     """
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    before = dict(model.named_parameters())
+    shapes = {name: p.shape for name, p in before.items()}
     check_fit(shapes, checkpoint)
-    block, places = allocate(shapes, machine, dtype, "hbm")
+    block, places = None, {}
     try:
-        bring(places, checkpoint, machine, reader)
+        with held():
+            block, places = allocate(shapes, machine, dtype, "hbm")
+            bring(places, checkpoint, machine, reader)
+            assign(model, places)
+            assert not any(p.is_meta for p in model.parameters())
     except BaseException:  # an interrupt too
-        machine.free(block)
+        if block is not None:
+            assign(model, before)
+            machine.free(block)
         places.clear()  # a notebook keeps the last error, and with it what its frames hold
         del block
         raise
-    assign(model, places)
-    assert not any(p.is_meta for p in model.parameters())
     return block
 
 
@@ -146,9 +152,10 @@ def bring(
     arriving: where the bytes come from, if not from here: see `broadcast`.
     """
     if arriving is not None:
-        with closing(arriving):
+        with held(), closing(arriving):
             for arrived in arriving:
                 put(arrived, places, machine)
+                breathe()
         return
     infos = list(checkpoint.only(places).tensors.values())
     with Reader(machine, reader, infos) as source:

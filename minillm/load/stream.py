@@ -17,12 +17,14 @@ from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minillm.links import T
 from minillm.load.files import Files
+from minillm.load.interrupt import breathe, held
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
@@ -67,17 +69,17 @@ class Reader:
         self.chunk = chunk_size(infos, chunk)
         self.slots = len(list(islice(chunks(infos, self.chunk, gap), slots))) or 1
         self._files = Files(machine, how, gap)
-        # The kernel can copy out of its page cache right to where the bytes belong. Where HBM is
-        # emulated, that copy *is* the one from DRAM to HBM, and staging would be a second one. A
-        # card cannot be reached so, and a scale model has a link to wait for.
+        # The kernel can copy out of its page cache right to an emulated HBM: staging would be one
+        # copy more. A card cannot be reached so, and a scale model has a link to wait for.
         self._straight = how == "read" and machine.emulated and machine.scale is None
         self._staging: Tensor | None = None
         with ExitStack() as stack:
-            if how != "mmap" and not self._straight:
-                self._staging = make_staging(machine, self.slots, self.chunk, stack)
-            stack.callback(self._files.close)
-            self._pool = ThreadPoolExecutor(min(THREADS[how], self.slots), "minillm-read")
-            stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+            with held():
+                if how != "mmap" and not self._straight:
+                    self._staging = make_staging(machine, self.slots, self.chunk, stack)
+                stack.callback(self._files.close)
+                self._pool = ThreadPoolExecutor(min(THREADS[how], self.slots), "minillm-read")
+                stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
     def __enter__(self) -> Reader:
@@ -91,8 +93,9 @@ class Reader:
 
     def close(self) -> None:
         """Wait for the reads under way; give back threads, files and staging."""
-        self._stack.close()
-        self._staging = None
+        with held():
+            self._stack.close()
+            self._staging = None
 
     def chunks(self, infos: Iterable[TensorInfo]) -> Generator[Arrived, None, None]:
         """The tensors' bytes as stored, in the order given, some pieces at a time.
@@ -106,13 +109,13 @@ class Reader:
         try:
             for number, (file, chunk) in reads:
                 if len(waiting) == self.slots:
-                    yield waiting.popleft().result()  # back here, its slot is free again
+                    yield _first(waiting)  # back here, its slot is free again
                 slot = self._slot(number % self.slots)
                 waiting.append(self._submit(self._files.fetch, file, chunk, slot))
             while waiting:
-                yield waiting.popleft().result()
+                yield _first(waiting)
         finally:  # what is under way would be written into slots that are filled anew
-            wait([future for future in waiting if not future.cancel()])
+            _drain(waiting)
 
     def fill(self, places: Mapping[str, Tensor], infos: Iterable[TensorInfo]) -> None:
         """Bring each tensor to its place, as `put` does; errors as in `chunks`."""
@@ -120,20 +123,23 @@ class Reader:
         dtypes = {name: place.dtype for name, place in places.items()}
         if self._straight and all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos):
             return self._fill_straight(places, infos)
-        with closing(self.chunks(infos)) as arriving:
+        with held(), closing(self.chunks(infos)) as arriving:
             for arrived in arriving:
                 put(arrived, places, self.machine)
+                breathe()
 
     def _fill_straight(self, places: Mapping[str, Tensor], infos: list[TensorInfo]) -> None:
         """Out of the page cache right to its place, without staging."""
-        reading: list[Future] = []
-        try:
-            for file, chunk in self._files.reads(infos, self.chunk):
-                reading.append(self._submit(self._place, places, file, chunk))
-            for future in reading:
-                future.result()
-        finally:
-            wait([future for future in reading if not future.cancel()])
+        reading: deque[Future] = deque()
+        with held():
+            try:
+                for file, chunk in self._files.reads(infos, self.chunk):
+                    reading.append(self._submit(self._place, places, file, chunk))
+                while reading:
+                    _first(reading)
+                    breathe()
+            finally:
+                _drain(reading)
 
     def _slot(self, number: int) -> Tensor | None:
         if self._staging is None and self.how != "mmap":
@@ -157,7 +163,20 @@ class Reader:
     def _submit(self, do: Callable[..., T], *arguments: object) -> Future[T]:
         """Have a thread do it; it records its events as done for what this thread is at."""
         at = self.machine.trace.at
-        return self._pool.submit(_stamped, at, at.token, at.request, do, *arguments)
+        with held():
+            return self._pool.submit(_stamped, at, at.token, at.request, do, *arguments)
+
+
+def _first(waiting: deque[Future]) -> Any:
+    """What the first of them brought, once it is done."""
+    with held():
+        return waiting.popleft().result()
+
+
+def _drain(waiting: deque[Future]) -> None:
+    """Drop those that have not begun, and wait for the rest."""
+    with held():
+        wait([future for future in waiting if not future.cancel()])
 
 
 def _stamped(
