@@ -33,6 +33,7 @@ def test_every_way_is_measured_in_every_round_cold_and_warm(small):
     expected |= {(way, "warm") for way in (RAW, STOCK, COPIED, *OURS)}
     assert set(report.seconds) == expected
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in report.seconds.values())
+    assert len(report.overlap) == 2 and all(0 < share <= 1 for share in report.overlap)
     assert told == [(0, 2), (1, 2), (2, 2)] and report.arena > 0
     assert all(way in str(report) for way, _ in expected)
     assert machine.hbm.used == machine.dram.used == 0

@@ -98,7 +98,7 @@ def _measure(
                 seconds, extra = _once(prepare, checkpoint, machine, state, number == 0)
                 if number:
                     report.seconds.setdefault((way, state), []).append(seconds)
-                    report.note_copies(way, state, machine)
+                    report.note_links(way, state, machine)
                 elif state == "cold":
                     report.extra[way] = extra - (way in ALL) * arena.nbytes
             progress(number, rounds)

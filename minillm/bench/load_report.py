@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from minillm.machine import Machine
+from minillm.trace import busy_seconds
 
 RAW, STOCK, COPIED = "raw", "load_file", "load_file+copy"
 
@@ -18,7 +19,9 @@ class LoadReport:
     """What was measured, by (way, "cold" or "warm"): seconds of each round.
 
     extra: bytes of private memory that a way takes beside the weights' own, at its peak.
-    arena: seconds to make the weights' block of HBM and to touch it first.
+    arena: seconds to make the weights' block of HBM and to touch it first. overlap: of direct,
+    cold, the time of its busier link ÷ the whole; copies: on a card, the rate of its pieces and of
+    one large pinned copy.
     """
 
     nbytes: int
@@ -26,12 +29,19 @@ class LoadReport:
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     extra: dict[str, int] = field(default_factory=dict)
     arena: float = 0.0
+    overlap: list[float] = field(default_factory=list)
     copies: list[tuple[float, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def note_copies(self, way: str, state: str, machine: Machine) -> None:
-        """On a card: how fast direct's pieces crossed PCIe, beside one large pinned copy."""
-        if machine.emulated or (way, state) != ("direct", "cold"):
+    def note_links(self, way: str, state: str, machine: Machine) -> None:
+        """How well direct kept its links busy: for `overlap` and `copies`, out of the trace."""
+        if (way, state) != ("direct", "cold"):
+            return
+        links = [machine.trace.select(kind="transfer", resource=link) for link in ("ssd", "copy")]
+        whole = [event for link in links for event in link]
+        seconds = max(event.end for event in whole) - min(event.start for event in whole)
+        self.overlap.append(max(map(busy_seconds, links)) / seconds)
+        if machine.emulated:
             return
         pieces = _copy_rate(machine)
         machine.trace.clear()
@@ -66,6 +76,9 @@ class LoadReport:
                 f"{self.times_as_fast(way, state, COPIED):12.2f} {extra:>13}"
             )
         lines += self.notes
+        if self.overlap:
+            share = f"{median(self.overlap):.0%} ({min(self.overlap):.0%}–{max(self.overlap):.0%})"
+            lines.append(f"direct, cold: its busier link worked {share} of the time")
         for pieces, ceiling in self.copies:
             lines.append(
                 f"copies DRAM→HBM {pieces / 1e9:.1f} GB/s, {pieces / ceiling:.0%} of pinned"
