@@ -42,12 +42,15 @@ class StreamReport:
 
     def __str__(self) -> str:
         head = f"{'':20}{'HBM':>10}{'ms a pass':>11}{'× in HBM':>10}{'moving':>10}{'hidden':>8}"
+        head += f"{'least–most':>12}"
         lines = [f"{self.model}, prompt of {PROMPT} tokens, {TOKENS} decoded", head]
         for (way, work), found in self.rounds.items():
             base = [seconds for seconds, _, _ in self.rounds["in HBM", work]]
             times = median(s / b for (s, _, _), b in zip(found, base, strict=True))
             seconds, moving, share = (median(column) for column in zip(*found, strict=True))
-            hides = f"{moving * 1e3:7.1f} ms{share:8.0%}" if moving else ""
+            low, *_, high = sorted([found[0][2], *(each for _, _, each in found)])
+            spread = f"{low:.0%}–{high:.0%}"
+            hides = f"{moving * 1e3:7.1f} ms{share:8.0%}{spread:>12}" if moving else ""
             lines.append(
                 f"{work:9} {way:10}{self.hbm[way] / 2**20:6.0f} MiB{seconds * 1e3:11.1f}"
                 f"{times:10.2f}{hides}"
