@@ -29,9 +29,8 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return _is_int(value) and abs(value) < 2**63  # torch takes no larger one
+    small = _is_int(value) and abs(value) < 2**63  # torch takes no larger one
+    return small or (isinstance(value, float) and math.isfinite(value))
 
 
 # A rule is what a value must satisfy, and how the error message says it.
