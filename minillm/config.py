@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short  # a number may have thousands of digits
 from typing import Any
 
 from minillm.errors import ConfigError, format_size, parse_size
@@ -28,15 +29,24 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+    small = _is_int(value) and abs(value) < 2**63  # torch takes no larger one
+    return small or (isinstance(value, float) and math.isfinite(value))
 
 
 # A rule is what a value must satisfy, and how the error message says it.
 _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: _Rule = (lambda v: _is_int(v) and v > 0, "an int > 0")
-_COUNT_OR_NONE: _Rule = (lambda v: v is None or _COUNT[0](v), "an int > 0, or None")
 _POSITIVE: _Rule = (lambda v: _is_number(v) and v > 0, "a number > 0")
 _FLAG: _Rule = (lambda v: isinstance(v, bool), "true or false")
+
+
+def _up_to(most: int, *others: None) -> _Rule:
+    wanted = f"an int from 1 to {most:,}" + ", or None" * len(others)
+    return lambda v: v in others or (_is_int(v) and 0 < v <= most), wanted
+
+
+# Far above every model there is, and far below what only to describe takes minutes and memory.
+_SIZE, _SIZE_OR_NONE = _up_to(2**31), _up_to(2**31, None)
 
 
 def _one_of(*values: str) -> _Rule:
@@ -48,7 +58,7 @@ def _check(settings: object, **rules: _Rule) -> None:
     for name, (holds, wanted) in rules.items():
         value = getattr(settings, name)
         if not holds(value):
-            raise ConfigError(f"wanted {name} to be {wanted}, found {value!r}; correct it")
+            raise ConfigError(f"wanted {name} to be {wanted}, found {short(value)}; correct it")
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class RopeScaling:
         _check(
             self, factor=(lambda v: _is_number(v) and v >= 1, "a number >= 1"),
             low_freq_factor=_POSITIVE, high_freq_factor=_POSITIVE,
-            original_max_position_embeddings=_COUNT,
+            original_max_position_embeddings=_SIZE,
         )  # fmt: skip
         low = self.low_freq_factor
         _check(self, high_freq_factor=(lambda v: v > low, f"above low_freq_factor = {low}"))
@@ -120,12 +130,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self, vocab_size=_COUNT, hidden_size=_COUNT, intermediate_size=_COUNT,
-            num_hidden_layers=_COUNT, num_attention_heads=_COUNT,
-            num_key_value_heads=_COUNT_OR_NONE, head_dim=_COUNT_OR_NONE,
-            max_position_embeddings=_COUNT, rms_norm_eps=_POSITIVE, rope_theta=_POSITIVE,
+            self, vocab_size=_SIZE, hidden_size=_SIZE, intermediate_size=_SIZE,
+            num_hidden_layers=_up_to(2000), num_attention_heads=_SIZE,
+            num_key_value_heads=_SIZE_OR_NONE, head_dim=_up_to(2**16, None),
+            max_position_embeddings=_SIZE, rms_norm_eps=_POSITIVE, rope_theta=_POSITIVE,
             tie_word_embeddings=_FLAG, qkv_bias=_FLAG, attention_out_bias=_FLAG, mlp_bias=_FLAG,
-            qk_norm=_FLAG, sliding_window=_COUNT_OR_NONE, dtype=_one_of(*DTYPES),
+            qk_norm=_FLAG, sliding_window=_SIZE_OR_NONE, dtype=_one_of(*DTYPES),
         )  # fmt: skip
         heads, vocab = self.num_attention_heads, self.vocab_size
         if self.num_key_value_heads is None:
@@ -137,8 +147,11 @@ class ModelConfig:
         _check(
             self,
             num_key_value_heads=(lambda v: heads % v == 0, f"a divisor of {heads} query heads"),
-            head_dim=(lambda v: v % 2 == 0, "even, since RoPE turns pairs"),
+            head_dim=(lambda v: v in range(2, 2**16 + 1, 2), "even, for RoPE, and at most 65,536"),
         )
+        widest = max(vocab, self.intermediate_size, heads * self.head_dim)
+        most = 2**48 // (widest * self.num_hidden_layers)  # matrices of a petabyte
+        _check(self, hidden_size=(lambda v: v <= most, f"at most {most:,}, the rest so large"))
         if self.sliding_window is not None:
             context = min(self.max_position_embeddings, self.sliding_window)
             object.__setattr__(self, "max_position_embeddings", context)
@@ -197,7 +210,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self, dtype=_one_of("auto", *DTYPES), max_context=_COUNT_OR_NONE,
+            self, dtype=_one_of("auto", *DTYPES), max_context=_SIZE_OR_NONE,
             prefill_chunk=_COUNT, reader=_one_of("read", "mmap", "direct"),
             weights=_one_of("resident", "stream"), stream_from=_one_of("auto", "dram", "ssd"),
         )  # fmt: skip

@@ -82,8 +82,9 @@ def filesystem(path: str | os.PathLike[str]) -> str:
 
 
 def drop_cache(fd: int) -> bool:
-    """Have the kernel forget this file's pages, once they are on disk. False where it cannot."""
-    if not hasattr(os, "posix_fadvise"):
+    """Have the kernel forget this file's pages, once they are on disk. False where it cannot:
+    where the system has no such call, and where the pages are all there is of the file (tmpfs)."""
+    if not hasattr(os, "posix_fadvise") or filesystem(f"/proc/self/fd/{fd}") in _IN_MEMORY:
         return False
     os.fsync(fd)  # a page not yet written cannot be dropped
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

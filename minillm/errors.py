@@ -7,6 +7,7 @@ asserts hold, so an error of any other class is a mistake of ours.
 from __future__ import annotations
 
 import re
+import reprlib
 
 
 class MinillmError(Exception):
@@ -97,8 +98,9 @@ def parse_size(size: int | str) -> int:
     """
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(size).lower(), re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{0,30})?)\s*([a-z]*)\s*", str(size).lower(), re.ASCII)
     unit = _UNITS.get(match[2] or "b") if match else None
     if unit is None or not isinstance(size, str):
-        raise ConfigError(f'wanted a size such as "64 MiB" or "1.5 GB", found {size!r}; correct it')
+        found = reprlib.repr(size)
+        raise ConfigError(f'wanted a size such as "64 MiB" or "1.5 GB", found {found}; correct it')
     return round(float(match[1]) * unit)

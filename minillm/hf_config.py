@@ -7,6 +7,7 @@ a model that talks nonsense, hours later.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
 }
 
+_MAX_JSON = 4 * 2**20  # bytes; a label for each of many classes makes the largest files there are
 _LLAMA3_ROPE = {
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
 }  # fmt: skip
@@ -85,8 +87,17 @@ _LLAMA3_ROPE = {
 def read_json(path: Path, required: bool) -> dict[str, Any]:
     """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would have us wait for ever
+            raise ValueError("a folder or a device")
+        with open(path, "rb") as file:
+            text = file.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
+            raise ValueError(f"more than {_MAX_JSON:,} bytes")
+        content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
+        if os.path.islink(path):
+            do = f"wanted the file {path}, found a link to {os.readlink(path)}, which is not there"
+            raise CheckpointError(f"{do}; copy or download it again") from None
         if not required:
             return {}
         raise CheckpointError(

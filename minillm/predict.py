@@ -101,7 +101,7 @@ def find_hardware(hardware: Hardware | str) -> Hardware:
     """A name in `HARDWARE`, or figures of your own as they are. ConfigError if unknown."""
     if isinstance(hardware, Hardware):
         return hardware
-    if hardware not in HARDWARE:
+    if not isinstance(hardware, str) or hardware not in HARDWARE:
         known = ", ".join(HARDWARE)
         raise ConfigError(f"wanted one of {known}, found {hardware!r}; take one of these")
     return HARDWARE[hardware]
@@ -174,7 +174,7 @@ def plan(
     Matrices, embedding and KV heads are split over the GPUs (each KV head on one GPU at least;
     with more GPUs than KV heads, a head is held more than once); norms and biases are held by
     each: they are small. context None takes the model's longest. Activations are left out: they
-    are small at decode.
+    are small at decode. ConfigError for a count below 1.
 
     >>> print(plan(ModelConfig.from_pretrained("data/town"), "H100", batch=32))
     hbm: weights 11.6 MiB + kv 192.0 MiB = 203.6 MiB of 74.5 GiB
@@ -182,14 +182,16 @@ def plan(
     ssd: weights 11.6 MiB = 11.6 MiB
     fits; room for 26,037,717 tokens of KV cache
     """
-    assert gpus > 0 and batch > 0, (gpus, batch)
+    context = config.max_position_embeddings if context is None else context
+    for name, value in (("gpus", gpus), ("batch", batch), ("context", context)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"wanted {name} to be an int > 0, found {value!r}; correct it")
     hardware, size = find_hardware(hardware), dtype_bytes(config.dtype)
     vectors = config.num_hidden_layers * _vectors(config) + config.hidden_size
     weights = size * (vectors + -(-(parameters(config) - vectors) // gpus))
     heads = -(-config.num_key_value_heads // gpus)
     kv_token = kv_bytes_per_token(config) // config.num_key_value_heads * heads
-    tokens = batch * (context or config.max_position_embeddings)
-    held = {"weights": weights, "kv": tokens * kv_token}
+    held = {"weights": weights, "kv": batch * context * kv_token}
     devices = {f"hbm:{rank}" if gpus > 1 else "hbm": dict(held) for rank in range(gpus)}
     capacity = dict.fromkeys(devices, hardware.hbm_bytes)
     kv_tokens = max(0, hardware.hbm_bytes - weights) // kv_token

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.errors import MinillmError
+from minillm.errors import MinillmError, OutOfMemory
 from minillm.hardware import Hardware, Wire
 from minillm.host import available_dram, cpu_name, home, n_cores
 from minillm.measure import Measurement, NotHere
@@ -106,7 +107,7 @@ class Profile:
         except FileNotFoundError as error:
             wanted = f"wanted this machine's profile, found none at {path}"
             raise MinillmError(f"{wanted}; make one with minillm.probe.probe()") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             wanted = f"wanted a profile in {path}, found {type(error).__name__}: {error}"
             raise MinillmError(f"{wanted}; delete it and probe again") from error
 
@@ -141,7 +142,8 @@ def probe(
 
     directory: on the disk to measure, where a file of up to 1 GiB is written and removed.
     tell: is called with each measurement as it is made. save: keep it, for `Profile.here`.
-    What cannot be measured here is skipped, with the reason. OutOfMemory if the disk is full.
+    What cannot be measured here, such as a disk that is full, is skipped, with the reason. Warns
+    if the profile cannot be kept.
     """
     measurements: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
@@ -151,14 +153,18 @@ def probe(
             for measurement in measure(seconds * share):
                 measurements[measurement.name] = measurement
                 tell(measurement)
-        except (NotHere, MemoryError, OSError, RuntimeError) as error:  # RuntimeError: torch's
+        except (NotHere, OutOfMemory, MemoryError, OSError, RuntimeError) as error:  # torch's, too
             skipped[name] = str(error) or type(error).__name__
     versions = {"python": platform.python_version(), "torch": torch.__version__,
                 "system": f"{platform.system()} {platform.release()}"}  # fmt: skip
     made = datetime.now(timezone.utc).isoformat(timespec="seconds")
     profile = Profile(machine_name(), made, versions, measurements, skipped, round(busy, 2))
     if save:
-        profile.save()
+        try:
+            profile.save()
+        except OSError as error:
+            do = "set MINILLM_HOME to a folder that you may write"
+            warnings.warn(f"this profile could not be kept ({error}); {do}", stacklevel=2)
     return profile
 
 

@@ -163,9 +163,9 @@ class ScaleModel(HostLink):
 
     def wire(self, name: str) -> Wire:
         """A link's figures, slowed: "nvme", "pcie", "nvlink", "infiniband". ConfigError if none."""
-        wire = getattr(self.hardware, name)
-        if wire is None:
-            raise ConfigError(f"wanted {name}, but {self.of} has none; take another server")
+        wire = getattr(self.hardware, name, None)
+        if not isinstance(wire, Wire):
+            raise ConfigError(f"wanted {name}, but {self.of} has none; take another link or server")
         return Wire(wire.bandwidth / self.slower, wire.latency * self.slower)
 
     def ceilings(self) -> dict[str, float]:

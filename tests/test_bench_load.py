@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_load_make import TINY
 
 from minillm.__main__ import main
 from minillm.bench import load, stream
 from minillm.bench.load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
 from minillm.bench.memory import private_memory
+from minillm.errors import CheckpointError
 from minillm.load import make
 from minillm.load.make import make_checkpoint
 from minillm.machine import Machine
@@ -37,6 +39,14 @@ def test_every_way_is_measured_in_every_round_cold_and_warm(small):
     assert told == [(0, 2), (1, 2), (2, 2)] and report.arena > 0
     assert all(way in str(report) for way, _ in expected)
     assert machine.hbm.used == machine.dram.used == 0
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path):
+    """Would catch a StopIteration, or a division by no bytes."""
+    for tensors in ({}, {"empty": torch.empty(0)}):
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="wanted weights to load"):
+            load.bench(tmp_path, 1, lambda *step: None)
 
 
 def test_ratios_are_taken_within_a_round():

@@ -1,6 +1,7 @@
 """minillm/config.py and hf_config.py: what a config.json means, and what is refused."""
 
 import json
+import os
 import random
 
 import pytest
@@ -210,6 +211,17 @@ def test_end_tokens_come_from_the_generation_config_first(tmp_path):
     ({"torch_dtype": 16}, "16"),
     ({"eos_token_id": 999999}, "eos_token_id"),
     ({"eos_token_id": "</s>"}, "eos_token_id"),
+    ({"num_hidden_layers": 10**7}, "num_hidden_layers.* 2,000, found 10000000"),
+    ({"vocab_size": 2**62}, "vocab_size"),
+    ({"vocab_size": 10**30}, "vocab_size"),
+    ({"intermediate_size": 2**62}, "intermediate_size"),
+    ({"head_dim": 2**50}, "head_dim"),
+    ({"head_dim": None, "hidden_size": 2**30}, "head_dim"),
+    ({"vocab_size": 2**31, "hidden_size": 2**31}, "hidden_size.* the rest so large"),
+    ({"num_attention_heads": 2**31, "head_dim": 2**16}, "hidden_size.* the rest so large"),
+    ({"rope_theta": 10**400}, "rope_theta"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+    ({"rope_scaling": LLAMA_3_2_1B["rope_scaling"] | {"factor": 10**400}}, "factor"),
 ])  # fmt: skip
 def test_what_is_not_implemented_is_refused_by_name(change, named):
     """Catches the worst failure of all: a model that loads, and then talks nonsense."""
@@ -242,6 +254,38 @@ def test_a_missing_or_damaged_config_file_is_a_checkpoint_error(tmp_path, conten
         ModelConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "large", "link"])
+def test_a_config_that_is_no_file_or_as_large_as_a_disk_is_not_read(tmp_path, kind, name):
+    """Catches a wait for ever on a pipe, and memory for a file of 1 TiB of nothing."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_2_1B))
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no pipes with names here")
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with open(path, "wb") as file:
+            file.truncate(2**40)
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    says = {"large": "more than 4,194,304 bytes", "link": "not there"}.get(kind, "a device")
+    with pytest.raises(CheckpointError, match=f"{name}.*{says}"):
+        ModelConfig.from_pretrained(tmp_path)
+
+
+def test_a_number_of_any_length_is_refused_in_a_short_message():
+    """Catches an OverflowError, and a message of 4,000 digits."""
+    for digits in (30, 400, 4000):
+        with pytest.raises(ConfigError) as caught:
+            ModelConfig(vocab_size=10**digits, hidden_size=64, intermediate_size=64,
+                        num_hidden_layers=1, num_attention_heads=1)  # fmt: skip
+        assert len(str(caught.value)) < 200
+
+
 def test_a_config_can_be_typed_in_from_a_paper():
     """Catches required fields that a paper leaves out, and ints left as None."""
     config = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008,
@@ -256,7 +300,7 @@ def test_sizes_are_read_in_both_systems_of_units():
     assert parse_size("64 MiB") == parse_size("64mib") == 64 * 2**20
     assert (parse_size("1.5 GB"), parse_size("1 GiB")) == (1_500_000_000, 2**30)
     assert (parse_size(4096), parse_size("4096"), parse_size("10 B")) == (4096, 4096, 10)
-    for bad in ("", "big", "-1 GB", "1 GiBB", "1 XB", -1, True, None, 1.5, "١ GB!"):
+    for bad in ("", "big", "-1 GB", "1 GiBB", "1 XB", -1, True, None, 1.5, "١ GB!", "9" * 400):
         with pytest.raises(ConfigError, match="64 MiB"):
             parse_size(bad)
     assert [format_size(n) for n in (0, 1023, 1024, 64 * 2**20, 2**20 - 1, 5 * 2**50)] == [

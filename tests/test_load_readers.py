@@ -121,6 +121,18 @@ def test_a_file_cut_short_is_named_and_nobody_dies(file, path, left):
         fetch(file, wanted)
 
 
+@pytest.mark.parametrize("left", [0, BLOCK])
+@pytest.mark.parametrize("how", READERS)
+def test_a_file_cut_short_before_it_is_opened_is_named(path, how, left):
+    """Would catch a ValueError for a file that shrank between its header and its tensors."""
+    wanted = info(path, 3, NBYTES - 3)
+    os.truncate(path, left)
+    file = WeightFile(path, how)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors, tensor 'w'"):
+        fetch(file, wanted)
+    file.close()
+
+
 def test_what_the_disk_cannot_read_is_an_os_error_that_the_caller_names(path, monkeypatch):
     """Would catch a reader that retries for ever, or takes an error for the file's end."""
 

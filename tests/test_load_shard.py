@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import weakref
@@ -211,6 +212,22 @@ def test_folder_without_weights_says_what_is_there(tmp_path):
     refused(tmp_path, "'config.json'")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     refused(tmp_path, "'pytorch_model.bin'", "pickle is never loaded")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    """Would catch "wanted model.safetensors, found model.safetensors": a hub's cache cut in two."""
+    (tmp_path / name).symlink_to("../../blobs/1234")
+    refused(tmp_path, f"/{name}", "a link to ../../blobs/1234, which is not there")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Would catch a PermissionError; not by chmod, for root may read everything."""
+    def deny(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", deny)
+    refused(tmp_path, "Permission denied", "check that you may read it")
 
 
 @pytest.mark.parametrize(

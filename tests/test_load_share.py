@@ -142,6 +142,21 @@ def test_ranks_that_cannot_share_are_told(tiny, rank, ranks, says):
         slices(Checkpoint.open(tiny("llama")), rank, ranks, only)
 
 
+def test_a_tensor_without_bytes_and_a_name_without_a_dot_are_shared_too(tiny):
+    """Would catch a division by the rows of an empty tensor, and a name taken apart too boldly."""
+    checkpoint, how = Checkpoint.open(tiny("llama")), lambda name: Split(int(name), 2)
+    info = next(iter(checkpoint.tensors.values()))
+    shapes = {"0": [(0, 4), (4, 0)], "1": [(0, 4), (4, 0)]}
+    for name, (first, second) in shapes.items():
+        for shape in (first, second):
+            empty = replace(info, name=name, shape=shape, nbytes=0)
+            part = slices(Checkpoint(checkpoint.folder, {name: empty}), 1, 2, how).tensors[name]
+            expected = torch.empty(shape).chunk(2, int(name))[1].shape
+            assert (part.shape, part.nbytes, part.start) == (expected, 0, info.start)
+    family = megatron(ModelConfig.from_pretrained(tiny("llama")))
+    assert [family(name) for name in ("weight", "", ".", "q_proj")] == [None] * 4
+
+
 def test_a_split_of_another_model_is_told(tiny):
     """Would catch heads of a size that the checkpoint does not have."""
     with pytest.raises(ConfigError, match="fall into 7 equal parts"):

@@ -108,6 +108,15 @@ def test_a_plan_says_when_it_does_not_fit_and_what_would():
     assert plan(LLAMA_8B, replace(small, hbm_bytes=10**9)).kv_tokens == 0
 
 
+@pytest.mark.parametrize("wrong", [
+    {"gpus": 0}, {"gpus": -1}, {"batch": 0}, {"batch": 1.5}, {"context": 0}, {"context": -5},
+])  # fmt: skip
+def test_a_plan_for_less_than_one_is_refused_by_name(wrong):
+    """Catches a plan with negative bytes, which fits everywhere."""
+    with pytest.raises(ConfigError, match=f"wanted {next(iter(wrong))} to be an int > 0, found"):
+        plan(LLAMA_8B, "H100", **wrong)
+
+
 @pytest.mark.parametrize("name", HARDWARE)
 def test_load_time_is_the_slower_leg(name):
     """Catches overlap taken for a sum, and a leg taken for free."""
@@ -160,7 +169,7 @@ def test_figures_of_the_servers_stand_in_a_sane_proportion():
 
 @pytest.mark.parametrize("wrong", [
     lambda: load_time(1, "H1000"), lambda: plan(LLAMA_8B, "H1000"), lambda: dtype_bytes("int3"),
-    lambda: weight_bytes(LLAMA_8B, torch.complex64),
+    lambda: weight_bytes(LLAMA_8B, torch.complex64), lambda: load_time(1, []),
 ])  # fmt: skip
 def test_an_unknown_server_or_dtype_is_refused_with_those_there_are(wrong):
     """Catches a KeyError at a learner's first typing mistake."""

@@ -98,6 +98,7 @@ def test_a_profile_comes_back_from_disk_as_it_was(profile, tmp_path):
 
 @pytest.mark.parametrize("text", [
     "", "[]", "{}", "null", '{"profile": 0}', '{"profile": 1, "measurements": []}', "\ud800",
+    '{"profile":' + "[" * 100_000,
     '{"profile": 1, "machine": "x", "made": "", "versions": {}, "measurements": {"a": {"b": 1}}}',
 ])  # fmt: skip
 def test_a_damaged_profile_is_named_and_does_not_stop_the_machine(text, tmp_path):
@@ -158,6 +159,7 @@ def test_where_nothing_goes_past_the_page_cache_the_disk_says_so(tmp_path):
     found = {m.name: m for m in probe_ssd.disk(memory, 0.05, MIB)}
     assert all(map(sound, found.values()))
     assert "tmpfs is memory" in found["ssd.read"].how and "tmpfs" in found["ssd.latency"].how
+    assert "dropped" not in found["ssd.read"].how + found["ssd.read one"].how
     assert not [name for name in os.listdir(memory) if name.startswith(".minillm-")]
 
 
@@ -169,6 +171,21 @@ def test_a_folder_that_cannot_be_written_skips_the_disk_alone(tmp_path, monkeypa
     ]))  # fmt: skip
     found = probe(0.1, tmp_path / "none")
     assert set(found.measurements) == {"dram.read"} and "none" in found.skipped["ssd"]
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))  # full
+    found = probe(0.1, tmp_path)
+    assert set(found.measurements) == {"dram.read"} and "found 0 B free" in found.skipped["ssd"]
+
+
+def test_a_profile_that_cannot_be_kept_is_returned_all_the_same(tmp_path, monkeypatch):
+    """Catches seconds of measuring that a MINILLM_HOME which cannot be written throws away."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINILLM_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([
+        ("dram.read", 0.1, lambda seconds: iter([dram_bandwidth(seconds)])),
+    ]))  # fmt: skip
+    with pytest.warns(UserWarning, match="could not be kept .*set MINILLM_HOME"):
+        assert "dram.read" in probe(0.1)
 
 
 def test_the_chase_visits_every_line_of_its_memory_once_a_round():

@@ -39,6 +39,7 @@ from minillm.host import home, huge_pages, n_cores
 from minillm.load.make import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
+from minillm.load.safetensors import damaged
 from minillm.load.shard import Checkpoint, allocate, bring
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
@@ -61,7 +62,10 @@ def bench(
     Needs the weights' size three times in memory: arena, page cache, and the library's tensors.
     """
     with given_or_random(model, SHAPE) as folder:
-        return _measure(Checkpoint.open(folder), rounds, progress, machine or Machine.here())
+        checkpoint = Checkpoint.open(folder)
+        if not checkpoint.nbytes:
+            raise damaged(folder, "weights to load", "not a byte", do="take another checkpoint")
+        return _measure(checkpoint, rounds, progress, machine or Machine.here())
 
 
 @contextmanager

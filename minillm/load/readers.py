@@ -120,7 +120,7 @@ class WeightFile:
         return slot[: piece.nbytes].view(piece.rows, piece.run)
 
     def _touch(self, piece: Piece) -> Tensor:
-        size = os.fstat(self.fd).st_size
+        size = min(os.fstat(self.fd).st_size, len(self.pages))
         if size < piece.end:  # touching its pages would end the process
             raise self._cut_short(piece, size)
         raw = _view(self.pages, piece, piece.start)
@@ -145,7 +145,10 @@ def _view(whole: Tensor, piece: Piece, at: int) -> Tensor:
 
 def _map(fd: int, size: int) -> Tensor:
     # A private map: a stray write goes to a copy of the page, never to the file.
-    return torch.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    try:
+        return torch.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    except ValueError:  # the file has become shorter, or is empty: `_touch` will say so
+        return torch.empty(0, dtype=torch.uint8)
 
 
 def cached(fd: int, size: int) -> float | None:

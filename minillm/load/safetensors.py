@@ -13,6 +13,7 @@ end, or allocate for it. Parsing takes memory for the header's own text and obje
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -33,9 +34,12 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-# Bytes: room for 200,000 tensors. The reference implementation allows three times as much, but
-# JSON made to swell becomes objects of 40 times its size.
-MAX_HEADER = 32 * 2**20
+# Bytes: room for 60,000 tensors in one file; models of more are in many files. The reference
+# implementation allows twelve times as much, but JSON becomes objects of many times its size.
+MAX_HEADER = 8 * 2**20
+# Lists and maps swell most, to 70 times. An entry has three, in 49 bytes at least; names may hold
+# some brackets more.
+_BYTES_EACH, _SPARE = 16, 1000
 MAX_DIMS = 64  # sizes in one shape; torch's own limit for most of its operations
 
 _AGAIN = "the file is damaged or unfinished, copy or download it again"
@@ -155,15 +159,24 @@ def opened(file: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         if os.path.exists(file) and not os.path.isfile(file):  # a pipe would have us wait for ever
             raise damaged(file, "a file", "a folder or a device", do="check the path")
-        with open(file, "rb", buffering=0) as stream:
+        try:
+            stream = open(file, "rb", buffering=0)
+        except ValueError as error:  # a zero byte
+            raise damaged(file, "a path", f"“{error}”", do="correct it") from error
+        with stream:
             yield stream, os.fstat(stream.fileno()).st_size
     except OSError as error:
         do = "check that it is there, that you may read it, and the disk"
+        if error.errno == errno.EMFILE:
+            do = "allow more open files (`ulimit -n`), or take a checkpoint of fewer shards"
         raise damaged(file, "a file to read", f"“{error.strerror}”", do=do) from error
 
 
 def parse_json(file: Path, text: bytes) -> dict[str, Any]:
-    """A JSON object in which no key comes twice."""
+    """A JSON object in which no key comes twice, and most bytes are not brackets."""
+    brackets, most = text.count(b"{") + text.count(b"["), _SPARE + len(text) // _BYTES_EACH
+    if brackets > most:
+        raise damaged(file, f"JSON of at most {most:,} lists and maps", f"{brackets:,}")
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, huge numbers, our own

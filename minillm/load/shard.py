@@ -24,7 +24,6 @@ from minillm.errors import CheckpointError
 from minillm.load.interrupt import breathe, held
 from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
-    MAX_HEADER,
     TensorInfo,
     damaged,
     opened,
@@ -36,6 +35,7 @@ from minillm.load.stream import Reader
 from minillm.machine import Machine
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MAX_INDEX = 32 * 2**20  # bytes: a line for each of 300,000 tensors
 _WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Tensors that some checkpoints carry and no model needs: RoPE's frequencies, which are computed,
 # and an output layer that is the embedding again (only where the model has none of its own).
@@ -196,8 +196,8 @@ def _list(names: list[str]) -> str:
 def _read_index(index: Path) -> dict[str, set[str]]:
     """Shard's file name → names of the tensors in it."""
     with opened(index) as (stream, size):
-        if size > MAX_HEADER:
-            raise damaged(index, f"at most {MAX_HEADER:,} bytes", f"{size:,}")
+        if size > _MAX_INDEX:
+            raise damaged(index, f"at most {_MAX_INDEX:,} bytes", f"{size:,}")
         files = parse_json(index, stream.read(size)).get("weight_map")
     if not isinstance(files, dict):
         raise damaged(index, '"weight_map", tensor name to file name', short(files))
@@ -226,7 +226,15 @@ def _no_weights(folder: Path) -> CheckpointError:
     if not os.path.isdir(folder):
         found = "a file, not a folder," if os.path.exists(folder) else "nothing"
         return damaged(folder, wanted, found, do="check the path")
-    names = sorted(os.listdir(folder))
+    for name in (_SINGLE, _INDEX):
+        if os.path.islink(folder / name):
+            found = f"a link to {os.readlink(folder / name)}, which is not there"
+            return damaged(folder / name, "a file", found)
+    try:
+        names = sorted(name for name in os.listdir(folder) if os.path.exists(folder / name))
+    except OSError as error:
+        do = "check that you may read it"
+        return damaged(folder, wanted, f"“{error.strerror}”", do=do)
     do = "take a folder in the Hugging Face layout"
     if any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in names):
         do = "pickle is never loaded, for it can run code: save the model as safetensors"

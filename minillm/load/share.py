@@ -64,7 +64,8 @@ def megatron(config: ModelConfig) -> How:
     columns = {"o_proj": Split(1, heads), "down_proj": Split(1, inner)}
 
     def how(name: str) -> Split | None:
-        module, kind = name.split(".")[-2:]
+        before, _, kind = name.rpartition(".")
+        module = before.rpartition(".")[2]
         return rows.get(module) or (columns.get(module) if kind == "weight" else None)
 
     return how
@@ -104,6 +105,8 @@ def _slice(info: TensorInfo, rank: int, ranks: int, split: Split) -> TensorInfo:
     each = info.shape[axis] // parts  # rows or columns of a part
     first, mine = rank * parts // ranks * each, max(1, parts // ranks) * each
     shape = (*info.shape[:axis], mine, *info.shape[axis + 1 :])
+    if not info.nbytes:
+        return replace(info, shape=shape)
     nbytes = info.nbytes * mine // info.shape[axis]
     if axis == 0:
         return replace(info, shape=shape, start=info.start + nbytes // mine * first, nbytes=nbytes)
