@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from minillm.errors import CheckpointError, OutOfMemory
+from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, Checkpoint, load, stream
 from minillm.machine import Machine
 
@@ -169,6 +169,14 @@ def test_failed_load_leaves_memory_and_model_as_they_were(tmp_path, machine, rea
         load(model, checkpoint, machine, BF16, reader)
     assert machine.hbm.used == machine.dram.used == 0
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_an_unknown_reader_is_told_and_nothing_is_kept(tmp_path, machine):
+    """Would catch a bare assertion where a word was misspelt."""
+    checkpoint = Checkpoint.open(save(tmp_path, random_tensors()))
+    with pytest.raises(ConfigError, match="read, mmap, direct, found 'dirct'"):
+        load(on_meta(), checkpoint, machine, BF16, "dirct")
+    assert machine.hbm.used == machine.dram.used == 0
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.errors import ConfigError
 from minillm.links import T
 from minillm.load.files import Files
 from minillm.load.interrupt import breathe, held
@@ -63,7 +64,9 @@ class Reader:
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
         slots: int = SLOTS, gap: int = GAP,
     ) -> None:  # fmt: skip
-        assert how in READERS and chunk % BLOCK == 0, (how, chunk)
+        if how not in READERS:
+            raise ConfigError(f"wanted a reader of {', '.join(READERS)}, found {how!r}; take one")
+        assert chunk > 0 and chunk % BLOCK == 0, f"chunk is a multiple of {BLOCK}, not {chunk}"
         infos = list(infos)
         self.machine, self.how = machine, how
         self.chunk = chunk_size(infos, chunk)
@@ -87,9 +90,7 @@ class Reader:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        while error is not None:  # a notebook keeps the last error, and its frames hold staging
-            clear_frames(error.__traceback__)
-            error = error.__cause__
+        _let_go(error)
 
     def close(self) -> None:
         """Wait for the reads under way; give back threads, files and staging."""
@@ -165,6 +166,13 @@ class Reader:
         at = self.machine.trace.at
         with held():
             return self._pool.submit(_stamped, at, at.token, at.request, do, *arguments)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """A notebook keeps the last error, and its frames hold staging."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__
 
 
 def _first(waiting: deque[Future]) -> Any:
