@@ -25,9 +25,17 @@ TINY = SHAPES["135m"] | {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
 UNTIED = TINY | {"tie_word_embeddings": False}
+BIASED = TINY | {"attention_bias": True, "mlp_bias": True}
+QWEN2 = {k: v for k, v in TINY.items() if not k.endswith("bias")} | {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+}  # fmt: skip
+QWEN3 = QWEN2 | {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32,
+    "attention_bias": True,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [*SHAPES.values(), TINY, UNTIED])
+@pytest.mark.parametrize("settings", [*SHAPES.values(), TINY, UNTIED, BIASED, QWEN2, QWEN3])
 def test_names_and_shapes_are_the_models(settings, machine):
     """Would catch a tensor forgotten, and one with its sides exchanged."""
     config = ModelConfig.from_dict(settings)
@@ -63,9 +71,11 @@ def test_others_read_it_too_and_its_numbers_are_sensible(tmp_path, settings, sha
     assert not torch.equal(one, two)
 
 
-def test_the_engine_runs_it(tmp_path, machine):
-    """Would catch a checkpoint to load and look at only: no tokenizer, or NaN in its logits."""
-    make_checkpoint(TINY, tmp_path)
+@pytest.mark.parametrize("settings", [TINY, BIASED, QWEN2, QWEN3])
+def test_the_engine_runs_it(tmp_path, machine, settings):
+    """Would catch a checkpoint that its own engine refuses: no tokenizer, a bias or a q/k norm
+    that is missing, or NaN in its logits."""
+    make_checkpoint(settings, tmp_path)
     engine = Engine.load(tmp_path, machine, EngineConfig(reader="direct"))
     (completion,) = engine.generate("Mia", SamplingParams(max_tokens=3, ignore_eos=True))
     assert len(completion.token_ids) == 3
@@ -91,10 +101,37 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
-def test_an_unknown_shape_is_told_what_there_is(tmp_path):
-    """Would catch a KeyError."""
-    with pytest.raises(ConfigError, match="135m, 360m, 1b, 8b, found '7b'"):
-        make_checkpoint("7b", tmp_path)
+@pytest.mark.parametrize("shape", ["7b", ["135m"], {"135m"}, None])
+def test_an_unknown_shape_is_told_what_there_is(tmp_path, shape):
+    """Would catch a KeyError, and the TypeError of what cannot be a key."""
+    with pytest.raises(ConfigError, match="135m, 360m, 1b, 8b, found ") as caught:
+        make_checkpoint(shape, tmp_path)
+    assert repr(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_link_that_leads_nowhere_is_refused_and_stays(tmp_path, below):
+    """Would catch a FileExistsError for a disk that is not mounted, and the user's link removed."""
+    link = tmp_path / "link"
+    link.symlink_to("/nonexistent/disk")
+    with pytest.raises(ConfigError, match="a link that leads nowhere at .*link;"):
+        make_checkpoint(TINY, link / below)
+    assert link.is_symlink() and os.readlink(link) == "/nonexistent/disk"
+
+
+def test_room_is_measured_where_the_bytes_will_lie(tmp_path, monkeypatch):
+    """Would catch the parent's disk judged in place of the one that a link leads to, or that is
+    mounted on the folder itself."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    usage, asked = namedtuple("usage", "total used free"), []
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: asked.append(p) or usage(10**9, 0, 10**6))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("disk", "link", "disk/new/er", "link/new", "new"):
+        with pytest.raises(OutOfMemory):
+            make_checkpoint(TINY, folder)
+    disk = tmp_path.resolve() / "disk"
+    assert asked[::2] == [disk, disk, disk, disk, disk.parent]
 
 
 def test_a_disk_without_room_is_told_before_a_byte_is_written(tmp_path, monkeypatch):
@@ -126,6 +163,45 @@ def test_what_is_not_finished_is_removed(tmp_path, monkeypatch, error, there):
     assert len(synced) == 20 and (
         not any(folder.iterdir()) if there else not (tmp_path / "a").exists()
     )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError()])
+def test_what_others_put_beside_it_meanwhile_stays(tmp_path, error):
+    """Would catch a clean-up that takes a whole folder, since it was not there at the start."""
+    models = tmp_path / "new" / "models"
+
+    def meanwhile(done, total):
+        if done > total // 2:
+            (models / "mine.txt").write_text("mine")
+            (models / "a" / "notes").mkdir()
+            (models / "a" / "notes" / "mine.txt").write_text("mine too")
+            make_checkpoint(TINY, models / "b")
+            raise error
+
+    with pytest.raises(type(error)):
+        make_checkpoint(TINY, models / "a", tell=meanwhile, shard=50_000)
+    files = {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()}
+    finished = {f"b/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert files == {"mine.txt", "a/notes/mine.txt"} | finished
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_two_runs_into_one_folder_the_slower_gives_way(tmp_path, monkeypatch, there):
+    """Would catch a finished checkpoint deleted by a run that came second, and never owned it."""
+    folder, check = tmp_path / "a" / "b", make._check_folder
+    if there:
+        folder.mkdir(parents=True)
+
+    def overtaken(*arguments):
+        check(*arguments)
+        monkeypatch.undo()
+        make_checkpoint(TINY, folder)
+
+    monkeypatch.setattr(make, "_check_folder", overtaken)
+    with pytest.raises(ConfigError, match="an empty folder"):
+        make_checkpoint(TINY, folder)
+    assert Checkpoint.open(folder).nbytes > 0
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_folder_that_cannot_be_made_is_what_the_error_names(tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -21,6 +23,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+SOURCES = sorted((ROOT / "notebooks" / "source").glob("[0-9]*.py"))
 CELL_LINES, DEFINITION_LINES, MEDIAN_LINES = 15, 25, 5
 CODE_IN_A_ROW, PROSE_WORDS, FILE_BYTES = 2, 90, 300_000
 WIDGET, STILLS = "application/vnd.jupyter.widget-view+json", {"image/png", "image/svg+xml"}
@@ -140,6 +143,57 @@ def test_outputs_hold_no_error_and_no_stderr(notebook: NotebookNode) -> None:
             expected = output.output_type != "error" or "raises-exception" in tags(cell)
             assert expected, f"{output.get('ename')} in {opening(cell)}"
             assert output.get("name") != "stderr", f"{output.get('text')!r} from {opening(cell)}"
+
+
+# Runs each cell of its argument twice in a row, in one IPython. Nothing is timed here, so the
+# probe gets a tenth of its time and lesson 10 a model of four layers; lesson 11's is a real one,
+# since what it keeps of HBM is what a second run may lack.
+TWICE = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from minillm import probe
+from minillm.load import make
+
+real = probe.probe
+probe.probe = lambda seconds, **more: real(seconds / 10, **more)
+make.SHAPES["360m"] = make.SHAPES["360m"] | {"num_hidden_layers": 4}
+shell = InteractiveShell.instance()
+for source, raises in json.loads(sys.argv[1]):
+    for run in ("first", "second"):
+        with capture_output():
+            result = shell.run_cell(source)
+        error = result.error_before_exec or result.error_in_exec
+        if error and not raises:
+            sys.exit(f"the {run} run of {source.splitlines()[0]!r} raised {error!r}")
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen]]:
+    """A process for each source, side by side: much of their time they wait for scaled links."""
+    home = str(tmp_path_factory.mktemp("home"))
+    env = os.environ | {"MINILLM_HOME": home, "OMP_NUM_THREADS": "1"}
+    started = {}
+    for source in SOURCES:
+        cells = code_cells(build.read_source(source))
+        told = json.dumps([(cell.source, "raises-exception" in tags(cell)) for cell in cells])
+        started[source.stem] = subprocess.Popen(
+            [sys.executable, "-c", TWICE, told], cwd=ROOT / "notebooks", env=env, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", [source.stem for source in SOURCES])
+def test_every_cell_may_be_run_again(runs: dict[str, subprocess.Popen], name: str) -> None:
+    """Catches a cell that takes memory a second time, or frees what it has freed before: a learner
+    who changes a number runs a cell twice."""
+    errors = runs[name].communicate(timeout=300)[1]
+    assert runs[name].returncode == 0, errors
 
 
 def test_pictures_show_without_a_kernel(notebook: NotebookNode) -> None:

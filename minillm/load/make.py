@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +55,8 @@ _BLOCK = 32 * 2**20  # bytes drawn at random
 _WRITE = 8 * 2**20  # bytes of one write
 
 Tell = Callable[[int, int], None]
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]  # by tensor's name
 
 
 def make_checkpoint(
@@ -61,60 +64,88 @@ def make_checkpoint(
 ) -> int:
     """Write config.json, a tokenizer of single bytes and safetensors; returns the weights' bytes.
 
-    shape: one of SHAPES, or a config.json of the Llama type. folder: new, or empty. tell(done,
+    shape: one of SHAPES, or a config.json of the Llama family. folder: new, or empty. tell(done,
     total) hears of each write, in bytes. Takes 40 MiB of memory, whatever the model. ConfigError
     for another shape or a folder with something in it, OutOfMemory if the disk has no room. After
-    an error or an interrupt nothing that we wrote is left.
+    an error or an interrupt what we made is gone, and nothing else.
 
     >>> make_checkpoint("1b", "models/1b")
     2471645184
     """
     settings, folder = _settings(shape), Path(folder)
-    config = ModelConfig.from_dict(settings)
-    tensors = tensor_shapes(config)
-    total = sum(2 * math.prod(size) for size in tensors.values())
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    tensors = tensor_shapes(ModelConfig.from_dict(settings))
+    total = sum(map(_nbytes, tensors.values()))
     _check_folder(folder, total)
+    own: list[Path] = []  # files and folders of ours: all that may be removed again
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, tensors, shard, tell or (lambda done, total: None))
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        _byte_tokenizer().save(str(folder / "tokenizer.json"))
+        _make_folder(folder, own)
+        write_weights(folder, tensors, shard, tell or (lambda done, total: None), own)
+        _write_text(folder / "config.json", json.dumps(settings, indent=2), own)
+        _write_text(folder / "tokenizer.json", _byte_tokenizer().to_str(pretty=True), own)
     except BaseException as error:  # an interrupt too: half a checkpoint is worth nothing
-        for path in made[-1:] or list(folder.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in reversed(own):
+            with suppress(OSError):  # a folder into which somebody else has put something stays
+                path.rmdir() if path.is_dir() else path.unlink()
+        if isinstance(error, FileExistsError):  # another run was at it too, and was faster
+            raise _taken(folder) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfMemory("ssd", total, _room(folder), {}) from error
         raise
     return total
 
 
+def _make_folder(folder: Path, own: list[Path]) -> None:
+    for path in reversed((folder, *folder.parents)):
+        if not path.exists():
+            with suppress(FileExistsError):  # somebody else makes it at this moment
+                path.mkdir()
+                own.append(path)
+
+
+def _new_file(path: Path, own: list[Path]) -> BinaryIO:
+    """To be written. FileExistsError if it is there: then it is not ours."""
+    stream = open(path, "xb")
+    own.append(path)
+    return stream
+
+
+def _write_text(path: Path, text: str, own: list[Path]) -> None:
+    with _new_file(path, own) as stream:
+        stream.write(f"{text}\n".encode())
+
+
 def _settings(shape: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(shape, dict):
         return shape
-    if shape not in SHAPES:
+    if not isinstance(shape, str) or shape not in SHAPES:
         raise ConfigError(f"wanted a shape of {', '.join(SHAPES)}, found {shape!r}; take one")
     return SHAPES[shape]
 
 
 def _check_folder(folder: Path, nbytes: int) -> None:
+    lost = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
+    if lost:
+        raise _taken(lost[0], "a link that leads nowhere")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"wanted a new or an empty folder, found something at {folder}; give another name, "
-            "or delete it first"
-        )
+        raise _taken(folder)
     needed = nbytes + nbytes // 100 + 2**26  # some room must be left to others
     if _room(folder) < needed:
         raise OutOfMemory("ssd", needed, _room(folder), {})
 
 
+def _taken(path: Path, found: str = "something") -> ConfigError:
+    do = "give another name, or delete it first"
+    return ConfigError(f"wanted a new or an empty folder, found {found} at {path}; {do}")
+
+
 def _room(folder: Path) -> int:
     """Bytes free on the disk that a folder is on, or will be."""
-    return shutil.disk_usage(next(p for p in folder.absolute().parents if p.is_dir())).free
+    real = folder.resolve()  # it may be a link to another disk, or a disk's own top folder
+    return shutil.disk_usage(next(p for p in (real, *real.parents) if p.is_dir())).free
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a Llama checkpoint, in the order of the computation.
+def tensor_shapes(config: ModelConfig) -> Shapes:
+    """Name and shape of every tensor in a checkpoint of this model, layer by layer.
 
     >>> tensor_shapes(ModelConfig.from_pretrained("data/town"))["model.norm.weight"]
     (256,)
@@ -122,55 +153,60 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     width, inner = config.hidden_size, config.intermediate_size  # D, I
     queries = config.num_attention_heads * config.head_dim  # H · E
     keys = config.num_key_value_heads * config.head_dim  # K · E
-    layer = {
+    weights = {
         "input_layernorm": (width,), "self_attn.q_proj": (queries, width),
         "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width),
         "self_attn.o_proj": (width, queries), "post_attention_layernorm": (width,),
         "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }  # fmt: skip
+    if config.qk_norm:
+        weights |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (config.head_dim,))
+    biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] * config.qkv_bias
+    biased += ["self_attn.o_proj"] * config.attention_out_bias
+    biased += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] * config.mlp_bias
+    layer = {f"{name}.weight": size for name, size in weights.items()}
+    layer |= {f"{name}.bias": weights[name][:1] for name in biased}
     shapes = {"model.embed_tokens.weight": (config.vocab_size, width)}
     for number in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{number}.{name}.weight": size for name, size in layer.items()}
+        shapes |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
     shapes["model.norm.weight"] = (width,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, width)
     return shapes
 
 
-def write_weights(
-    folder: Path, tensors: dict[str, tuple[int, ...]], shard: int, tell: Tell
-) -> None:
+def write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell, own: list[Path]) -> None:
     """Safetensors of random bfloat16 in `folder`, on disk (not only in the page cache) at the end.
 
-    Matrices are normal with deviation 0.02, as at the beginning of a training; norms are ones.
+    Norms are ones, all else normal with deviation 0.02, as at the beginning of a training. `own`
+    grows by each file as it is made.
     """
     block = torch.empty(_BLOCK // 2, dtype=torch.bfloat16)
     block.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     noise = memoryview(block.view(torch.uint8).numpy())
     shards = list(_shards(tensors, shard))
-    total, done = sum(map(_nbytes, tensors.values())), 0
-    weight_map = {}
+    total, done, weight_map = sum(map(_nbytes, tensors.values())), 0, {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
-        with open(folder / file, "xb") as stream:
+        with _new_file(folder / file, own) as stream:
             stream.write(_header({name: tensors[name] for name in names}))
             for name in names:
-                for data in _numbers(tensors[name], noise, done):
+                for data in _numbers(name, tensors[name], noise, done):
                     stream.write(data)
                     done += len(data)
                     tell(done, total)
                 _to_disk(stream)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2), own)
 
 
-def _numbers(shape: tuple[int, ...], noise: memoryview, at: int) -> Iterator[memoryview]:
+def _numbers(name: str, shape: Shape, noise: memoryview, at: int) -> Iterator[memoryview]:
     """The bytes of a tensor, some at a time; `at` moves what is taken of the noise."""
-    if len(shape) == 1:
+    if name.endswith("norm.weight"):
         yield memoryview(torch.ones(shape, dtype=torch.bfloat16).view(torch.uint8).numpy())
         return
     for offset in range(0, size := _nbytes(shape), _WRITE):
@@ -185,11 +221,11 @@ def _to_disk(stream: BinaryIO) -> None:
     drop_cache(stream.fileno())
 
 
-def _nbytes(shape: tuple[int, ...]) -> int:
+def _nbytes(shape: Shape) -> int:
     return 2 * math.prod(shape)
 
 
-def _shards(tensors: dict[str, tuple[int, ...]], limit: int) -> Iterator[list[str]]:
+def _shards(tensors: Shapes, limit: int) -> Iterator[list[str]]:
     """Names in order, cut where the next tensor would make a file larger than `limit`."""
     names: list[str] = []
     size = 0
@@ -202,14 +238,13 @@ def _shards(tensors: dict[str, tuple[int, ...]], limit: int) -> Iterator[list[st
     yield names
 
 
-def _header(tensors: dict[str, tuple[int, ...]]) -> bytes:
+def _header(tensors: Shapes) -> bytes:
     """The first two parts of a file; spaces bring the tensors to a multiple of 64."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in tensors.items():
-        end = at + _nbytes(shape)
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+        begin, at = at, at + _nbytes(shape)
+        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, at]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)
     return len(text).to_bytes(8, "little") + text

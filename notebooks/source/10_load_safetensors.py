@@ -396,9 +396,6 @@ for share in (0.5, 0.9):
 from minillm.load import pieces, stream
 
 print(f"direct: {stream.THREADS['direct']} in flight, of {format_size(pieces.CHUNK)} at most")
-machine.free(block)
-del pages
-disk.cleanup()
 
 # %% [markdown]
 # ## Five questions
