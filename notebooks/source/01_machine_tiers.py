@@ -181,14 +181,18 @@ latency = profile["ssd.latency"].median  # the fastest of thousands is luck
 for nbytes in (4 * 2**10, 2**18, 4 * 2**20):
     count = requests_in_flight(latency, ssd.best, nbytes)
     print(f"SSD, reads of {format_size(nbytes):>9}: {count:4} in flight (predicted)")
+
+# %% [markdown]
+# (Large reads are an exception that is none: the system cuts them into several requests by itself.)
+#
+# A processor fetches DRAM in lines of 64 bytes, and one core keeps only a few dozen of them under
+# way. So it takes several cores to fill a memory, as it takes several requests to fill an SSD. How
+# many lines?
+
+# %% tags=["nbval-ignore-output"]
 far = max((s for name, s in steps.items() if name.startswith("latency")), default=1e-7)
 count = requests_in_flight(far, dram.best, 64)
 print(f"DRAM, lines of 64 bytes: {count:4} in flight (predicted)")
-
-# %% [markdown]
-# A processor fetches DRAM in lines of 64 bytes, and one core keeps only a few dozen of them under
-# way. So it takes several cores to fill a memory, as it takes several requests to fill an SSD.
-# Large reads are an exception that is none: the system cuts them into several requests by itself.
 
 # %% [markdown]
 # ## The ladder
@@ -242,7 +246,8 @@ charts.roofline(engine.trace, flops, here.hbm_bandwidth, here.bf16_flops)
 # Prefill stands far to the right of decode: the same weights, read once, serve all tokens of the
 # prompt. Where the two roofs meet is the *ridge*. Left of it more bandwidth helps, right of it
 # more arithmetic.
-#
+
+# %% [markdown]
 # ## Where it loses
 #
 # A roofline is a promise that nobody has to keep. Our model is so small that a large cache of the
@@ -353,6 +358,8 @@ print(f"1. SSD {ssd.best / 1e9:.1f} GB/s, DRAM {dram.best / 1e9:.0f} GB/s:")
 print(f"   {dram.best / ssd.best:.0f} × apart.")
 print(f"2. A random read takes {1e6 * latency:.0f} µs from the SSD, {1e9 * fastest:.1f} ns from")
 print("   the nearest cache: so ask early, ask for much, and ask for several at once.")
+
+# %% tags=["nbval-ignore-output"]
 ridge = here.bf16_flops / here.hbm_bandwidth
 print(f"3. The ridge of this machine is at {ridge:.1f} FLOP per byte; decode stands at 1, and at")
 print(f"   b with a batch of b. An H100's is at {h100.bf16_flops / h100.hbm_bandwidth:.0f} "

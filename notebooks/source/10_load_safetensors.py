@@ -175,13 +175,15 @@ print(f"{format_size(big.nbytes)} in {len(big.files)} file(s), {len(big.tensors)
 # ## Predict
 #
 # *Cold*: all bytes come from the SSD, at most at the speed at which it can be read. *Warm*: they
-# are in DRAM already and are copied from there. Lesson 01 measured both ceilings and kept them; if
-# it did not, we do it now. Time = bytes ÷ bytes per second.
-#
-# How many times longer than the warm load will the cold one take?
+# are in DRAM already and are copied from there. How many times longer than the warm load will the
+# cold one take?
 
 # %%
 mine = guess("cold load ÷ warm load", unit="×")
+
+# %% [markdown]
+# Lesson 01 measured both ceilings and kept them; if it did not, we do it now. Time = bytes ÷ bytes
+# per second.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.probe import Profile, probe
@@ -270,14 +272,14 @@ print(f"busy: {event.resource}; {event.detail.split('; ')[1]}")
 #   Nothing is kept.
 
 # %% [markdown]
-# Three ways, cold and warm, three rounds each, mixed, so that no way has the quiet moments to
+# Three ways, cold and warm, five rounds each, mixed, so that no way has the quiet moments to
 # itself. Before you run it: which of the six will be slowest? Which two are equal?
 
 # %% tags=["nbval-ignore-output"]
 from statistics import median
 
 times = {(reader, is_cold): [] for reader in READERS for is_cold in (True, False)}
-for _ in range(3):
+for _ in range(5):
     for (reader, is_cold), seconds in times.items():
         if not is_cold:
             seconds_to_load("read", is_cold=False)  # fills the cache: `direct` never does
@@ -286,7 +288,7 @@ for _ in range(3):
 rates = {key: big.nbytes / median(seconds) for key, seconds in times.items()}
 
 # %% [markdown]
-# The median of each, and how far its three runs lie apart:
+# The median of each, and how far its five runs lie apart:
 
 # %% tags=["nbval-ignore-output"]
 for (reader, is_cold), rate in rates.items():
