@@ -38,6 +38,7 @@ SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied
 # ahead of a reader, does so best for one that reads in order.
 THREADS = {"direct": 6, "mmap": 6, "read": 2}
 _HUGE = 2 * 2**20  # bytes of a huge page
+_LARGE = 4  # chunks in one read where no staging holds them: Python's own work shows beside a copy
 
 
 def chunk_size(infos: Iterable[TensorInfo], largest: int = CHUNK) -> int:
@@ -134,7 +135,7 @@ class Reader:
         reading: deque[Future] = deque()
         with held():
             try:
-                for file, chunk in self._files.reads(infos, self.chunk):
+                for file, chunk in self._files.reads(infos, _LARGE * self.chunk):
                     reading.append(self._submit(self._place, places, file, chunk))
                 while reading:
                     _first(reading)
