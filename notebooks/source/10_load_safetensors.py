@@ -249,7 +249,7 @@ print(f"warm {1e3 * second:.0f} ms, {1e3 * warm.seconds:.0f} ms predicted")
 # %% tags=["nbval-ignore-output"]
 reveal(mine, predicted=cold.seconds / warm.seconds, measured=first / second)
 print(f"cold took {first / cold.seconds:.1f} × its prediction, warm "
-      f"{second / warm.seconds:.1f} ×: in a ratio, errors cancel")
+      f"{second / warm.seconds:.1f} ×: a ratio does not tell which was off")
 
 # %% [markdown]
 # Why is the second load faster? The file did not change, and neither did our code. What changed is
@@ -302,8 +302,8 @@ for (reader, is_cold), rate in rates.items():
 # `O_DIRECT`; macOS looks there too). The warm `read` is limited by DRAM, since its bytes never
 # leave it.
 #
-# Neither of the two `read` loads above met its prediction, and the ratio hid it. A ceiling is a
-# best run: so we take our best, of the way that is made for each case.
+# Neither of the two `read` loads above met its prediction. A ceiling is a best run: so we take our
+# best, of the way that is made for each case.
 
 # %% tags=["nbval-ignore-output"]
 for reader, is_cold, load in (("direct", True, cold), ("read", False, warm)):
