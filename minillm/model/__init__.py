@@ -1,8 +1,9 @@
-"""Stage 3, the model: embedding, layers of attention and FFN, and the logits they end in.
+"""Stage 3, the model: attention and FFN, from weights in HBM.
 
-layers.py     RMSNorm, rotary positions (RoPE), the FFN
-attention.py  grouped-query attention over a KV cache it is handed
-llama.py      the whole model, with Hugging Face's parameter names
+layers.py     Linear, RMSNorm, rotary positions, the FFN
+attention.py  grouped-query attention; the past is a function put on from outside
+llama.py      a layer, and the whole model or a stage of it
+kernels.py    the same halves in C (kernels.c), for machines that compute on their CPU
 """
 
 from minillm.model.llama import Llama

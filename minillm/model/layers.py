@@ -1,7 +1,9 @@
-"""The parts of a layer that are not attention: RMSNorm, rotary positions, the FFN.
+"""The parts of a layer that are not attention: Linear, RMSNorm, rotary positions, the FFN.
 
-Shapes: B batch, T tokens, D width, E head size, I width inside the FFN.
+Shapes: ΣT packed tokens of all sequences, D width, E head size, I width inside the FFN.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -13,11 +15,70 @@ from torch import Tensor, nn
 from minillm.config import ModelConfig
 
 Reduce = Callable[[Tensor], Tensor]
+ROWS, COLUMNS = 4, 16  # of the pieces in which a packed weight lies
 
 
 def identity(x: Tensor) -> Tensor:
-    """What `reduce` is on one GPU: a layer's output is already the whole sum."""
+    """What `reduce` is on one GPU: a layer's part is already the whole sum."""
     return x
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b: the one place that knows how W lies in memory.
+
+    weight (N, K): plain rows; or, once packed, the 16-column pieces of four rows in turn, so that
+    a kernel which works on four rows reads one stream of memory. Four rows take the same 4 · K
+    numbers either way. Slices for ranks are cut before packing.
+    deferred: the product is a part of a sum over ranks. Whoever owns the sum adds the bias, once,
+    after it.
+    product: what `forward` multiplies with; kernels put theirs in its place.
+    """
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = False, deferred: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+        self.packed, self.deferred = False, deferred
+        self.product: Callable[[Tensor, Linear], Tensor] = product
+
+    @property
+    def packable(self) -> bool:
+        N, K = self.weight.shape
+        return N % ROWS == 0 and K % COLUMNS == 0
+
+    def pack(self) -> None:
+        """Rearrange the weight in place; once. `packable` says whether its sizes allow it."""
+        assert self.packable and not self.packed, (tuple(self.weight.shape), self.packed)
+        N, K = self.weight.shape
+        pieces = self.weight.data.view(N // ROWS, ROWS, K // COLUMNS, COLUMNS)
+        self.weight.data.copy_(pieces.transpose(1, 2).reshape(N, K))
+        self.packed = True
+
+    def rows(self) -> Tensor:
+        """The weight as plain rows (N, K), in its own dtype: itself, or a copy if packed."""
+        N, K = self.weight.shape
+        if not self.packed:
+            return self.weight
+        pieces = self.weight.view(N // ROWS, K // COLUMNS, ROWS, COLUMNS)
+        return pieces.transpose(1, 2).reshape(N, K)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K)."""
+        N, K = self.weight.shape
+        if not self.packed:
+            return F.embedding(ids, self.weight)
+        pieces = self.weight.view(N // ROWS, K // COLUMNS, ROWS, COLUMNS)
+        return pieces[ids // ROWS, :, ids % ROWS].reshape(len(ids), K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (ΣT, K) -> (ΣT, N), in the dtype of x; without the bias if it is deferred."""
+        y = self.product(x, self)
+        return y if self.bias is None or self.deferred else y + self.bias.to(y.dtype)
+
+
+def product(x: Tensor, linear: Linear) -> Tensor:
+    """x Wᵀ in the dtype of x: exact, and slow where the weight must be converted each time."""
+    return F.linear(x, linear.rows().to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -32,41 +93,28 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-class RoPE(nn.Module):
-    """The rotation that gives every position its own angle.  Su et al., 2021.
+def rope_table(config: ModelConfig, length: int) -> Tensor:
+    """The turn of every position 0 … length - 1, (length, 2, E) float32, on the CPU.
 
-    Coordinates j and j + E/2 of a head form a plane; position p turns it by p · frequency[j].
-    `forward(positions (B, T), dtype)` returns the `cos` and `sin` (B, T, 1, E) of `rotate`.
+    Coordinates j and j + E/2 of a head form a plane; position p turns it by the angle
+    a = p · frequency[j].  Row 0 holds cos a, cos a; row 1 holds -sin a, sin a: what `rotate`
+    multiplies with.  Su et al., 2021.
     """
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        # A buffer follows the model to its device; it is no parameter and in no checkpoint.
-        self.register_buffer("frequency", rope_frequencies(config), persistent=False)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        # `.to(bfloat16)` would round the frequencies and `.to_empty()` lose them: compute anew.
-        super()._apply(fn, recurse)
-        self.frequency = rope_frequencies(self.config).to(self.frequency.device)
-        return self
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        frequency = self.frequency.to(positions.device)  # nothing to do once the model moved
-        angle = positions[:, :, None, None].float() * frequency  # (B, T, 1, E/2)
-        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    angle = torch.arange(length, device="cpu")[:, None].float() * rope_frequencies(config)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head of x (B, T, heads, E) by its position's angle; `cos`, `sin` from RoPE.
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each head of x (ΣT, heads, E) by its position; `turns` (ΣT, 2, E) of `rope_table`.
 
-    (a, b) -> (a·cos - b·sin, b·cos + a·sin): rolled by E/2, x is (b, a), and `sin` brings the
+    (a, b) -> (a·cos - b·sin, b·cos + a·sin): rolled by E/2, x is (b, a), and row 1 brings the
     minus sign along.  Returns the dtype of x.
     """
+    cos, sin = turns[:, :1], turns[:, 1:]  # each (ΣT, 1, E)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
@@ -89,15 +137,17 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 class MLP(nn.Module):
-    """The FFN: x (B, T, D) -> down(silu(gate(x)) · up(x)), (B, T, D).  SwiGLU, Shazeer, 2020."""
+    """One rank's FFN: x (ΣT, D) -> its part of down(silu(gate(x)) · up(x)), (ΣT, D).
 
-    def __init__(self, config: ModelConfig, reduce: Reduce = identity):
+    SwiGLU, Shazeer, 2020.  The part is neither summed over ranks nor is down's bias in it.
+    """
+
+    def __init__(self, config: ModelConfig):
         super().__init__()
         D, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(D, width, bias=bias)
-        self.up_proj = nn.Linear(D, width, bias=bias)
-        self.down_proj = nn.Linear(width, D, bias=bias)
-        self.reduce = reduce
+        self.gate_proj = Linear(D, width, bias)
+        self.up_proj = Linear(D, width, bias)
+        self.down_proj = Linear(width, D, bias, deferred=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reduce(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

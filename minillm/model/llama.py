@@ -1,113 +1,134 @@
 """The model: Llama and its relatives (Mistral, Qwen2, Qwen3), as one plain forward pass.
 
+Tokens are packed: those of all sequences lie one after the other, ΣT of them, without padding.
 Parameter names are Hugging Face's, so a checkpoint's tensors find their places by name.
-Shapes: B batch, T tokens, D width, V vocabulary.
+Shapes: ΣT packed tokens, D width, E head size, V vocabulary.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import ModelConfig
-from minillm.model.attention import Attention
-from minillm.model.layers import MLP, Reduce, RMSNorm, RoPE, identity
-
-Observe = Callable[[str, int], AbstractContextManager]
-
-
-def unobserved(name: str, layer: int) -> AbstractContextManager:
-    """What `observe` is when nobody watches."""
-    return nullcontext()
+from minillm.model.attention import Attend, Attention, causal
+from minillm.model.layers import MLP, Linear, Reduce, RMSNorm, identity, rope_table
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + FFN(norm(x)); (B, T, D) -> (B, T, D)."""
+    """One layer: x + the sum of the attention halves, then x + the sum of the FFN halves.
 
-    def __init__(self, config: ModelConfig, layer: int, reduce: Reduce):
+    A half is (x (ΣT, D), positions (ΣT,), angles, attend) -> this rank's part (ΣT, D), with the
+    norm before it, without sum, bias and residual. Halves are the seam of the model: a kernel
+    takes the place of one, a span is put round one, ranks add their parts.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.self_attn = Attention(config, layer, reduce)
-        self.mlp = MLP(config, reduce)
+        self.self_attn, self.mlp = Attention(config, layer), MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope, kv, slots, observe: Observe) -> Tensor:
-        with observe("attention", self.layer):
-            x = x + self.self_attn(self.input_layernorm(x), rope, kv, slots)
-        with observe("ffn", self.layer):
-            return x + self.mlp(self.post_attention_layernorm(x))
+    def attention_half(
+        self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend
+    ) -> Tensor:
+        return self.self_attn(self.input_layernorm(x), angles[positions], attend)
+
+    def ffn_half(self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
+        return self.mlp(self.post_attention_layernorm(x))
+
+    def forward(
+        self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend, reduce: Reduce
+    ) -> Tensor:
+        x = add(x, reduce(self.attention_half(x, positions, angles, attend)), self.self_attn.o_proj)
+        return add(x, reduce(self.ffn_half(x, positions, angles, attend)), self.mlp.down_proj)
 
 
-class Decoder(nn.Module):
-    """Ids (B, T) in, hidden states (B, T, D) out: all of the model but the last product."""
+def add(x: Tensor, whole: Tensor, last: Linear) -> Tensor:
+    """The residual: x + (the sum of all ranks' parts + the bias of the product that ended them).
 
-    def __init__(self, config: ModelConfig, reduce: Reduce):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(Block(config, layer, reduce) for layer in layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rope = RoPE(config)
-
-    def forward(self, ids: Tensor, positions: Tensor, kv, observe: Observe) -> Tensor:
-        x = self.embed_tokens(ids)
-        # Once a pass, not once a layer: the angles, the cache slots and the mask.
-        rope = self.rope(positions, x.dtype)
-        slots = None if kv is None else kv.slots(positions)
-        for layer in self.layers:
-            x = layer(x, rope, kv, slots, observe)
-        return self.norm(x)
+    The bias comes here, after the sum, since N ranks that each added it would add it N times.
+    """
+    return x + (whole if last.bias is None else whole + last.bias)
 
 
 class Llama(nn.Module):
-    """The language model of `config`, on one rank.
+    """The language model of `config`, or the `layers` of it that one stage of a pipeline has.
 
-    >>> model = Llama(ModelConfig.from_pretrained("data/town"))   # weights: random, float32
-    >>> model(ids, positions, kv, last).shape                    # ids (B, T) -> (B, V)
+    >>> model = Llama(ModelConfig.from_pretrained("data/town"))   # weights: arbitrary, float32
+    >>> model(ids).shape                                          # ids (ΣT,) -> (ΣT, V)
 
-    `reduce` is applied to the outputs of o_proj and down_proj: where ranks add their parts.
-    `observe(name, layer)` gives a context manager entered around each "attention" and "ffn".
+    layers: numbered as in the whole model, whatever part is here. The first stage takes ids, the
+    last returns logits; between stages goes x (ΣT, D).
+    reduce: the sum over ranks of what each half yields; it may not keep its argument.
     Under `torch.device("meta")` it costs no memory; loaders then assign the parameters.
     """
 
     def __init__(
-        self, config: ModelConfig, reduce: Reduce = identity, observe: Observe = unobserved
+        self, config: ModelConfig, *, layers: range | None = None, reduce: Reduce = identity
     ):
         super().__init__()
-        self.config, self.observe = config, observe
-        self.model = Decoder(config, reduce)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.config, self.reduce = config, reduce
+        self.layers = range(config.num_hidden_layers) if layers is None else layers
+        self.first = self.layers.start == 0
+        self.last = self.layers.stop == config.num_hidden_layers
+        self.angles = torch.empty(0)  # (length, 2, E) of the positions that `prepare` prepared
+        self.model = nn.Module()
+        if self.first or (self.last and config.tie_word_embeddings):
+            self.model.embed_tokens = Linear(config.hidden_size, config.vocab_size)
+        # By number, not in a list: a stage's layers keep the names that the checkpoint gives them.
+        self.model.layers = nn.ModuleDict({str(i): Block(config, i) for i in self.layers})
+        if self.last:
+            self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            if not config.tie_word_embeddings:
+                self.lm_head = Linear(config.hidden_size, config.vocab_size)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers that are here, in order."""
+        return list(self.model.layers.values())
+
+    @property
+    def head(self) -> Linear:
+        """The product with the vocabulary; tied, it is the embedding."""
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+
+    def prepare(self, length: int, device: torch.device | str = "cpu") -> None:
+        """Have the turns of positions 0 … length - 1 ready on `device`; they are kept."""
+        if length > len(self.angles) or self.angles.device.type != torch.device(device).type:
+            more = max(length, min(2 * len(self.angles), self.config.max_position_embeddings))
+            self.angles = rope_table(self.config, more).to(device)
 
     def forward(
-        self, ids: Tensor, positions: Tensor | None = None, kv=None, last: Tensor | None = None
-    ) -> Tensor:
-        """Float32 logits: (B, T, V), or (B, V) of the tokens at index `last` (B,) of each row.
+        self, ids: Tensor, positions: Tensor | None = None, attend: Attend = causal,
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Float32 logits (ΣT, V) of ids (ΣT,), or of the rows `wanted` only.
 
-        The arguments are those of `hidden`.  V is large: a prompt needs it at one token only.
-        """
-        x = self.hidden(ids, positions, kv)  # (B, T, D)
-        if last is not None:
-            x = x[:, 0] if x.shape[1] == 1 else x[torch.arange(len(x), device=x.device), last]
-        return self.logits(x)
-
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, kv=None) -> Tensor:
-        """Normed hidden states (B, T, D) of ids (B, T), before the product with the vocabulary.
-
-        With a `kv`, row b writes its keys and values at `positions[b]`, which must ascend by one
-        (a pad at the end of a row counts on), and sees all that `kv` holds before them.
-        Without, the T tokens are the whole text (positions 0 … T-1): differentiable, compiles.
+        positions (ΣT,): where each token stands in its own text; None: the ids are one text.
+        The positions must have been prepared. V is large: a prompt needs it at one token only.
         """
         if positions is None:
-            assert kv is None, "with a cache, say where the tokens stand: positions (B, T)"
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return self.model(ids, positions, kv, self.observe)
+            positions = torch.arange(len(ids), device=ids.device)
+            self.prepare(len(ids), ids.device)
+        x = self.embed(ids) if self.first else ids  # (ΣT, D)
+        x = self.run_layers(x, positions, attend)
+        if not self.last:
+            return x
+        return self.output(x if wanted is None else x[wanted])
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Hidden states (..., D) -> float32 scores of every vocabulary entry, (..., V)."""
-        tied = self.config.tie_word_embeddings
-        weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
-        return F.linear(x, weight).float()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids (ΣT,) -> x (ΣT, D): on a CPU in float32, which costs nothing there and is exact."""
+        x = self.model.embed_tokens.look_up(ids)
+        return x.float() if x.device.type == "cpu" else x
+
+    def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """x (ΣT, D) through all layers that are here."""
+        for block in self.model.layers.values():
+            x = block(x, positions, self.angles, attend, self.reduce)
+        return x
+
+    def output(self, x: Tensor) -> Tensor:
+        """x (N, D) -> float32 scores of every vocabulary entry, (N, V)."""
+        return self.head(self.model.norm(x)).float()
