@@ -75,6 +75,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from minillm import Engine
     from minillm.evaluate import beyond_half, evaluate, read_lines
+    from minillm.kv import drop_oldest
 
     lines = read_lines(options.data)
     engine = Engine.load(options.model)
@@ -82,8 +83,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     scores = evaluate(engine, lines=lines, batch=options.batch, progress=_bar("skills"))
     print(scores.table())
     if far := beyond_half(engine, lines):
+        half = drop_oldest(0.5)
         control = evaluate(
-            engine, lines=far, batch=options.batch, drop_oldest=0.5, progress=_bar("control")
+            engine, lines=far, batch=options.batch, forget=half, progress=_bar("control")
         )
         kept = {result.line: result.right for result in scores.results}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")

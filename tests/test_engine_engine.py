@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, reference
+from minillm.engine.batch import groups
 
 from minillm import (
     CheckpointError,
@@ -25,7 +26,6 @@ from minillm import (
     SamplingParams,
     Trace,
 )
-from minillm.engine.batch import groups
 
 PROMPTS = [
     "Mia put the red key in the chest.",
