@@ -52,9 +52,8 @@ class Forward:
     @contextmanager
     def _span(self, batch: Batch) -> Iterator[None]:
         name = "decode step" if batch.steps else "prefill"
-        detail = "bytes predicted: weights and KV cache, each read once"
-        trace = self._machine.trace
-        with trace.span(name, stage="model", resource="compute", detail=detail) as span:
+        kind = {"stage": "model", "resource": "compute", "bytes_how": "predicted"}
+        with self._machine.trace.span(name, **kind) as span:
             yield
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             cache = len(batch.requests) * batch.kv.length * batch.kv.nbytes_per_token
