@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from minillm.links import HostLink, Sending
-from minillm.trace import Trace
+from minillm.trace import Stamp, Trace
 
-_Pending = tuple[torch.cuda.Event, torch.cuda.Event, dict[str, Any]]
+_Pending = tuple[torch.cuda.Event, torch.cuda.Event, Stamp, dict[str, Any]]
 
 
 class CudaSending(Sending):
@@ -67,10 +67,9 @@ class CudaLink(HostLink):
         for used in (tensor, out):
             if used.is_cuda:  # the allocator must not give it to others while the copy runs
                 used.record_stream(stream)
-        at = self._trace.at  # the stamp of now, not of the moment when it is recorded
-        stamp = {"token": at.token, "request": at.request}
+        stamp = self._trace.at.stamp  # of now, not of the moment when it is recorded
         with self._lock:
-            self._pending.append((begin, end, fields | stamp))
+            self._pending.append((begin, end, stamp, fields))
         return CudaSending(out, end, self)
 
     def settle(self) -> None:
@@ -96,6 +95,7 @@ class CudaLink(HostLink):
         meeting.record(self._clock)
         meeting.synchronize()
         now = self._trace.now()
-        for begin, end, fields in done:
-            start = now - begin.elapsed_time(meeting) / 1e3
-            self._trace.transfer(start=start, seconds=begin.elapsed_time(end) / 1e3, **fields)
+        for begin, end, stamp, fields in done:
+            start, seconds = now - begin.elapsed_time(meeting) / 1e3, begin.elapsed_time(end) / 1e3
+            with self._trace.at.exactly(stamp):
+                self._trace.transfer(start=start, seconds=seconds, **fields)

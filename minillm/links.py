@@ -43,23 +43,26 @@ class HostLink:
 
     def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
         """Copy `tensor` into `out` and return it; `fields` are for `Trace.transfer`."""
-        return self.carry(lambda: out.copy_(tensor), fields)
+        start = self._trace.now()
+        out.copy_(tensor)
+        self._over(start, fields)
+        return out
 
     def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
         """Begin such a copy."""
         return Sending(self.copy(tensor, out, fields))
 
-    def carry(self, do: Callable[[], T], fields: dict[str, Any], over: str = "") -> T:
-        """Run `do`, which moves the bytes, and record it unless it raises.
-
-        over: "nvlink" or "infiniband", which matters to a link that is slowed.
-        """
+    def carry(self, do: Callable[[], T], fields: dict[str, Any]) -> T:
+        """Run `do`, which moves the bytes, and record it unless it raises."""
         start = self._trace.now()
         result = do()
+        self._over(start, fields)
+        return result
+
+    def _over(self, start: float, fields: dict[str, Any]) -> None:
         end = self._trace.now()
         start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
         self._trace.transfer(start=start, seconds=end - start, **fields)
-        return result
 
     def settle(self) -> None:
         """Wait for what is under way and record it; raise what went wrong in it."""

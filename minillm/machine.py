@@ -115,9 +115,11 @@ class Machine(Memory):
         given = isinstance(target, Tensor)
         out = target if given else self.empty(tensor.shape, tensor.dtype, target, label)
         begin, end = source or self.tier_of(tensor).name, self.tier_of(out).name
-        name = name or f"copy {label} {begin}->{end}"
-        more = {"name": name, "label": label, "stage": stage, "detail": detail}
-        return tensor, out, _fields(self, tensor.nbytes, begin, end, more)
+        return tensor, out, {
+            "name": name or f"copy {label} {begin}->{end}", "label": label, "stage": stage,
+            "source": begin, "target": end, "nbytes": tensor.nbytes, "how": _how(self, begin, end),
+            "detail": detail,
+        }  # fmt: skip
 
     def carry(
         self, do: Callable[[], T], nbytes: int, *, source: str, target: str, over: str = "",
@@ -127,11 +129,10 @@ class Machine(Memory):
 
         Recorded as one transfer (name, stage, label and detail are in `more`), unless `do` raises.
         Any thread may call it, several at a time; on a scale model they queue for the link.
-        over: between GPUs, "nvlink" (the default) or "infiniband".
+        over: the event's link; between GPUs "nvlink" (the default) or "infiniband".
         """
-        if over:
-            more["detail"] = f"{over}, {more['detail']}" if more.get("detail") else over
-        return self._link.carry(do, _fields(self, nbytes, source, target, more), over)
+        ends = {"source": source, "target": target, "how": _how(self, source, target)}
+        return self._link.carry(do, more | ends | {"nbytes": nbytes, "link": over})
 
     def sync(self) -> None:
         """Wait for all copies and all compute, and record the copies that were under way.
@@ -147,14 +148,9 @@ class Machine(Memory):
         self._link.abandon()
 
 
-def _fields(
-    machine: Machine, nbytes: int, source: str, target: str, more: dict[str, Any]
-) -> dict[str, Any]:
-    """What the trace is told of a transfer; `more` is what the caller said."""
-    how = "emulated" if machine.emulated and "hbm" in source + target else "measured"
-    if "hbm" in source and "hbm" in target:
-        more = more | {"resource": "network"}
-    return more | {"nbytes": nbytes, "source": source, "target": target, "how": how}
+def _how(machine: Machine, source: str, target: str) -> str:
+    """Of a transfer's time: HBM that is a part of DRAM makes it emulated."""
+    return "emulated" if machine.emulated and "hbm" in source + target else "measured"
 
 
 def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import ConfigError, MinillmError
+from minillm.event import link_between
 from minillm.hardware import Hardware, Wire
 from minillm.links import HostLink, Sending, T
 from minillm.trace import Trace
@@ -169,8 +170,8 @@ class ScaleModel(HostLink):
         return Wire(wire.bandwidth / self.slower, wire.latency * self.slower)
 
     def ceilings(self) -> dict[str, float]:
-        """Bytes a second of each resource, for `trace.meta`: the slowed links'."""
-        links = {"ssd": "nvme", "copy": "pcie", "network": "nvlink"}
+        """Bytes a second of each resource, and of both links between GPUs, for `trace.meta`."""
+        links = {"ssd": "nvme", "copy": "pcie", "nvlink": "nvlink", "infiniband": "infiniband"}
         wires = {k: self.wire(v).bandwidth for k, v in links.items() if getattr(self.hardware, v)}
         return wires | {"hbm": self.hbm_bandwidth}
 
@@ -184,7 +185,7 @@ class ScaleModel(HostLink):
         over: "nvlink" (the default between GPUs) or "infiniband". Directions are links of their
         own, and so are GPUs: each has its PCIe lanes, its NVLink ports and its adapter.
         """
-        name = over or _link_name(source, target)
+        name = over or link_between(source, target)
         if not name or (name == "pcie" and self.hardware.pcie is None):
             return None
         # What a GPU sends to several others goes through the same ports.
@@ -205,21 +206,24 @@ class ScaleModel(HostLink):
             self._under_way.append(transfer)
         return transfer
 
-    def carry(self, do: Callable[[], T], fields: dict[str, Any], over: str = "") -> T:
-        link = self.link(fields["source"], fields["target"], over)
+    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
+        return self.carry(lambda: out.copy_(tensor), fields)
+
+    def carry(self, do: Callable[[], T], fields: dict[str, Any]) -> T:
+        link = self.link(fields["source"], fields["target"], fields.get("link", ""))
         if link is None:
             return super().carry(do, fields)
         return link.carry(do, fields["nbytes"], self._teller(fields))
 
     def _teller(self, fields: dict[str, Any]) -> Callable[[float, float], None]:
         """Records a transfer, given its times on the clock that links and trace share."""
-        trace, at = self._trace, self._trace.at
-        stamp = {"token": at.token, "request": at.request, "how": "emulated"}
+        trace, stamp = self._trace, self._trace.at.stamp
         parts = filter(None, (fields.get("detail"), f"scale model of {self.of}"))
-        fields = fields | stamp | {"detail": ", ".join(parts)}
+        fields = fields | {"how": "emulated", "detail": ", ".join(parts)}
 
         def tell(begin: float, end: float) -> None:
-            trace.transfer(start=begin - trace.origin, seconds=end - begin, **fields)
+            with trace.at.exactly(stamp):
+                trace.transfer(start=begin - trace.origin, seconds=end - begin, **fields)
 
         return tell
 
@@ -235,12 +239,3 @@ class ScaleModel(HostLink):
         for link in tuple(self._links.values()):
             link.abandon()
         self._under_way = []
-
-
-def _link_name(source: str, target: str) -> str:
-    """Which link joins two tiers: "" if they are one, or if both are in DRAM."""
-    ends = {source.partition(":")[0], target.partition(":")[0]}
-    ends = {"dram" if end == "cpu" else end for end in ends}
-    if ends == {"hbm"}:
-        return "nvlink" if source != target else ""
-    return "nvme" if "ssd" in ends else "pcie" if "hbm" in ends else ""

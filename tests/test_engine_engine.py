@@ -414,7 +414,7 @@ def test_a_pass_reads_the_weights_and_the_cache_so_far(traced):
     passes = [e for e in events if e.name in ("prefill", "decode step")]
     lengths = [(e.nbytes - weights) / engine.kv_bytes_per_token for e in passes]
     assert lengths == [prompt_tokens + n for n in range(12)]
-    assert all("predicted" in e.detail for e in passes)
+    assert all(e.bytes_how == "predicted" for e in passes)
 
 
 def test_layers_lie_inside_their_pass_and_passes_in_order(traced):

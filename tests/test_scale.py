@@ -224,7 +224,7 @@ def test_what_a_server_does_not_have_is_refused_and_what_it_needs_not_is_free():
         scale.link("hbm:0", "hbm:1")
     for name in ("token ring", "name", "hbm_bandwidth"):
         with pytest.raises(ConfigError, match=f"wanted {name}, but RTX 4090 has none"):
-            scale.carry(lambda: None, fields(1), over=name)
+            scale.carry(lambda: None, fields(1) | {"link": name})
     assert set(scale.ceilings()) == {"ssd", "copy", "hbm"}
     unified, trace = model(Clock(), "M1 Max")
     assert unified.link("dram", "hbm") is None

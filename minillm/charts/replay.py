@@ -85,8 +85,7 @@ def save_page(trace: Trace, path: str | Path, views: Sequence[str] = ()) -> None
 def page(trace: Trace, views: Sequence[str]) -> str:
     """The HTML file of a run: styles, script and events are all in it."""
     work, events = facts.work(trace), at_most(MANY, trace.events)
-    model, prompt = trace.meta.get("model", "a model"), trace.meta.get("prompt") or ""
-    prompt = prompt if isinstance(prompt, str) else ""
+    model, prompt = trace.meta.get("model", "a model"), facts.prompt(trace)
     short = prompt if len(prompt) <= 60 else prompt[:59] + "…"
     title = f"A run of {model}" + (f": “{short}”" if short else "")
     tokens = len({(e.request, e.token) for e in work if e.label == "text" and e.token is not None})

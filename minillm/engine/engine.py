@@ -91,8 +91,8 @@ class Engine:
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
         hold = Streamed if config.weights == "stream" else Resident
         weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
-        trace.meta.update(
-            model=Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
+        trace.describe_model(
+            Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
             kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
         )  # fmt: skip
         return cls(model, weights, tokenizer, machine, config)

@@ -29,7 +29,7 @@ from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, l
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.model.llama import Llama
-from minillm.trace import Trace, busy_seconds
+from minillm.trace import Stamp, Trace, busy_seconds
 
 _LAYERS = "model.layers."
 _FEW = 4  # tokens in a pass: so few wait for memory more than for a core
@@ -164,11 +164,11 @@ class Streamed:
             source, fields = self._home.layers[layer], {"label": "weights", "stage": "load"}
             sending = machine.send(source, slot.block, detail=f"layer {layer}", **fields)
             return _Coming(layer, slot, sending.join)
-        stamp = {"token": machine.trace.at.token, "request": machine.trace.at.request}
+        stamp = machine.trace.at.stamp
         return _Coming(layer, slot, self._thread.submit(self._bring, layer, slot, stamp).result)
 
-    def _bring(self, layer: int, slot: _Slot, stamp: dict[str, int | None]) -> None:
-        with self._machine.trace.at(**stamp):
+    def _bring(self, layer: int, slot: _Slot, stamp: Stamp) -> None:
+        with self._machine.trace.at.exactly(stamp):
             self._home.bring(layer, slot)
 
 
