@@ -103,6 +103,7 @@ class Scheduler:
     def fork(self, request: Request, twin: Request) -> None:
         """A twin of a running request goes on from the same past; pages are copied when written."""
         assert request in self.running, "only what runs has a past"
+        assert len(self.running) < self.max_running, "no place for a twin"
         self.kv.fork(request.number, twin.number)
         self.running.append(twin)
 
