@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from minillm.engine.forward import build
 
 from minillm import Engine, EngineConfig, SamplingParams
 from minillm.config import ModelConfig
+from minillm.engine.forward import build
 from minillm.errors import ConfigError, OutOfMemory
 from minillm.load import Checkpoint, make
 from minillm.load.make import SHAPES, make_checkpoint, tensor_shapes

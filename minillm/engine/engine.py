@@ -47,24 +47,19 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, model: Llama, weights: Resident | Streamed, tokenizer: Tokenizer,
-        machine: Machine, config: EngineConfig,
+        self, name: str, model: Llama, weights: Resident | Streamed, kv: PagedKV,
+        tokenizer: Tokenizer, machine: Machine, config: EngineConfig,
     ) -> None:  # fmt: skip
         self.name = name  # stamped on the trace: several engines may share a machine
         self.model, self.tokenizer, self.machine, self.config = model, tokenizer, machine, config
         self.model_config: ModelConfig = model.config
-        self.trace, self.dtype = machine.trace, weights.dtype
+        self.trace, self.dtype, self.kv = machine.trace, weights.dtype, kv
         self.max_context = _context(config, model.config)
-        self.kv_bytes_per_token = kv_bytes_per_token(model.config, weights.dtype)
-        with ExitStack() as stack:
-            stack.callback(weights.close)
-            most = config.max_batch_tokens, config.max_running
-            self._runner = Runner(model, weights, machine, *most)
-            stack.callback(self._runner.close)
-            self.kv = _kv(config, model.config, machine, weights.dtype, self.max_context)
-            stack.callback(self.kv.close)
-            self._held: ExitStack | None = stack.pop_all()  # until we are closed
+        self.kv_bytes_per_token = kv.nbytes_per_token
+        most = config.max_batch_tokens, config.max_running
+        self._runner = Runner(model, weights, machine, *most)
         self.scheduler = Scheduler(self.kv, *most)
+        self._held: ExitStack | None = None  # what `close` gives back
         self.steps = 0  # forward passes so far
         self._numbers = 0  # requests so far
         decode = {"stage": "decode", "resource": "cpu"}
@@ -95,12 +90,17 @@ class Engine:
             model = Llama(model_config).eval()  # shapes and names, no memory
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
         hold = Streamed if config.weights == "stream" else Resident
-        weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
-        trace.describe_model(
-            Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
-            kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
-        )  # fmt: skip
-        return cls(model, weights, tokenizer, machine, config)
+        with ExitStack() as stack:
+            kv = _kv(config, model_config, machine, getattr(torch, dtype))
+            stack.callback(kv.close)
+            weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
+            stack.callback(weights.close)
+            engine = cls(Path(directory).name, model, weights, kv, tokenizer, machine, config)
+            stack.callback(engine._runner.close)
+            engine._held = stack.pop_all()  # nothing failed: keep it all until we are closed
+        per_token = {"kv_bytes_per_token": kv.nbytes_per_token}
+        trace.describe_model(engine.name, dtype=dtype, weight_bytes=weights.nbytes, **per_token)
+        return engine
 
     def close(self) -> None:
         """Give all memory back; the engine answers no more. A second call does nothing."""
@@ -247,9 +247,10 @@ class Engine:
 
 
 def _kv(
-    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
+    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype
 ) -> PagedKV:
     """The cache that the settings ask for; its pool is taken now only if its size is given."""
+    context = _context(config, model)
     size = context if config.kv == "contiguous" else config.page_size
     page = size * kv_bytes_per_token(model, dtype)
     pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
