@@ -74,9 +74,10 @@ def test_every_byte_is_asked_for_once_with_any_number_in_flight(file, opened, mo
     monkeypatch.setattr(disk, "read_at", counted)
     memory = memoryview(aligned(4 * PAGE))
     for depth in (1, 3, 4):
+        reader = opened(file)  # which reads a page on trial
         asked.clear()
         blocks = [memory[i * PAGE : (i + 1) * PAGE] for i in range(depth)]
-        read_all(opened(file).fd, 9 * PAGE, blocks)
+        read_all(reader.fd, 9 * PAGE, blocks)
         assert sorted(asked) == [(i * PAGE, PAGE) for i in range(9)]
     with pytest.raises(OSError, match="ended early"):
         read_all(opened(file).fd, 12 * PAGE, blocks)

@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Files that the design does not name: parts of config, trace, machine, predict and probe.
 HALVES = {"hf_config", "event", "perfetto", "host", "tier", "links", "cuda_link", "scale", "disk",
           "hardware", "measure", "probe_compute", "probe_links", "probe_memory",
-          "probe_ssd"}  # fmt: skip
+          "probe_ssd", "cgroups"}  # fmt: skip
 BASE = {"errors", "config", "trace", "machine", "probe", "predict"} | HALVES
 # Each part of the package, and the parts it may import beside itself: the arrow of the design,
 # config … <- load, tokens, model, kv <- parallel <- decode <- engine. Stages meet only in engine.
