@@ -34,10 +34,12 @@ def _host_dram() -> int:
     if told:
         return told[0] * 1024
     try:
-        # macOS says how much there is and not how much is free: half is a careful guess.
-        return max(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 0)
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return 4 * 2**30  # Windows says neither without a library
+        pages = size = -1  # as where it does not know
+    # macOS says how much there is and not how much is free: half is a careful guess. Windows says
+    # neither without a library.
+    return pages * size // 2 if pages > 0 and size > 0 else 4 * 2**30
 
 
 def find_device(device: str) -> torch.device:
