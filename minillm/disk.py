@@ -26,6 +26,7 @@ PAGE = 4096
 _HUGE = 2 * 2**20  # bytes of a huge page
 _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE}
 _seek_lock = threading.Lock()
 
 
@@ -113,7 +114,9 @@ def drop_cache(fd: int) -> bool:
     try:
         os.fsync(fd)  # a page not yet written cannot be dropped
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError:  # a file system without such a call
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:  # a disk that is full or broken may be found here
+            raise
         return False
     return True
 

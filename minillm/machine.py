@@ -59,9 +59,8 @@ class Machine(Memory):
 
         hbm: its budget, such as "64 MiB". By default nine tenths of what is free on the card
         (libraries and activations need the rest); emulated, half of the DRAM available to this
-        process, and what is left is the tier DRAM. The SSD is the disk of the working directory.
-        Torch gets no more threads than the CPU quota of a container pays for. Raises ConfigError
-        for a device that is not here or a budget that cannot be.
+        process, and what is left is the tier DRAM. The SSD is the working directory's disk. Torch's
+        threads keep to a CPU quota. Raises ConfigError for a device or a budget that cannot be.
         """
         where = find_device(device)
         limit_threads()

@@ -206,6 +206,22 @@ def test_a_cache_that_cannot_be_dropped_is_said_to_stay(file, monkeypatch, name)
         assert not drop_cache(stream.fileno())
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_while_its_cache_is_dropped_is_no_missing_call(
+    file, monkeypatch, number
+):  # fmt: skip
+    """Catches a full or broken disk that is found at this moment, and then by nobody."""
+
+    def broken(fd):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(disk, "filesystem", lambda path: "ext4")
+    with open(file, "rb") as stream, pytest.raises(OSError, match="not here"):
+        drop_cache(stream.fileno())
+
+
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux only")
 def test_memory_is_made_where_the_kernel_has_no_huge_pages(monkeypatch):
     """Catches a probe that asks a kernel for what it was built without."""

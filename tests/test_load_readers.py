@@ -209,9 +209,25 @@ def test_all_cached_is_not_believed_of_another_users_file(path, monkeypatch):
     """Catches a cold load told as a warm one: the kernel hides what others have read."""
     owner = os.stat(path).st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    access = lambda path, mode, effective_ids: False  # noqa: E731
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(os, "supports_effective_ids", {access})
     for warm, note in notes(path).values():
         assert not warm and "held an unknown share of the file" in note
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can act as another user"
+)
+def test_another_user_is_told_nothing_of_the_page_cache(path):
+    """Catches a check of who we were when the process began, in a program that gave root up."""
+    path.chmod(0o644)
+    with open(path, "rb") as stream:
+        os.seteuid(65534)
+        try:
+            assert cached(stream.fileno(), NBYTES) is None
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells nothing anyway")

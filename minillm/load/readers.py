@@ -188,8 +188,10 @@ def cached(fd: int, size: int) -> float | None:
 
 
 def _may_ask(fd: int) -> bool:
-    """Whether this process owns the file or may write it."""
-    return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)
+    """Whether this process, as what it now acts as, owns the file or may write it."""
+    acts = os.access in os.supports_effective_ids
+    may_write = os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=acts)
+    return may_write or os.fstat(fd).st_uid == os.geteuid()
 
 
 def _tells_all(mincore: Callable[..., int]) -> bool:
