@@ -7,7 +7,6 @@ between the tiers is a real copy. As a scale model, the links are slowed too, in
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from minillm.cuda_link import CudaLink
+from minillm.disk import free_disk
 from minillm.errors import ConfigError, format_size, parse_size
-from minillm.host import available_dram, cpu_name, find_device, n_cores
+from minillm.host import available_dram, cpu_name, find_device, limit_threads, n_cores
 from minillm.links import HostLink, Sending, T
 from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
@@ -59,10 +59,11 @@ class Machine(Memory):
 
         hbm: its budget, such as "64 MiB". By default nine tenths of what is free on the card
         (libraries and activations need the rest); emulated, half of the DRAM available to this
-        process, and what is left is the tier DRAM. The SSD is the disk of the working directory.
-        Raises ConfigError for a device that is not here or a budget that cannot be.
+        process, and what is left is the tier DRAM. The SSD is the working directory's disk. Torch's
+        threads keep to a CPU quota. Raises ConfigError for a device or a budget that cannot be.
         """
         where = find_device(device)
+        limit_threads()
         return cls(where, *_sizes(where, hbm), trace or Trace())
 
     @classmethod
@@ -75,6 +76,7 @@ class Machine(Memory):
         emulated. hbm, and errors: as `here`; ConfigError for an unknown server.
         """
         server, trace, where = find_hardware(of), Trace(), torch.device("cpu")
+        limit_threads()
         profile = Profile.here()
         pace = profile["dram.read"] if profile else dram_bandwidth(seconds=0.5)
         return cls(where, *_sizes(where, hbm), trace, ScaleModel(server, pace.best, trace))
@@ -158,7 +160,7 @@ def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:
     dram = available_dram()
     budget = _budget(device, dram, hbm)
     dram -= budget if device.type == "cpu" else 0
-    return shutil.disk_usage(".").free, dram, budget
+    return free_disk(), dram, budget
 
 
 def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:

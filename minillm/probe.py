@@ -147,7 +147,7 @@ def probe(
     """
     measurements: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
-    busy = os.getloadavg()[0] / n_cores() if hasattr(os, "getloadavg") else 0.0
+    busy = _busy()
     for name, share, measure in _plan(Path(directory)):
         try:
             for measurement in measure(seconds * share):
@@ -166,6 +166,15 @@ def probe(
             do = "set MINILLM_HOME to a folder that you may write"
             warnings.warn(f"this profile could not be kept ({error}); {do}", stacklevel=2)
     return profile
+
+
+def _busy() -> float:
+    """Programs that want each core; 0 where nobody tells. They are counted over the whole machine,
+    so its cores are meant, and not only those that this process may use."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return 0.0
 
 
 _Measure = Callable[[float], Iterator[Measurement]]
