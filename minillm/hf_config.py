@@ -88,15 +88,17 @@ _LLAMA3_ROPE = {
 }  # fmt: skip
 
 
-def read_json(path: Path, required: bool) -> dict[str, Any]:
-    """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError."""
+def read_json(path: Path, required: bool, most: int = _MAX_JSON) -> dict[str, Any]:
+    """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError.
+
+    most: bytes that it may have."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would have us wait for ever
             raise ValueError("a folder or a device")
         with open(path, "rb") as file:
-            text = file.read(_MAX_JSON + 1)
-        if len(text) > _MAX_JSON:
-            raise ValueError(f"more than {_MAX_JSON:,} bytes")
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"more than {most:,} bytes")
         content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         if os.path.islink(path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -299,10 +300,8 @@ def test_what_changes_no_logit_is_taken(tiny, tmp_path, name):
     """Catches a model refused for a key that says nothing, and one that is read and should not be;
     up to the last position, where a dynamic RoPE has still to be the plain one."""
     family, change = NEUTRAL[name]
-    for file in tiny(family).iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    settings = json.loads((tiny(family) / "config.json").read_text())
-    (tmp_path / "config.json").unlink()
+    shutil.copytree(tiny(family), tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | change))
     ids = random_ids(1, 256)
     with torch.no_grad():
