@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from minillm import Engine, SamplingParams
 from minillm.errors import CheckpointError, PromptError
 from minillm.tokens.tokenizer import Tokenizer
 
@@ -238,6 +240,22 @@ def test_two_tokenizer_files_that_disagree_are_refused(tmp_path, config, named):
         Tokenizer.from_pretrained(written(tmp_path, stored(), config))
 
 
+def test_a_tokenizer_config_of_any_kind_is_taken_or_refused(tmp_path):
+    """Catches a TypeError from what a file should not hold."""
+    file = stored()
+    odd = [None, 0, True, "x", [], ["a"], [[1]], {}, {"content": 1}, {"1": {}}, {"x": "y"}, [{}]]
+    for key in [*CONFIGS["lengths and sides"], *CONFIGS["numbered marks"], *CONFIGS["listed marks"],
+                "extra_special_tokens", "split_special_tokens"]:  # fmt: skip
+        for value in odd:
+            older = {"added_tokens": {"a": value}}, {"special_tokens_map": {key: value}}
+            for others in ({}, *older):
+                written(tmp_path, file, {key: value}, **others)
+                try:
+                    assert Tokenizer.from_pretrained(tmp_path).encode("Mia")
+                except CheckpointError as error:
+                    assert str(tmp_path) in str(error)
+
+
 def test_spaces_are_cleaned_up_for_no_model(tmp_path):
     """Catches decoded text that differs from what transformers shows, without a word."""
     config = {"clean_up_tokenization_spaces": True}
@@ -254,12 +272,16 @@ def test_older_words_for_metaspace_are_no_unknown_keys(tmp_path):
     compare(written(tmp_path, file, {"add_prefix_space": True}))
 
 
-def test_marks_beyond_the_model_are_counted_apart(tmp_path):
+def test_a_mark_beyond_the_model_is_refused_only_in_a_prompt(tiny, tmp_path, machine):
     """Catches a model refused for a padding mark that no prompt of ours has."""
-    folder = written(tmp_path, stored(), {"pad_token": "[PAD]"})
-    tokenizer = Tokenizer.from_pretrained(folder)
-    assert tokenizer.vocab_size == tokenizer.model_vocab_size + 1
-    assert tokenizer.encode("[PAD]", add_special=False) == [tokenizer.model_vocab_size]
+    folder = shutil.copytree(tiny("llama3"), tmp_path / "model")
+    written(folder, stored(), {"pad_token": "[PAD]"})
+    engine = Engine.load(folder, machine)
+    tokenizer, beyond = engine.tokenizer, engine.model_config.vocab_size
+    assert tokenizer.vocab_size == tokenizer.model_vocab_size + 1 == beyond + 1
+    engine.generate("Mia", SamplingParams(max_tokens=1))
+    with pytest.raises(PromptError, match=f"found {beyond}"):
+        engine.generate("Mia [PAD]")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

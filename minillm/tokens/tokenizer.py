@@ -85,7 +85,7 @@ class Tokenizer:
         if "added_tokens_decoder" not in settings:
             settings |= read_json(folder / "special_tokens_map.json", required=False)
             ids = read_json(folder / "added_tokens.json", required=False)
-            settings["added_tokens_decoder"] = {token: text for text, token in ids.items()}
+            settings["added_tokens_decoder"] = {str(token): text for text, token in ids.items()}
         _apply(library, settings, folder / "tokenizer_config.json")
         return cls(library)
 
@@ -161,7 +161,7 @@ def _apply(library: Library, settings: dict[str, Any], path: Path) -> None:
     """What tokenizer_config.json adds; CheckpointError where the two files disagree."""
     try:
         _add_marks(library, settings, path)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         found = f"some that cannot be read ({error})"
         raise CheckpointError(f"wanted tokens in {path}, found {found}; fetch it again") from error
     library.encode_special_tokens = bool(settings.get("split_special_tokens"))
