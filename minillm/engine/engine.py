@@ -284,8 +284,9 @@ def _context(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
+    found = tokenizer.model_vocab_size
+    if found > model.vocab_size:
         raise CheckpointError(
             f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
-            f"{tokenizer.vocab_size:,} in {folder}; take tokenizer.json and weights of one model"
+            f"{found:,} in {folder}; take tokenizer.json and weights of one model"
         )
