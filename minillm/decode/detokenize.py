@@ -174,7 +174,7 @@ def _decode(utf8: codecs.IncrementalDecoder, data: bytes) -> str:
     """
     text = utf8.decode(data)
     unfinished, _ = utf8.getstate()
-    surrogate = len(unfinished) == 2 and unfinished >= b"\xed\xa0" and unfinished[0] == 0xED
+    surrogate = unfinished[:1] == b"\xed" and unfinished[1:2] >= b"\xa0"
     return text + utf8.decode(b"", final=True) if surrogate else text
 
 
