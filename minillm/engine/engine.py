@@ -224,7 +224,7 @@ class Engine:
         self._numbers += 1
         return Request(
             number, prompt, ids, params, self.model_config.eos_token_ids, generator(params),
-            Detokenizer(self.tokenizer, params.stop), started,
+            Detokenizer(self.tokenizer, ids, params.stop), started,
         )  # fmt: skip
 
     @contextmanager
