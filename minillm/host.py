@@ -99,11 +99,6 @@ def huge_pages(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def home() -> Path:
-    """Where this learner's profile and progress live: MINILLM_HOME, or else ~/.minillm."""
-    return Path(os.environ.get("MINILLM_HOME") or Path.home() / ".minillm")
-
-
 def cache_bytes() -> int:
     """Bytes of the largest cache between the cores and DRAM; 32 MiB where nobody tells."""
     try:
