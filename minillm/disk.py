@@ -25,7 +25,7 @@ from minillm.errors import OutOfMemory
 PAGE = 4096
 _HUGE = 2 * 2**20  # bytes of a huge page
 _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
-_IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE}
 _seek_lock = threading.Lock()
 
@@ -46,7 +46,7 @@ def open_direct(path: str | os.PathLike[str], direct: bool = True) -> Opened:
     """
     if not direct:
         return Opened(_plain(path), False, "through the page cache")
-    if filesystem(path) in _IN_MEMORY:
+    if filesystem(path) in IN_MEMORY:
         why = f"through the page cache: {filesystem(path)} is memory, no disk"
         return Opened(_plain(path), False, why)
     if hasattr(os, "O_DIRECT"):
@@ -109,7 +109,7 @@ def free_disk(path: str | os.PathLike[str] = ".") -> int:
 def drop_cache(fd: int) -> bool:
     """Have the kernel forget this file's pages, once they are on disk. False where it cannot:
     where the system has no such call, and where the pages are all there is of the file (tmpfs)."""
-    if not hasattr(os, "posix_fadvise") or filesystem(f"/proc/self/fd/{fd}") in _IN_MEMORY:
+    if not hasattr(os, "posix_fadvise") or filesystem(f"/proc/self/fd/{fd}") in IN_MEMORY:
         return False
     try:
         os.fsync(fd)  # a page not yet written cannot be dropped

@@ -7,10 +7,8 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -144,17 +142,6 @@ def huge_pages(tensor: Tensor) -> Tensor:
     if nbytes > 0 and sys.platform == "linux":
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), _MADV_HUGEPAGE)
     return tensor
-
-
-def home() -> Path:
-    """Where this learner's profile and progress live: MINILLM_HOME, or else ~/.minillm.
-
-    In the folder for temporary files where the user has no home, as in some containers.
-    """
-    try:
-        return Path(os.environ.get("MINILLM_HOME") or Path.home() / ".minillm")
-    except RuntimeError:
-        return Path(tempfile.gettempdir(), ".minillm")
 
 
 def cache_bytes() -> int:

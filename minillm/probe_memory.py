@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from minillm.disk import PAGE, aligned
+from minillm.files import temporary_folder
 from minillm.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.measure import Measurement, NotHere, rates, summary
 
@@ -108,7 +108,7 @@ def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
     """
     largest = min(max(64 * _MIB, 4 * cache_bytes()), max(available_dram() // 8, 2**14))
     sizes = [n for n in (2**14 * 4**i for i in range(12)) if n < largest] + [largest]
-    with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
+    with temporary_folder() as folder:
         chase, how = _compiled(Path(folder)) or _assembled()
         for nbytes in sizes:
             lines = nbytes // _LINE

@@ -122,7 +122,7 @@ def test_a_machine_is_made_for_a_user_without_a_home(tmp_path, monkeypatch):
     monkeypatch.delenv("MINILLM_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    assert host.home().parent == tmp_path and Machine.here("1 MiB", device="cpu")
+    assert files.home().parent == tmp_path and Machine.here("1 MiB", device="cpu")
 
 
 @pytest.mark.parametrize("text", ["", "rubbish", "MemAvailable:", "MemAvailable: x kB", "\xff"])
