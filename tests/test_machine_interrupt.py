@@ -12,15 +12,14 @@ from test_load_stream import left_behind
 from minillm import tier
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.weights import Streamed
 from minillm.load import Checkpoint, load, place, readers, shard, stream
-from minillm.load.interrupt import breathe, held
+from minillm.machine.interrupt import breathe, held
 
 pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="no Ctrl-C here"
 )
 WORST = [
-    (tier.Memory, "_own"), (shard, "allocate"), (readers, "open_direct"), (stream, "make_staging"),
+    (tier.Memory, "_own"), (shard, "Arena"), (readers, "open_direct"), (stream, "make_staging"),
     (stream, "ThreadPoolExecutor"), (place, "part_of"), (shard, "assign"),
 ]  # fmt: skip
 
@@ -60,7 +59,7 @@ def test_ctrl_c_at_the_worst_moment_leaves_nothing(
             load(model, checkpoint, machine, BF16, "direct")
     assert pressed and not left_behind(machine)
     assert all(parameter.is_meta for parameter in model.parameters())
-    machine.free(load(model, checkpoint, machine, BF16, "direct"))
+    load(model, checkpoint, machine, BF16, "direct").close()
 
 
 @pytest.mark.parametrize("home", ["dram", "ssd"])
