@@ -14,6 +14,7 @@ from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.load import Checkpoint, load, place, readers, shard, stream
 from minillm.machine.interrupt import breathe, held
+from minillm.machine.prefetch import Prefetch
 
 pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="no Ctrl-C here"
@@ -63,9 +64,10 @@ def test_ctrl_c_at_the_worst_moment_leaves_nothing(
 
 
 @pytest.mark.parametrize("home", ["dram", "ssd"])
+@pytest.mark.parametrize("where", ["ask", "_send_for", "_bring", "take"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_streamed_pass_that_ctrl_c_ended_leaves_the_next_one_right(
-    tiny, machine, monkeypatch, home, when
+    tiny, machine, monkeypatch, home, where, when
 ):
     """Would catch a layer that computes in the slot into which the next one arrives."""
     greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -73,7 +75,7 @@ def test_a_streamed_pass_that_ctrl_c_ended_leaves_the_next_one_right(
     engine = Engine.load(tiny("llama"), machine, config)
     right = engine.generate("Mia", greedy)[0].token_ids
     with monkeypatch.context() as patch:
-        pressed = pressing(patch, Streamed, "_fetch", when)
+        pressed = pressing(patch, Prefetch, where, when)
         with pytest.raises(KeyboardInterrupt):
             engine.generate("Mia", greedy)
     assert pressed
