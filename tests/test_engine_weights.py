@@ -84,7 +84,7 @@ def test_two_layers_and_the_rest_are_all_that_hbm_holds(tiny):
     assert machine.hbm.by_label["weights"] == weights - sizes[0]
     answers(engine)
     assert machine.hbm.peak <= budget
-    assert machine.dram.by_label == {"weights": sum(sizes)}
+    assert machine.dram.by_label["weights"] == sum(sizes)
     engine.close()
     assert machine.hbm.used == machine.dram.used == 0
 
@@ -154,7 +154,8 @@ def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
     layer = sum(p.nbytes for p in layers[0].parameters())
     engine.trace.clear()
     engine.generate("Mia", GREEDY)
-    [asked.join() for asked in engine._runner._weights._prefetch._asked]  # what was sent for last
+    for _, wait in engine._runner._weights._prefetch._coming.values():  # what was sent for last
+        wait()
     engine.close()
     steps = GREEDY.max_tokens
     to_hbm = engine.trace.select(kind="transfer", target="hbm", label="weights")

@@ -64,7 +64,7 @@ def test_ctrl_c_at_the_worst_moment_leaves_nothing(
 
 
 @pytest.mark.parametrize("home", ["dram", "ssd"])
-@pytest.mark.parametrize("where", ["ask", "_send_for", "_bring", "take"])
+@pytest.mark.parametrize("where", ["ask", "take"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_streamed_pass_that_ctrl_c_ended_leaves_the_next_one_right(
     tiny, machine, monkeypatch, home, where, when

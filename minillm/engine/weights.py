@@ -9,14 +9,15 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 
 import torch
+from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.links import Sending
+from minillm.links import Sending, T
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, assign, bring, check_fit, load
 from minillm.load.stream import Reader
@@ -70,24 +71,22 @@ class Streamed:
         config: EngineConfig, *, at_home: Callable[[Block], object] = lambda block: None,
         on_lend: Callable[[Block], object] = lambda block: None,
     ) -> None:  # fmt: skip
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        check_fit(shapes, checkpoint)
-        self.dtype = dtype
-        self.nbytes = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
-        self._machine, self._layers, self._on_lend = machine, model.layers, on_lend
+        check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
-        one = {name: p.shape for name, p in model.blocks[0].named_parameters()}
-        rest = {name: s for name, s in shapes.items() if not name.startswith(_LAYERS)}
+        self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
+        self._machine, self._layers, self._on_lend = machine, model.layers, on_lend
+        rest = {n: p for n, p in model.named_parameters() if not n.startswith(_LAYERS)}
         with ExitStack() as stack:
             with held():
-                places = _arena(rest, machine, dtype, "hbm", stack).places
-                slots = [_arena(one, machine, dtype, "hbm", stack) for _ in range(2)]
+                places = _arena(rest, machine, "hbm", stack).places
+                one = dict(model.blocks[0].named_parameters())
+                slots = [_arena(one, machine, "hbm", stack) for _ in range(2)]
                 home = _home(config, machine, slots[0].nbytes * len(model.layers))
-                self._home = home(model, checkpoint, machine, dtype, config.reader, stack)
+                self._home = home(model, checkpoint, machine, config.reader, stack)
                 for block in model.blocks:
                     if isinstance(self._home, _InDram):
                         at_home(block)
-                    assign(block, slots[0].places)  # from now on they only change their place
+                    assign(block, slots[0].places)  # from here on they only change their place
                     stack.callback(block.register_forward_pre_hook(self._before).remove)
                 bring(places, checkpoint, machine, config.reader)
                 assign(model, places)
@@ -118,11 +117,11 @@ class Streamed:
 
     def _before(self, block: Block, arguments: object) -> None:
         """What happens before a layer computes."""
-        layer, (first, end) = block.layer, (self._layers.start, self._layers.stop)
+        after = block.layer + 1 if block.layer + 1 in self._layers else self._layers.start
         with held():
-            self._ask(layer)  # on its way already, unless the pass before was broken off
-            self._ask(layer + 1 if layer + 1 < end else first)
-            slot = self._prefetch.take(f"layer {layer}")
+            self._ask(block.layer)  # on its way already, unless the pass before was broken off
+            self._ask(after)
+            slot = self._prefetch.take(f"layer {block.layer}")
             for name, parameter in block.named_parameters():
                 parameter.data = slot.places[name]
             self._on_lend(block)
@@ -136,11 +135,10 @@ class _InDram:
     """All layers in DRAM (pinned on CUDA), each in one piece, as it lies in a slot."""
 
     def __init__(
-        self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        reader: str, stack: ExitStack,
-    ) -> None:  # fmt: skip
-        layers = {n: p.shape for n, p in model.named_parameters() if n.startswith(_LAYERS)}
-        arena = _arena(layers, machine, dtype, "dram", stack)
+        self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
+    ) -> None:
+        names = {n: p for n, p in model.named_parameters() if n.startswith(_LAYERS)}
+        arena = _arena(names, machine, "dram", stack)
         bring(arena.places, checkpoint, machine, reader)
         assign(model, arena.places)
         self._machine, self.sends = machine, not machine.emulated
@@ -159,24 +157,27 @@ class _OnSsd:
     sends = False
 
     def __init__(
-        self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        reader: str, stack: ExitStack,
-    ) -> None:  # fmt: skip
-        one = [name for name, _ in model.blocks[0].named_parameters()]
-        names = {layer: [f"{_LAYERS}{layer}.{name}" for name in one] for layer in model.layers}
-        self._infos = {n: list(checkpoint.only(of).tensors.values()) for n, of in names.items()}
-        most = self._infos[model.layers.start]
-        self._reader = stack.enter_context(Reader(machine, reader, most))
+        self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
+    ) -> None:
+        first = _full(model.layers.start, dict(model.blocks[0].named_parameters()))
+        infos = checkpoint.only(first).tensors.values()
+        self._checkpoint, self._reader = checkpoint, Reader(machine, reader, infos)
+        stack.callback(self._reader.close)
 
     def bring(self, layer: int, slot: Arena) -> None:
-        places = {f"{_LAYERS}{layer}.{name}": place for name, place in slot.places.items()}
-        self._reader.fill(places, self._infos[layer])
+        places = _full(layer, slot.places)
+        self._reader.fill(places, self._checkpoint.only(places).tensors.values())
+
+
+def _full(layer: int, of: Mapping[str, T]) -> dict[str, T]:
+    """By their names in the checkpoint."""
+    return {f"{_LAYERS}{layer}.{name}": each for name, each in of.items()}
 
 
 def _arena(
-    shapes: dict[str, torch.Size], machine: Machine, dtype: torch.dtype, tier: str, stack: ExitStack
+    parameters: Mapping[str, nn.Parameter], machine: Machine, tier: str, stack: ExitStack
 ) -> Arena:
-    wanted = {name: (shape, dtype) for name, shape in shapes.items()}
+    wanted = {name: (p.shape, p.dtype) for name, p in parameters.items()}
     return stack.enter_context(closing(Arena(machine, wanted, tier, "weights")))
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -23,132 +24,84 @@ from minillm.machine.machine import Machine
 from minillm.trace import Trace, busy_seconds
 
 S = TypeVar("S")
-Bring = Callable[[S], Sending | None]
-"""Fills a slot: when it returns or, if it returns a Sending, when that is over."""
-
-
-@dataclass(eq=False)
-class _Asked(Generic[S]):
-    """One thing that was asked for: without a slot it waits, with one it is on its way."""
-
-    key: Hashable
-    bring: Bring[S]
-    sends: bool
-    stamp: dict[str, Any]
-    slot: S | None = None
-    future: Future[Sending | None] = field(default_factory=Future)
-
-    def join(self) -> None:
-        """Wait until the slot is filled, or raise what went wrong."""
-        sending = self.future.result()
-        if sending is not None:
-            sending.join()
 
 
 class Prefetch(Generic[S]):
-    """Has slots filled ahead of their use, in the order in which it is asked to.
+    """Has slots filled ahead of their use, one after the other, in the order of the asking.
 
     >>> prefetch = Prefetch(machine, [one, two], label="weights", stage="load")
-    >>> prefetch.ask("layer 0", bring)            # goes on beside us: bring(one)
-    >>> prefetch.ask("layer 1", bring)
-    >>> slot = prefetch.take("layer 0")           # waits until it is there
-    >>> prefetch.ask("layer 2", bring)            # waits for its turn: both slots are taken
-    >>> slot = prefetch.take("layer 1")           # now `one` is free, and layer 2 on its way
+    >>> prefetch.ask("layer 0", bring)          # begins: bring(one), on a thread of its own
+    >>> prefetch.ask("layer 1", bring)          # bring(two)
+    >>> slot = prefetch.take("layer 0")         # waits until it is there; compute with it, and
+    >>> prefetch.ask("layer 2", bring)          # give it up: bring(one) again
+    >>> slot = prefetch.take("layer 1")
 
-    slots: two at least, all alike. label, stage: of the spans in which a `take` had to wait, for
-    the trace. For one thread, which is the one that computes; a second one, there from the first
-    `ask` to `close`, brings. What moves is stamped with what the asking was done for.
+    slots: all alike, two at least. What `take` returns is good until as many are asked for, and
+    not taken, as there are slots. label, stage: of the spans in which `take` waited, see `hidden`.
+    Asked by one thread, the one that computes. What moves is stamped with what it was asked for.
     """
 
     def __init__(self, machine: Machine, slots: Sequence[S], *, label: str, stage: str) -> None:
-        assert len(slots) > 1, "with one slot nothing arrives while it is in use"
-        self._machine, self._slots, self._label, self._stage = machine, tuple(slots), label, stage
-        self._asked: deque[_Asked[S]] = deque()  # those on their way come first
-        self._in_use: S | None = None
+        self._machine, self._label, self._stage = machine, label, stage
+        self._slots = deque(slots)  # the next to be filled comes first
+        self._coming: dict[Hashable, tuple[S, Callable[[], object]]] = {}  # in order; how to wait
         self._thread = ThreadPoolExecutor(1, "minillm-prefetch")
 
-    def ask(self, key: Hashable, bring: Bring[S], *, sends: bool = False) -> None:
-        """Send for `key`, unless that was done: `bring(slot)` is called when a slot is free.
+    def ask(
+        self, key: Hashable, bring: Callable[[S], Sending | None], *, sends: bool = False
+    ) -> None:
+        """Begin to fill a slot with `key`, by `bring(slot)`, unless it is on its way already.
 
-        sends: it only begins a copy that a card goes on with by itself, and returns that. So it is
-        called here, not on the other thread: a copy waits for the compute that was queued before
-        it, and should for no more. What it raises is raised by `take`.
+        sends: `bring` only begins a copy that a card goes on with by itself, and returns that; so
+        it is called here and now. On the thread the card would be asked after more compute was
+        queued, and a copy waits for all that was queued before it.
         """
-        if any(asked.key == key for asked in self._asked):
+        if key in self._coming:
             return
-        at = self._machine.trace.at
+        machine, at = self._machine, self._machine.trace.at
+        if not machine.emulated:  # computing in the slot is over; `take` waits for the link alone
+            torch.cuda.current_stream(machine.device).synchronize()
         stamp = {"token": at.token, "request": at.request}
+
+        def fill(slot: S) -> None:
+            with at(**stamp):
+                bring(slot)
+
         with held():
-            self._asked.append(_Asked(key, bring, sends, stamp))
-            self._send_for()
+            if len(self._coming) == len(self._slots):
+                self._drop()
+            slot = self._slots[0]
+            wait = bring(slot).join if sends else self._thread.submit(fill, slot).result
+            self._coming[key] = slot, wait
+            self._slots.rotate(-1)
 
     def take(self, key: Hashable) -> S:
-        """The slot with `key` in it, which was asked for; good until the next `take`.
+        """Wait for `key`, which was asked for; the slot that it is in. Raises what `bring` raised.
 
-        What was asked for before it and not taken is dropped: a pass was broken off. Raises what
-        bringing it raised, and then it may be asked for again.
+        What was asked for before it, and not taken, is dropped: a pass was broken off.
         """
-        machine = self._machine
-        if not machine.emulated:  # so that what we wait for next is the link, and not compute
-            torch.cuda.current_stream(machine.device).synchronize()
+        fields = {"stage": self._stage, "label": self._label, "detail": str(key)}
         with held():
-            self._in_use = None
-            while self._asked and self._asked[0].key != key:
-                self._drop(self._asked[0])
-            assert self._asked, f"{key} was not asked for"
-            self._send_for()
-            now = self._asked[0]
-            with machine.trace.span(
-                waiting(self._label), stage=self._stage, resource="cpu", label=self._label,
-                detail=str(key),
-            ):  # fmt: skip
-                try:
-                    now.join()
-                except BaseException:
-                    if now.future.done():  # else it is under way: only the waiting was broken off
-                        self._asked.popleft()
-                    raise
-            self._in_use = self._asked.popleft().slot
-            return now.slot
+            assert key in self._coming, f"{key} was not asked for"
+            while next(iter(self._coming)) != key:
+                self._drop()
+            slot, wait = self._coming.pop(key)
+            with self._machine.trace.span(waiting(self._label), resource="cpu", **fields):
+                wait()
+        return slot
 
     def close(self) -> None:
-        """Drop what has not begun and wait for the rest; nothing is raised."""
+        """Drop what has not begun, and wait for the rest; nothing is raised."""
         with held():
-            while self._asked:
-                self._drop(self._asked[-1])
-            self._thread.shutdown(wait=True)
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            while self._coming:
+                self._drop()
 
-    def _send_for(self) -> None:
-        """Give the slots that are free to those who asked first."""
-        for asked in self._asked:
-            if asked.slot is None:
-                taken = [self._in_use, *(other.slot for other in self._asked)]
-                free = [slot for slot in self._slots if all(slot is not each for each in taken)]
-                if not free:
-                    return
-                asked.slot = free[0]
-                if asked.sends:
-                    self._bring(asked)
-                else:
-                    self._thread.submit(self._bring, asked)
-
-    def _bring(self, asked: _Asked[S]) -> None:
-        if not asked.future.set_running_or_notify_cancel():
-            return
-        try:
-            with self._machine.trace.at(**asked.stamp):
-                asked.future.set_result(asked.bring(asked.slot))
-        except BaseException as error:  # for whoever takes it
-            asked.future.set_exception(error)
-
-    def _drop(self, asked: _Asked[S]) -> None:
-        """Its slot is needed: wait until nobody writes into it any more."""
-        if not asked.future.cancel():
-            try:
-                asked.join()
-            except Exception:
-                pass  # nobody will use it
-        self._asked.remove(asked)
+    def _drop(self) -> None:
+        """Wait until nobody writes any more into the slot of the oldest that was not taken."""
+        _, wait = self._coming.pop(next(iter(self._coming)))
+        with suppress(Exception):  # nobody wants it
+            wait()
 
 
 def waiting(label: str) -> str:
