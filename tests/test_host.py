@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import cgroups, doctor, host
+from minillm import cgroups, doctor, files, host
 from minillm.cgroups import Least
 from minillm.machine import Machine
 from minillm.probe import Profile
@@ -120,7 +120,7 @@ def test_a_machine_is_made_for_a_user_without_a_home(tmp_path, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("MINILLM_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "expanduser", lambda path: homeless())
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     assert files.home().parent == tmp_path and Machine.here("1 MiB", device="cpu")
 

@@ -313,7 +313,7 @@ def test_without_a_profile_the_pace_is_measured(monkeypatch, tmp_path):
     """Catches a scale model that only works after a probe."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path))
     measured = Measurement("dram.read", "bytes/s", 5e10, 5e10, 6e10, 3, "made up")
-    monkeypatch.setattr("minillm.machine.dram_bandwidth", lambda seconds: measured)
+    monkeypatch.setattr("minillm.machine.machine.dram_bandwidth", lambda seconds: measured)
     assert Machine.scale_model("H100", hbm="1 MiB").scale.hbm_bandwidth == 6e10
 
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import CheckpointError
-from minillm.load.interrupt import breathe, held
 from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
     TensorInfo,
@@ -36,6 +35,8 @@ from minillm.load.safetensors import (
 )
 from minillm.load.stream import Reader
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
+from minillm.machine.interrupt import breathe, held
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_INDEX = 32 * 2**20  # bytes: a line for each of 300,000 tensors
@@ -100,11 +101,11 @@ def load(
     machine: Machine,
     dtype: torch.dtype,
     reader: str = "read",
-) -> Tensor:
+) -> Arena:
     """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
 
-    The model may be on the meta device, where it costs no memory. Returns the one block of HBM
-    that all parameters are views of: `machine.free(block)` gives it back. Before a byte is read:
+    The model may be on the meta device, where it costs no memory. Returns the arena in HBM that
+    all parameters are places of: its `close` gives the memory back. Before a byte is read:
     CheckpointError unless names and shapes agree, nothing missing and nothing left over; and
     OutOfMemory unless all of it fits. If a tied model's files hold its table twice, both are read
     once more: CheckpointError unless they are equal. Whatever fails, all is as it was before.
@@ -114,35 +115,20 @@ def load(
     before = dict(model.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
     check_fit(shapes, checkpoint)
-    block, places = None, {}
+    arena = None
     try:
         with held():
-            block, places = allocate(shapes, machine, dtype, "hbm")
-            bring(places, checkpoint, machine, reader)
-            assign(model, places)
+            wanted = {name: (shape, dtype) for name, shape in shapes.items()}
+            arena = Arena(machine, wanted, "hbm", "weights")
+            bring(arena.places, checkpoint, machine, reader)
+            assign(model, arena.places)
             assert not any(p.is_meta for p in model.parameters())
     except BaseException:  # an interrupt too
-        if block is not None:
+        if arena is not None:
             assign(model, before)
-            machine.free(block)
-        places.clear()  # a notebook keeps the last error, and with it what its frames hold
-        del block
+            arena.close()
         raise
-    return block
-
-
-def allocate(
-    shapes: Mapping[str, torch.Size], machine: Machine, dtype: torch.dtype, tier: str
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A block of memory for weights, and the place in it for each name. Raises OutOfMemory.
-
-    One block without gaps: one reservation, and exactly the bytes that arithmetic predicts. Sizes
-    of real models are multiples of 64, so each place still begins well aligned.
-    """
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    block = machine.empty((sum(sizes),), dtype, tier, "weights")
-    pieces = zip(shapes.items(), block.split(sizes), strict=True)
-    return block, {name: piece.view(shape) for (name, shape), piece in pieces}
+    return arena
 
 
 def bring(

@@ -208,12 +208,12 @@ for title, load in (("cold", cold), ("warm", warm)):
 # cold load. Watch the SSD, and what DRAM holds afterwards.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load.shard import allocate
+from minillm.machine.arena import Arena
 
 infos = list(big.tensors.values())
-shapes = {name: torch.Size(info.shape) for name, info in big.tensors.items()}
-block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
-block.zero_()  # touched: the pages are there
+wanted = {info.name: (info.shape, info.dtype) for info in infos}
+arena = Arena(machine, wanted, "hbm", "weights")
+arena.block.zero_()  # touched: the pages are there
 if not drop(big.files):
     print("This system cannot be told to forget a file: what is called cold below is warm.")
 
@@ -223,7 +223,7 @@ def seconds_to_load(how: str, is_cold: bool) -> float:
         drop(big.files)
     with Reader(machine, how, infos) as reader:  # makes the buffers that it needs
         start = time.perf_counter()
-        reader.fill(places, infos)
+        reader.fill(arena.places, infos)
         return time.perf_counter() - start
 
 # %% tags=["nbval-ignore-output"]
