@@ -174,7 +174,7 @@ def test_a_signal_ends_a_run_whose_keyboard_is_ignored(model, tmp_path, ignored)
         code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     command = [sys.executable, "-c", code + SLOWLY, "generate", PROMPT, "--model", model]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
-    with subprocess.Popen([*command, "--max-tokens", "60"], **pipes) as process:
+    with subprocess.Popen([*command, "--max-tokens", "20"], **pipes) as process:
         assert process.stdout.read(1)
         process.send_signal(signal.SIGHUP if ignored else signal.SIGTERM)
         assert process.stderr.read() == b""
