@@ -44,6 +44,7 @@ FOLDERS = {"data", "notebooks", "minillm", "tests"}
 TAUGHT_LINES, SHOWING_LINES = 5_000, 4_000  # of code: what is taught, and what shows it
 SHOWS = {"charts", "lesson", "bench"}
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 260, 120, 40
+LONG_CLASSES = {"Engine", "Machine", "Trace", "Reader"}  # at most 150 lines
 TEXT = {".py", ".md", ".toml", ".txt", ".cfg", ".json", ".jsonl", ".js", ".ipynb", ""}
 
 
