@@ -15,6 +15,8 @@ from statistics import median
 from minillm.errors import MinillmError
 from minillm.trace import Event, Trace, bare
 
+RESERVED = "kv reserved"  # the label of a pool's empty pages: taken, and not in use
+
 
 @dataclass(frozen=True)
 class Window:
@@ -44,17 +46,24 @@ class Memory:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        return tuple(map(sum, zip(*self.levels.values(), strict=True)))
+        """What was in use; of a pool only the pages that are."""
+        some = [held for label, held in self.levels.items() if label != RESERVED]
+        return tuple(map(sum, zip(*some, strict=True))) if some else (0,) * len(self.times)
+
+    @property
+    def most(self) -> int:
+        """The peak of what was taken, be it in use or reserved."""
+        return max(map(sum, zip(*self.levels.values(), strict=True)))
 
     @property
     def peak(self) -> int:
         return max(self.totals)
 
     def at_peak(self) -> dict[str, int]:
-        """What each label holds at the moment of the peak, largest first."""
+        """What each label holds at the moment of the peak, largest first, what is reserved last."""
         moment = self.totals.index(self.peak)
         held = {label: values[moment] for label, values in self.levels.items()}
-        return dict(sorted(held.items(), key=lambda item: -item[1]))
+        return dict(sorted(held.items(), key=lambda item: (item[0] == RESERVED, -item[1])))
 
 
 def work(trace: Trace) -> list[Event]:
@@ -189,6 +198,11 @@ def name_of(event: Event) -> str:
     if event.kind == "transfer":
         return f"{event.label or event.name} → {bare(event.target).upper()}"
     return f"page cache ({event.name})" if from_cache(event) else event.name
+
+
+def said(label: str) -> str:
+    """A label of memory, as a reader calls it."""
+    return {"kv": "KV cache", RESERVED: "reserved for KV"}.get(label, label)
 
 
 def from_cache(event: Event) -> bool:

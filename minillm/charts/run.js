@@ -3,9 +3,10 @@
 // An event is an object with the fields of minillm.trace.Event, and its end and rank. Times are
 // seconds since the trace began. Rank 0 is written without its suffix: "hbm:0" becomes "hbm".
 
-import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
+import { RESERVED, asEvent, baseOf, findParents, meaningOf, nameOf, plain,
+  rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
+export { FIELDS, RESERVED, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
@@ -106,7 +107,8 @@ export class Run {
     return given[tier] ?? given[`${tier}:0`] ?? given[baseOf(tier)] ?? null;
   }
 
-  // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time.
+  // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time. What a pool
+  // reserved is not used, but the peak has it.
   series(tier) {
     return this._once(`series ${tier}`, () => {
       const series = [];
@@ -114,8 +116,9 @@ export class Run {
       for (const e of this.events) {
         if (e.kind !== "counter" || e.name !== tier) continue;
         levels = { ...levels, [e.label]: e.nbytes };
-        peak = Math.max(peak, total(levels));
-        series.push({ t: e.start, levels, used: total(levels), peak });
+        const taken = total(levels), used = taken - (levels[RESERVED] || 0);
+        peak = Math.max(peak, taken);
+        series.push({ t: e.start, levels, used, peak });
       }
       return series;
     });
@@ -129,7 +132,7 @@ export class Run {
   peak(tier) {
     const series = this.series(tier);
     const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
-    return { nbytes: top.used, t: top.t, levels: top.levels };
+    return { nbytes: top.used, t: top.t, levels: top.levels, taken: series.at(-1)?.peak || 0 };
   }
 
   // -- answers for the views ---------------------------------------------------------------------
