@@ -23,7 +23,7 @@ const PIPE_NAMES = {
 const CACHED = 1.1; // of the disk's ceiling: what is read faster than that was in DRAM already
 const ARROWS = { across: ["→", "←"], down: ["↓", "↑"] };
 
-const SAID = { kv: "KV cache", [RESERVED]: "reserved for KV" };
+const SAID = { kv: "KV cache", [RESERVED]: "KV reserved" };
 
 export const partSays = (kind) => PART_SAYS[kind] || "";
 export const labelSaid = (label) => SAID[label] || label || "bytes";

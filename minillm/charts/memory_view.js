@@ -152,7 +152,7 @@ function paintLevels(g, sheet, scale, panel, emulated) {
   if (!small) {
     Object.assign(g, { fillStyle: ink.text, strokeStyle: ink.text, font: sheet.font(10) });
     dashed(g, [1, 3], scale.left, top, scale.right, top);
-    g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, top);
+    g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, Math.min(top, low - 36));
   }
   if (x >= scale.left && x <= scale.right) {
     g.fillStyle = ink.text;

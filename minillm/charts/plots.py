@@ -51,9 +51,8 @@ def memory(trace: Trace) -> Chart:
 def _views(trace: Trace) -> list[tuple[str, Window]]:
     """What is worth a panel: the load and the last request; without both, everything."""
     moved = any(e.kind == "transfer" for e in trace.events)
-    asked = any(e.token is not None for e in trace.events)
     views = [(loading.panel_title(trace), loading.load(trace))] if moved else []
-    views += [("one request", facts.request(trace))] if asked else []
+    views += [("one request", facts.request(trace))] if facts.asked(trace) else []
     whole = Window(0.0, max(e.end for e in trace.events) or 1.0, trace.events)
     return [(title, window) for title, window in views if window] or [("the whole run", whole)]
 

@@ -196,7 +196,11 @@ export class Run {
 // A request is cut at the end of each generated token, so that its tokens add up to the whole.
 // `own` is a token from its first event to its last, without what the caller did before it.
 function findRequests(work) {
-  const found = new Map();
+  const found = new Map(), begins = new Map(); // begins: of a step that several share
+  for (const { request, step, stage, start } of work) {
+    const shared = request === null && step !== null && stage !== "load";
+    if (shared) begins.set(step, Math.min(start, begins.get(step) ?? Infinity));
+  }
   for (const e of work) {
     if (e.request === null || e.stage === "load") continue;
     if (!found.has(e.request)) {
@@ -208,6 +212,7 @@ function findRequests(work) {
     if (e.name === "tokenize") one.prompt = e.detail;
     if (e.token === null) continue;
     const token = (one.ends[e.token] ||= { text: "", begin: e.start, stop: 0 });
+    token.begin = Math.min(token.begin, begins.get(e.step) ?? Infinity);
     token.stop = Math.max(token.stop, e.end);
     if (e.name === "detokenize") token.text += e.detail;
   }
