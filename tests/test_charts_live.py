@@ -37,7 +37,7 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
     t += 2.0  # somebody reads the next cell
     for token in range(tokens):
         work = Event("span", "decode step", "model", "compute", t + 1e-4, 4.1e-3, 6 * 2**20,
-                     token=token, request=0, detail="bytes predicted: all")  # fmt: skip
+                     token=token, request=0, bytes_how="predicted")  # fmt: skip
         for layer in range(layers):
             begin = t + 2e-4 + layer * 1e-3
             inner = {"token": token, "request": 0, "detail": f"layer {layer}"}

@@ -396,24 +396,22 @@ def test_charts_leave_pyplot_alone() -> None:
 
 def on_ranks(ranks: int = 8, steps: int = 3) -> Trace:
     """A request that several GPUs compute together, each with its own HBM, copies and network."""
-    trace = Trace()
     names = ["", *(f":{rank}" for rank in range(1, ranks))]
-    for rank, name in enumerate(names):
-        trace._events.append(Event("counter", f"hbm{name}", "", "", 0, 0, (9 + rank) * MIB,
-                                   label="weights"))  # fmt: skip
+    events = [Event("counter", f"hbm{name}", "", "", 0, 0, (9 + rank) * MIB, label="weights")
+              for rank, name in enumerate(names)]  # fmt: skip
     for k in range(steps):
         for rank, name in enumerate(names):
             start, nearly = 0.01 * k + 1e-5 * rank, 0.008 + 1e-4 * rank
             at = {"token": k, "request": 0}
             step = "decode step" if k else "prefill"
-            trace._events += [
+            events += [
                 Event("span", step, "model", f"compute{name}", start, nearly, 5 * MIB, **at),
                 Event("span", "attention", "model", f"compute{name}", start, nearly / 2, **at),
                 Event("span", "ffn", "model", f"compute{name}", start + nearly / 2, 0.002, **at),
                 Event("transfer", "sum", "parallel", f"network{name}", start, 1e-3, 2**20,
-                      f"hbm{name}", "hbm:1", "activations", **at, detail="nvlink"),
+                      f"hbm{name}", "hbm:1", "activations", **at, link="nvlink"),
             ]
-    return trace
+    return Trace.of(events, {})
 
 
 def test_each_rank_has_its_lane_and_the_words_are_the_busiest_ones() -> None:

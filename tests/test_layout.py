@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Files that the design does not name: parts of config, trace, machine, predict and probe.
-HALVES = {"hf_config", "event", "perfetto", "host", "tier", "links", "cuda_link", "scale", "disk",
-          "hardware", "measure", "probe_compute", "probe_links", "probe_memory",
-          "probe_ssd"}  # fmt: skip
+HALVES = {"hf_config", "event", "record", "ranks", "perfetto", "host", "cgroups", "tier", "links",
+          "cuda_link", "scale", "disk", "files", "hardware", "measure", "probe_compute",
+          "probe_links", "probe_memory", "probe_ssd"}  # fmt: skip
 BASE = {"errors", "config", "trace", "machine", "probe", "predict"} | HALVES
 # Each part of the package, and the parts it may import beside itself: the arrow of the design,
 # config … <- load, tokens, model, kv <- parallel <- decode <- engine. Stages meet only in engine.
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "parallel": BASE | STAGES,
     "decode": BASE | STAGES | {"parallel"},
     "engine": ENGINE_SIDE,
-    "charts": {"trace", "predict", "errors"},
+    "charts": {"trace", "predict", "errors", "files"},
     "lesson": ENGINE_SIDE | {"charts"},
     "bench": ENGINE_SIDE | {"charts"},
     "evaluate": ENGINE_SIDE,

@@ -18,7 +18,6 @@ all; what that costs is told as the time of the arena.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,8 @@ from torch import Tensor
 from minillm.bench.load_report import COPIED, RAW, STOCK, LoadReport
 from minillm.bench.memory import private_memory
 from minillm.disk import PAGE, aligned, open_direct, read_all
-from minillm.host import home, huge_pages, n_cores
+from minillm.files import home, temporary_folder
+from minillm.host import huge_pages, n_cores
 from minillm.load.make import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
@@ -76,7 +76,7 @@ def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
         yield Path(model)
         return
     home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=home()) as folder:
+    with temporary_folder(home()) as folder:
         make_checkpoint(shape, Path(folder) / shape)
         yield Path(folder) / shape
 

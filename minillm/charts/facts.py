@@ -13,7 +13,7 @@ from itertools import accumulate
 from statistics import median
 
 from minillm.errors import MinillmError
-from minillm.trace import Event, Trace
+from minillm.trace import Event, Trace, bare
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ def request(trace: Trace) -> Window:
     return Window(own.start, own.stop, tuple(mine))
 
 
+def prompt(trace: Trace) -> str:
+    """The newest request's prompt; "" if it was given as ids, or if there is none."""
+    said = [e.detail for e in trace.events if e.name == "tokenize"]
+    return said[-1] if said else ""
+
+
 def tokens(window: Window) -> dict[int, Window]:
     """A request cut at the end of each generated token; the pieces add up to the whole.
 
@@ -168,16 +174,6 @@ def memory(trace: Trace, tier: str) -> Memory | None:
     return Memory(tier, tuple(times), {label: tuple(v) for label, v in levels.items()})
 
 
-def bare(name: str) -> str:
-    """A tier or resource without its rank: 'hbm:3' -> 'hbm'."""
-    return name.partition(":")[0]
-
-
-def rank_of(name: str) -> int:
-    """The rank of a tier or resource: 3 for 'hbm:3', 0 for 'hbm'."""
-    return int(name.partition(":")[2] or 0)
-
-
 def meaning(event: Event) -> str:
     """The ink of an event: its link, the tier it copies to, or the unit that works or waits."""
     unit, target = bare(event.resource), bare(event.target)
@@ -202,6 +198,11 @@ def from_cache(event: Event) -> bool:
     )  # fmt: skip
 
 
+def guessed(event: Event) -> bool:
+    """Whether its bytes are predicted: so many must have moved, but nobody counted them."""
+    return event.bytes_how == "predicted"
+
+
 WHO = ("model", "dtype", "device")  # what of a trace's meta stands below a title
 
 
@@ -214,7 +215,7 @@ def provenance(trace: Trace, read: bool = False) -> str:
     """
     work = [e for e in trace.events if e.kind != "counter"]
     how = {e.how for e in work}
-    if read and any(e.detail.startswith("bytes predicted") for e in work):
+    if read and any(map(guessed, work)):
         how.add("predicted")
     words = [", ".join(h for h in ("measured", "emulated", "predicted") if h in how)]
     model = trace.meta.get("scale_model")

@@ -25,7 +25,7 @@ from minillm.charts.style import (
     width_of,
 )  # fmt: skip
 from minillm.errors import MinillmError, format_size
-from minillm.trace import STAGES, Event, Trace, busy_seconds
+from minillm.trace import STAGES, Event, Trace, busy_seconds, rank_of
 
 
 def memory(trace: Trace) -> Chart:
@@ -60,7 +60,7 @@ def _views(trace: Trace) -> list[tuple[str, Window]]:
 
 def _tier_name(tier: Memory, count: int) -> str:
     name = facts.bare(tier.tier).upper()
-    return name if count == 1 else f"{name} {facts.rank_of(tier.tier)}"
+    return name if count == 1 else f"{name} {rank_of(tier.tier)}"
 
 
 def _fullest(tier: Memory, name: str, count: int) -> str:
@@ -76,7 +76,7 @@ def _fullest(tier: Memory, name: str, count: int) -> str:
 def _tiers(trace: Trace) -> dict[str, list[Memory]]:
     """Every tier that was counted, by its name without rank: {"hbm": [of rank 0, of rank 1], …}."""
     found: dict[str, list[Memory]] = {}
-    for name in sorted({e.name for e in trace.events if e.kind == "counter"}, key=facts.rank_of):
+    for name in sorted({e.name for e in trace.events if e.kind == "counter"}, key=rank_of):
         found.setdefault(facts.bare(name), []).append(facts.memory(trace, name))
     return found
 
@@ -153,7 +153,7 @@ def stages(trace: Trace) -> Table:
     busy = {stage: busy_seconds(mine) for stage, mine in did.items()}
     nbytes, seconds, rows = sum(moved.values()), sum(busy.values()), []
     for stage, mine in did.items():
-        guessed = any(e.detail.startswith("bytes predicted") for e in mine)
+        guessed = any(map(facts.guessed, mine))
         size = format_size(moved[stage]) + (" (predicted)" if guessed else "")
         bar = "█" * round(24 * busy[stage] / (seconds or 1)) or ("▏" if busy[stage] else "")
         share = percent(busy[stage], seconds).rjust(5)

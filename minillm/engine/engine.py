@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,25 +47,24 @@ class Engine:
     """
 
     def __init__(
-        self, model: Llama, weights: Resident | Streamed, tokenizer: Tokenizer, machine: Machine,
-        config: EngineConfig,
+        self, name: str, model: Llama, weights: Resident | Streamed, kv: PagedKV,
+        tokenizer: Tokenizer, machine: Machine, config: EngineConfig,
     ) -> None:  # fmt: skip
+        self.name = name  # stamped on the trace: several engines may share a machine
         self.model, self.tokenizer, self.machine, self.config = model, tokenizer, machine, config
         self.model_config: ModelConfig = model.config
-        self.trace, self.dtype = machine.trace, weights.dtype
+        self.trace, self.dtype, self.kv = machine.trace, weights.dtype, kv
         self.max_context = _context(config, model.config)
-        self.kv_bytes_per_token = kv_bytes_per_token(model.config, weights.dtype)
-        with ExitStack() as stack:
-            stack.callback(weights.close)
-            most = config.max_batch_tokens, config.max_running
-            self._runner = Runner(model, weights, machine, *most)
-            stack.callback(self._runner.close)
-            self.kv = _kv(config, model.config, machine, weights.dtype, self.max_context)
-            stack.callback(self.kv.close)
-            self._held: ExitStack | None = stack.pop_all()  # until we are closed
+        self.kv_bytes_per_token = kv.nbytes_per_token
+        most = config.max_batch_tokens, config.max_running
+        self._runner = Runner(model, weights, machine, *most)
         self.scheduler = Scheduler(self.kv, *most)
+        self._held: ExitStack | None = None  # what `close` gives back
         self.steps = 0  # forward passes so far
         self._numbers = 0  # requests so far
+        decode = {"stage": "decode", "resource": "cpu"}
+        self._sampled = self.trace.recorder("span", "sample", **decode)
+        self._detokenized = self.trace.recorder("span", "detokenize", label="text", **decode)
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
 
     @classmethod
@@ -90,17 +90,23 @@ class Engine:
             model = Llama(model_config).eval()  # shapes and names, no memory
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
         hold = Streamed if config.weights == "stream" else Resident
-        weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
-        trace.meta.update(
-            model=Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
-            kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
-        )  # fmt: skip
-        return cls(model, weights, tokenizer, machine, config)
+        with ExitStack() as stack:
+            kv = _kv(config, model_config, machine, getattr(torch, dtype))
+            stack.callback(kv.close)
+            weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
+            stack.callback(weights.close)
+            engine = cls(Path(directory).name, model, weights, kv, tokenizer, machine, config)
+            stack.callback(engine._runner.close)
+            engine._held = stack.pop_all()  # nothing failed: keep it all until we are closed
+        per_token = {"kv_bytes_per_token": kv.nbytes_per_token}
+        trace.describe_model(engine.name, dtype=dtype, weight_bytes=weights.nbytes, **per_token)
+        return engine
 
     def close(self) -> None:
         """Give all memory back; the engine answers no more. A second call does nothing."""
         if self._held is not None:
             self._held.close()
+            self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory
         self._held = None
 
@@ -157,46 +163,45 @@ class Engine:
                     ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
                     logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
                     logits = self._runner.fetch_logits(logits)  # HBM → DRAM
-                self._choose(step, requests, logits)  # CPU: a token each, and its text
+                    self._choose(step, requests, logits)  # CPU: a token each, and its text
                 self._hand_out(requests)
 
-    def _stamps(self, requests: list[Request]) -> dict[str, int | None]:
-        """What the events of a pass say of it: of several requests, the pass alone."""
-        self.steps += 1
-        alone = requests[0] if len(requests) == 1 else None
-        token = None if alone is None else len(alone.token_ids)
-        return {"token": token, "request": alone and alone.number}
+    def _stamps(self, requests: list[Request]) -> dict[str, Any]:
+        """What the events of a pass say of it; request and token only if there is just one."""
+        number, self.steps = self.steps, self.steps + 1
+        if len(requests) > 1:
+            return {"step": number, "model": self.name}
+        [alone] = requests
+        token = len(alone.token_ids)
+        return {"step": number, "model": self.name, "request": alone.number, "token": token}
 
     def _choose(self, step: Step, requests: list[Request], logits: Tensor) -> None:
         """Sample and detokenize a token for each request with a row of logits."""
         rows = iter(logits)
         for request, count, wanted in zip(requests, step.counts, step.wanted, strict=True):
-            row = next(rows) if wanted else None
             try:
-                chosen = None if row is None else self._sample(request, row)
+                chosen = self._sample(request, next(rows)) if wanted else None
             except MinillmError as error:  # of this request alone; the others go on
                 request.error = error
                 continue
             request.cached += count
             self.kv.commit(request.number, request.ids[: request.cached])
-            if chosen:
+            if chosen is not None:
                 self._take(request, *chosen)
 
     def _sample(self, request: Request, row: Tensor) -> tuple[int, float]:
-        with (
-            self.trace.at(request=request.number, token=len(request.token_ids)),
-            self.trace.span("sample", stage="decode", resource="cpu"),
-        ):
-            return sample(row, request.params, request.chance)
+        began = self.trace.now()
+        chosen = sample(row, request.params, request.chance)
+        mine = {"request": request.number, "token": len(request.token_ids)}
+        self._sampled(began, self.trace.now() - began, **mine)
+        return chosen
 
     def _take(self, request: Request, token_id: int, logprob: float) -> None:
-        with (
-            self.trace.at(request=request.number, token=len(request.token_ids)),
-            self.trace.span("detokenize", stage="decode", resource="cpu", label="text") as span,
-        ):
-            piece = request.take(token_id, logprob, self.trace.now())
-            span.detail, span.nbytes = piece.text, len(piece.text.encode())
+        began, mine = self.trace.now(), {"request": request.number, "token": len(request.token_ids)}
+        piece = request.take(token_id, logprob, began)
         request.pieces.append(piece)
+        size, detail = len(piece.text.encode()), piece.text
+        self._detokenized(began, self.trace.now() - began, size, detail=detail, **mine)
 
     def _hand_out(self, requests: list[Request]) -> None:
         """Whoever has ended leaves."""
@@ -209,7 +214,7 @@ class Engine:
         assert self._held is not None, "this engine was closed: load it again"
         number, started = self._numbers, self.trace.now()
         with (
-            self.trace.at(token=0, request=number),
+            self.trace.at(token=0, request=number, model=self.name),
             self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
         ):
             ids = prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
@@ -219,7 +224,7 @@ class Engine:
         self._numbers += 1
         return Request(
             number, prompt, ids, params, self.model_config.eos_token_ids, generator(params),
-            Detokenizer(self.tokenizer, params.stop), started,
+            Detokenizer(self.tokenizer, ids, params.stop), started,
         )  # fmt: skip
 
     @contextmanager
@@ -239,13 +244,13 @@ class Engine:
                     self.scheduler.remove(request)
                     if not request.over:
                         request.finish_reason = "abort"
-                self.trace.meta.update(prompt=requests[-1].prompt, text=requests[-1].text)
 
 
 def _kv(
-    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
+    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype
 ) -> PagedKV:
     """The cache that the settings ask for; its pool is taken now only if its size is given."""
+    context = _context(config, model)
     size = context if config.kv == "contiguous" else config.page_size
     page = size * kv_bytes_per_token(model, dtype)
     pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
@@ -279,8 +284,9 @@ def _context(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
+    found = tokenizer.model_vocab_size
+    if found > model.vocab_size:
         raise CheckpointError(
             f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
-            f"{tokenizer.vocab_size:,} in {folder}; take tokenizer.json and weights of one model"
+            f"{found:,} in {folder}; take tokenizer.json and weights of one model"
         )

@@ -113,3 +113,5 @@ class Scheduler:
         if request in self.running:
             self.running.remove(request)
         self.kv.release(request.number)
+        if not (self.waiting or self.running):
+            self.kv.make_room(())

@@ -9,14 +9,15 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 
 import torch
 from torch import nn
 
 from minillm.config import EngineConfig
+from minillm.host import torch_threads
 from minillm.links import Sending, T
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, assign, bring, check_fit, load
@@ -100,20 +101,14 @@ class Streamed:
         with held():
             self._stack.close()
 
-    @contextmanager
-    def step(self, tokens: int) -> Iterator[None]:
+    def step(self, tokens: int) -> AbstractContextManager[None]:
         """Run a pass of so many tokens in this: if they are few, the link has its own core.
 
         Without a card it is a core that moves the layers. Where compute had them all, layers came
         late now and then, and a pass took as long as with one core less, or longer.
         """
-        cores = torch.get_num_threads()
         few = self._machine.emulated and tokens <= _FEW
-        torch.set_num_threads(max(1, cores - few))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(cores)
+        return torch_threads(max(1, torch.get_num_threads() - few))
 
     def _before(self, block: Block, arguments: object) -> None:
         """What happens before a layer computes."""

@@ -92,10 +92,15 @@ class PagedKV:
             raise OutOfMemory("hbm", needed, room, self.machine.hbm.by_label)
 
     def make_room(self, lengths: Iterable[int]) -> None:
-        """Let the pool grow until texts of these lengths fit at once, as far as HBM has room."""
+        """Let the pool grow until texts of these lengths fit at once, as far as HBM has room.
+
+        With no text at all it is given back, unless its size was given.
+        """
         wanted, idle = sum(map(self.pages_for, lengths)), len(self.free) == len(self.count)
-        if self._fixed or wanted <= len(self.count):
+        if self._fixed:
             return
+        if not wanted and idle and self._block is not None:
+            self._drop_pool()
         room = self.machine.hbm.free // self.page_nbytes  # beside the old pool, if that is in use
         wanted = min(wanted, room + len(self.count) * idle)
         if wanted > len(self.count):

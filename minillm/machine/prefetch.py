@@ -61,10 +61,10 @@ class Prefetch(Generic[S]):
         machine, at = self._machine, self._machine.trace.at
         if not machine.emulated:  # computing in the slot is over; `take` waits for the link alone
             torch.cuda.current_stream(machine.device).synchronize()
-        stamp = {"token": at.token, "request": at.request}
+        stamp = at.stamp
 
         def fill(slot: S) -> None:
-            with at(**stamp):
+            with at.exactly(stamp):
                 bring(slot)
 
         with held():

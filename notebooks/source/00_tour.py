@@ -348,10 +348,13 @@ knob(ask, dropped_percent=(0, 100, 5))
 # [ui.perfetto.dev](https://ui.perfetto.dev) and zoom in to single microseconds. Or read it back.
 
 # %%
-engine.trace.save("tour_run.json")
-charts.replay(engine.trace).save("tour_run.html")
+from minillm.files import writable_folder
+folder = writable_folder()  # this one, if it takes files
+engine.trace.save(folder / "tour_run.json")
+charts.replay(engine.trace).save(folder / "tour_run.html")
 
-again = Trace.load("tour_run.json")
+# %%
+again = Trace.load(folder / "tour_run.json")
 print("the same events:", again.events == engine.trace.events)
 
 # %% [markdown]

@@ -11,13 +11,13 @@
 # [`minillm/load/share.py`](../minillm/load/share.py).*
 
 # %% tags=["nbval-ignore-output"]
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
+from minillm.files import temporary_folder, writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import Checkpoint, Reader, drop
 
@@ -85,7 +85,7 @@ print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 loads: Ben's work is hidd
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
-disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
+disk = temporary_folder(writable_folder())  # goes with the kernel
 make_checkpoint("135m", disk.name)
 checkpoint = Checkpoint.open(disk.name)
 infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
