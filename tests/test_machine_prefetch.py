@@ -125,13 +125,46 @@ def test_what_a_card_sends_is_sent_by_the_thread_that_computes(prefetch):
     assert not [t.name for t in threading.enumerate() if t.name.startswith("minillm")]
 
 
-def test_asked_twice_it_is_brought_once(prefetch):
-    """Would catch a layer that crosses the link twice, because its pass asks for it again."""
+def test_asked_twice_it_is_brought_once_and_after_a_take_anew(prefetch):
+    """Would catch a layer that crosses the link twice, because its pass asks for it again; and one
+    that is taken to be there though its slot was given up."""
     order = []
     for _ in range(2):
         prefetch.ask(0, puts(0, lambda: order.append(0)))
     prefetch.take(0)
     assert order == [0]
+    prefetch.ask(0, puts(0, lambda: order.append(1)))
+    prefetch.take(0)
+    assert order == [0, 1]
+
+
+def test_of_more_than_there_are_slots_the_oldest_is_given_up(prefetch):
+    """Would catch a slot handed out for what was in it before."""
+    for key in (0, 1, 2):
+        prefetch.ask(key, puts(key))
+    with pytest.raises(AssertionError, match="0 was not asked for"):
+        prefetch.take(0)
+    assert [prefetch.take(key).holds for key in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("way", ["ask", "take"])
+def test_nothing_is_put_into_a_slot_while_something_given_up_still_arrives_there(prefetch, way):
+    """Would catch the rest of a layer that nobody wants, written over the one that came after."""
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(20)
+        done.append("slow")
+
+    prefetch.ask(0, puts(0, slow))
+    assert begun.wait(20)
+    threading.Timer(0.05, go_on.set).start()
+    prefetch.ask(1, lambda slot: Sent(slot, 1), sends=True)
+    if way == "take":
+        assert prefetch.take(1).holds == 1 and done == ["slow"]
+    prefetch.ask(2, lambda slot: [done.append("sent"), Sent(slot, 2)][1], sends=True)
+    assert done == ["slow", "sent"]
 
 
 def test_an_error_is_raised_by_take_and_the_next_asking_is_free_of_it(prefetch):
