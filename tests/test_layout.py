@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Files that the design does not name: parts of config, trace, machine, predict and probe.
-HALVES = {"hf_config", "event", "record", "ranks", "perfetto", "host", "cgroups", "tier", "links",
+HALVES = {"event", "record", "ranks", "perfetto", "host", "cgroups", "tier", "links",
           "cuda_link", "scale", "disk", "files", "hardware", "measure", "probe_compute",
           "probe_links", "probe_memory", "probe_ssd"}  # fmt: skip
 BASE = {"errors", "config", "trace", "machine", "probe", "predict"} | HALVES
