@@ -45,6 +45,11 @@ def _up_to(most: int, *others: None) -> _Rule:
     return lambda v: v in others or (_is_int(v) and 0 < v <= most), wanted
 
 
+_BYTES_OR_NONE: _Rule = (
+    lambda v: v is None or (parse_size(v) > 0 if isinstance(v, str) else _is_int(v) and v > 0),
+    'bytes, as a number or as in "32 MiB", or None',
+)
+
 # Far above every model there is, and far below what only to describe takes minutes and memory.
 _SIZE, _SIZE_OR_NONE = _up_to(2**31), _up_to(2**31, None)
 
@@ -193,7 +198,12 @@ class EngineConfig:
 
     dtype: of the weights and the KV cache in memory; "auto" takes the checkpoint's.
     max_context: tokens of prompt and answer together; None takes the model's.
-    prefill_chunk: prompt tokens that one forward pass takes, which bounds activation memory.
+    max_batch_tokens: tokens that one forward pass takes, of all requests together: longer prompts
+    are read in chunks, which bounds activation memory and how long others wait.
+    max_running: requests that run at once; the others wait.
+    kv: "paged", or "contiguous": a block for each request, as long as the context.
+    page_size: tokens of a page of the KV cache.
+    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
     (past it); see `minillm.load.readers`.
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
@@ -203,7 +213,11 @@ class EngineConfig:
 
     dtype: str = "auto"
     max_context: int | None = None
-    prefill_chunk: int = 512
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    kv: str = "paged"
+    page_size: int = 16
+    kv_hbm: int | str | None = None
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
@@ -211,7 +225,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check(
             self, dtype=_one_of("auto", *DTYPES), max_context=_SIZE_OR_NONE,
-            prefill_chunk=_COUNT, reader=_one_of("read", "mmap", "direct"),
+            max_batch_tokens=_COUNT, max_running=_COUNT, kv=_one_of("paged", "contiguous"),
+            page_size=_SIZE, kv_hbm=_BYTES_OR_NONE, reader=_one_of("read", "mmap", "direct"),
             weights=_one_of("resident", "stream"), stream_from=_one_of("auto", "dram", "ssd"),
         )  # fmt: skip
 

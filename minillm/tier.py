@@ -49,6 +49,12 @@ class Tier:
             assert 0 <= nbytes <= held, f"{label} holds {held} B of {self.name}, not {nbytes}"
             self._change(-nbytes, label)
 
+    def relabel(self, nbytes: int, source: str, target: str) -> None:
+        """`nbytes` that `source` had reserved are `target`'s from now on."""
+        with self._lock:
+            self._change(-nbytes, source)
+            self._change(nbytes, target)
+
     def _change(self, nbytes: int, label: str) -> None:
         self.used += nbytes
         self.peak = max(self.peak, self.used)

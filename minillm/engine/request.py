@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class Completion:
 
     text: without the end-of-text token and without the stop string; token_ids has both.
     finish_reason: "stop" (end of text, or a stop string) or "length" (max_tokens reached).
-    ttft: seconds from the call to the first token, waiting for earlier groups included.
+    ttft: seconds from the call to the first token, waiting for a place included.
     tpot: mean seconds of each token after the first; None if there was only one.
     """
 
@@ -48,7 +49,7 @@ class Completion:
     prompt_tokens: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """A prompt, its settings, and what has come out so far."""
 
@@ -60,20 +61,33 @@ class Request:
     chance: torch.Generator
     detokenizer: Detokenizer
     started: float  # seconds on the trace's clock, as are the next two
+    forgets: range | None = None  # positions that nobody sees once the prompt was read
     first_at: float = 0.0
     last_at: float = 0.0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None  # None: still running
+    finish_reason: str | None = None  # None: not finished; "abort": nobody wanted the rest
+    error: Exception | None = None  # why it cannot go on
+    cached: int = 0  # tokens of `ids` that are in the KV cache
+    pieces: deque[Piece] = field(default_factory=deque)  # not yet fetched by the caller
+
+    def __post_init__(self) -> None:
+        self.ids = list(self.prompt_ids)  # what the model reads: the prompt, then each new token
 
     @property
     def slots(self) -> int:
-        """KV slots it may need: its prompt and every token it may generate."""
-        return len(self.prompt_ids) + self.params.max_tokens
+        """Places in the KV cache it may need: the last token is chosen and never read."""
+        return len(self.prompt_ids) + self.params.max_tokens - 1
+
+    @property
+    def over(self) -> bool:
+        """Whether no more will come."""
+        return self.finish_reason is not None or self.error is not None
 
     def take(self, token_id: int, logprob: float, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
+        self.ids.append(token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self.last_at = now

@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.engine.batch import Batch
 from minillm.load.interrupt import held
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, allocate, assign, bring, check_fit, load
@@ -73,8 +72,8 @@ class Resident:
         self._stack = ExitStack()
         self._stack.callback(machine.free, block)
 
-    def step(self, batch: Batch) -> AbstractContextManager[None]:
-        """Run the next step of a batch in this."""
+    def step(self, tokens: int) -> AbstractContextManager[None]:
+        """Run a pass of so many tokens in this."""
         return nullcontext()
 
     def close(self) -> None:
@@ -101,7 +100,7 @@ class Streamed:
         self._machine, self.dtype = machine, dtype
         self.nbytes = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
-        layers = list(model.model.layers)
+        layers = model.blocks
         rest = {name: s for name, s in shapes.items() if not name.startswith(_LAYERS)}
         with ExitStack() as stack:
             with held():
@@ -127,14 +126,14 @@ class Streamed:
             self._stack.close()
 
     @contextmanager
-    def step(self, batch: Batch) -> Iterator[None]:
-        """Run the next step of a batch in this: if its tokens are few, the link has its own core.
+    def step(self, tokens: int) -> Iterator[None]:
+        """Run a pass of so many tokens in this: if they are few, the link has its own core.
 
         Without a card it is a core that moves the layers. Where compute had them all, layers came
         late now and then, and a pass took as long as with one core less, or longer.
         """
         cores = torch.get_num_threads()
-        few = self._machine.emulated and batch.tokens <= _FEW
+        few = self._machine.emulated and tokens <= _FEW
         torch.set_num_threads(max(1, cores - few))
         try:
             yield

@@ -1,8 +1,13 @@
 """Stage 3, the KV cache: the keys and values of past tokens, kept so as not to compute them again.
 
-contiguous.py  one block of HBM a batch, reserved for the longest text it may hold
+plan.py        one forward pass as the cache sees it; what a cache must be able to do
+attention.py   attention over pages, written once, whatever store the pages lie in
+pages.py       a pool of pages, block tables, reference counts, copy on write
+contiguous.py  the simplest cache, as pages that are as long as the longest text
 """
 
 from minillm.kv.contiguous import ContiguousKV
+from minillm.kv.pages import PagedKV, drop_oldest
+from minillm.kv.plan import KV, Plan, Step
 
-__all__ = ["ContiguousKV"]
+__all__ = ["KV", "ContiguousKV", "PagedKV", "Plan", "Step", "drop_oldest"]

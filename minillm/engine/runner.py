@@ -1,0 +1,101 @@
+"""One forward pass: ids to HBM, the model over them, logits back to DRAM; and what the trace sees.
+
+Shapes: ΣT packed tokens of all requests, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from minillm.engine.request import Request
+from minillm.engine.weights import Resident, Streamed
+from minillm.kv.plan import Plan, Step
+from minillm.machine import Machine
+from minillm.model.llama import Block, Llama
+
+
+class Runner:
+    """Runs `model` on `machine`, at most `max_tokens` tokens and `max_rows` rows of logits a pass.
+
+    Takes HBM for the ids, and DRAM for staging ids and logits; OutOfMemory if they do not fit, and
+    then nothing is kept. `close` gives them back.
+    """
+
+    def __init__(
+        self, model: Llama, weights: Resident | Streamed, machine: Machine, max_tokens: int,
+        max_rows: int,
+    ) -> None:  # fmt: skip
+        self._model, self._weights, self._machine = model, weights, machine
+        # Of an embedding that is not the output too, one row a token is read, not the table.
+        tied = model.config.tie_word_embeddings
+        unread = 0 if tied else model.model.embed_tokens.weight.nbytes
+        self._weight_bytes = sum(p.nbytes for p in model.parameters()) - unread
+        with ExitStack() as stack:
+
+            def hold(shape: tuple[int, ...], dtype: torch.dtype, tier: str, label: str) -> Tensor:
+                tensor = machine.empty(shape, dtype, tier, label)
+                stack.callback(machine.free, tensor)
+                return tensor
+
+            self._ids = hold((max_tokens,), torch.int64, "hbm", "ids")
+            self._staging = hold((max_tokens,), torch.int64, "dram", "ids")
+            shape = (max_rows, model.config.vocab_size)
+            self._logits = hold(shape, torch.float32, "dram", "logits")
+            self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
+        if machine.emulated:  # on a card a span would time launches
+            for block in model.blocks:
+                self._watch(block)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._stack.close()
+
+    def _watch(self, block: Block) -> None:
+        """Put a span round each half of a layer."""
+        for name, half in (("attention", "attention_half"), ("ffn", "ffn_half")):
+            setattr(block, half, partial(self._spanned, name, block.layer, getattr(block, half)))
+
+    def _spanned(self, name: str, layer: int, half, *arguments) -> Tensor:
+        detail = f"layer {layer}"
+        with self._machine.trace.span(name, stage="model", resource="compute", detail=detail):
+            return half(*arguments)
+
+    def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
+        """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
+        with self._machine.trace.span("batch", stage="tokens", resource="cpu"):
+            spans = zip(requests, step.starts, step.counts, strict=True)
+            ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
+            staging = self._staging[: len(ids)]
+            staging.numpy()[:] = ids
+        return self._machine.copy(staging, self._ids[: len(ids)], label="ids", stage="tokens")
+
+    def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
+        """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
+        step, trace = plan.step, self._machine.trace
+        rows = step.rows
+        wanted = None if len(rows) == len(ids) else plan.ints(rows).long()
+        detail = "bytes predicted: weights and KV cache, each read once"
+        name = _name(step, requests)
+        span = trace.span(name, stage="model", resource="compute", detail=detail)
+        with self._weights.step(step.tokens), span:
+            logits = self._model(ids, plan.place, plan, wanted)
+            self._machine.sync()  # a card returns at once: wait, so that the time is true
+            span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
+        return logits
+
+    def fetch_logits(self, logits: Tensor) -> Tensor:
+        """Logits (rows, V), HBM → DRAM, where the CPU can choose from them."""
+        if not len(logits):  # all of the pass lies in the middle of prompts
+            return logits
+        out = self._logits[: len(logits)]
+        return self._machine.copy(logits, out, label="logits", stage="decode", source="hbm")
+
+
+def _name(step: Step, requests: list[Request]) -> str:
+    """What a pass does: it reads texts, decodes, or both."""
+    decodes = [n == 1 and len(r.token_ids) > 0 for r, n in zip(requests, step.counts, strict=True)]
+    return "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"

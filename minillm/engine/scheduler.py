@@ -1,0 +1,115 @@
+"""Which tokens of which requests run in the next forward pass.
+
+Requests join and leave between passes. A pass has a budget of tokens: requests that decode take
+one each, and what is left goes to chunks of prompts, so a long prompt cannot make others wait
+for longer than one pass. First come, first served. When the KV cache has no page left, the
+youngest request gives its pages back and is computed again later.  Yu et al., 2022; Agrawal et
+al., 2023.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from minillm.engine.request import Request
+from minillm.errors import OutOfMemory
+from minillm.kv.pages import PagedKV
+from minillm.kv.plan import Hidden, Step
+
+
+class Scheduler:
+    """Queues of requests, and the pages they hold in `kv`.
+
+    >>> scheduler = Scheduler(kv, max_batch_tokens=512, max_running=64)
+    >>> scheduler.add(request)
+    >>> step, requests = scheduler.schedule()
+    """
+
+    def __init__(self, kv: PagedKV, max_batch_tokens: int, max_running: int) -> None:
+        self.kv, self.max_batch_tokens, self.max_running = kv, max_batch_tokens, max_running
+        self.waiting: deque[Request] = deque()  # first come first
+        self.running: list[Request] = []  # oldest first: each has pages
+        self.preempted = 0  # times that a request had to give its pages back
+
+    def add(self, request: Request) -> None:
+        """Let a request wait for its turn. OutOfMemory if the cache can never hold it."""
+        self.kv.check(request.slots)
+        self.waiting.append(request)
+
+    def schedule(self) -> tuple[Step, list[Request]]:
+        """The next pass and its requests, their pages reserved; empty if nobody has work.
+
+        A request for which there is no room though nobody else runs fails: `request.error`.
+        """
+        before, chosen, budget = self.preempted, [], self.max_batch_tokens
+        for request in list(self.running):
+            count = min(len(request.ids) - request.cached, budget)
+            if count and self._reserve(request, request.cached + count):
+                chosen.append((request, count))
+                budget -= count
+        if self.preempted == before:
+            self._admit(chosen, budget)
+        starts = tuple(request.cached for request, _ in chosen)
+        counts = tuple(count for _, count in chosen)
+        wanted = tuple(int(r.cached + count == len(r.ids)) for r, count in chosen)
+        requests = [request for request, _ in chosen]
+        return Step(tuple(r.number for r in requests), starts, counts, wanted), requests
+
+    def _reserve(self, request: Request, stop: int) -> bool:
+        """Pages up to `stop`; if need be those of the youngest, which may be this one itself."""
+        while request in self.running and not self.kv.reserve(request.number, stop):
+            self._preempt(self.running[-1])
+        return request in self.running
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self.kv.release(request.number)
+        request.cached = 0
+        self.waiting.appendleft(request)
+        self.preempted += 1
+
+    def _admit(self, chosen: list[tuple[Request, int]], budget: int) -> None:
+        """Requests that wait join, while there are tokens, places and pages for them."""
+        if self.waiting:
+            coming = [*self.running, *self.waiting][: self.max_running]
+            self.kv.make_room(request.slots for request in coming)
+        while self.waiting and budget and len(self.running) < self.max_running:
+            request = self.waiting[0]
+            if not self._take_in(request):
+                if self.running:
+                    return
+                self._fail(self.waiting.popleft())
+                continue
+            self.running.append(self.waiting.popleft())
+            count = min(len(request.ids) - request.cached, budget)
+            chosen.append((request, count))
+            budget -= count
+
+    def _take_in(self, request: Request) -> bool:
+        """Pages for all that there is of its text; False, and nothing held, if there are none."""
+        request.cached = self.kv.find(request.number, request.ids)
+        if request.forgets is not None:
+            self.kv.hide(request.number, Hidden(len(request.prompt_ids), request.forgets))
+        if self.kv.reserve(request.number, len(request.ids)):
+            return True
+        self.kv.release(request.number)
+        return False
+
+    def _fail(self, request: Request) -> None:
+        needed = self.kv.pages_for(len(request.ids)) * self.kv.page_nbytes
+        hbm = self.kv.machine.hbm
+        request.error = OutOfMemory("hbm", needed, self.kv.most * self.kv.page_nbytes, hbm.by_label)
+
+    def fork(self, request: Request, twin: Request) -> None:
+        """A twin of a running request goes on from the same past; pages are copied when written."""
+        assert request in self.running, "only what runs has a past"
+        self.kv.fork(request.number, twin.number)
+        self.running.append(twin)
+
+    def remove(self, request: Request) -> None:
+        """A request has ended, or nobody wants it any more: its pages come free."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running.remove(request)
+        self.kv.release(request.number)
