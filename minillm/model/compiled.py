@@ -74,7 +74,7 @@ def find_compiler() -> list[str]:
 
 
 def processor() -> str:
-    """What tells processors apart for a compiler that tunes to them: name and instruction sets."""
+    """What tells processors apart for a compiler that tunes to them: name and features."""
     sets = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -83,7 +83,7 @@ def processor() -> str:
         if sys.platform == "darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
             sets = subprocess.run(command, capture_output=True, text=True).stdout
-    return f"{platform.machine()} {cpu_name()} {sets}"
+    return f"{platform.machine()} {cpu_name()} {hashlib.sha256(sets.encode()).hexdigest()[:8]}"
 
 
 def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
@@ -110,18 +110,20 @@ def _hash(path: Path) -> str:
 
 def _compiled(compiler: list[str], flags: tuple[str, ...], folder: Path, key: str) -> ctypes.CDLL:
     """Compile, keep, load. Two processes that do it at once each put a whole file in its place."""
+    name = Path(compiler[0]).name
     with tempfile.TemporaryDirectory(prefix="minillm-kernels-") as work:
         fresh = Path(work) / "kernels.so"
         for tuned in TUNED:
-            why = _run([*compiler, *FLAGS, *flags, *tuned, str(SOURCES[0]), "-o", str(fresh), "-lm"])
+            options = *FLAGS, *flags, *tuned, str(SOURCES[0]), "-o", str(fresh), "-lm"
+            why = _run([*compiler, *options])
             if not why:
                 break
         else:
-            raise NoKernels(f"{Path(compiler[0]).name} failed: {why}")
+            raise NoKernels(f"{name} failed: {why}")
         try:
             loaded = ctypes.CDLL(str(fresh))  # it stays, also when its file is gone
         except OSError as error:
-            raise NoKernels(f"what {Path(compiler[0]).name} made cannot be loaded: {error}") from error
+            raise NoKernels(f"what {name} made cannot be loaded: {error}") from error
         _keep(fresh, folder, key)
     return loaded
 

@@ -13,7 +13,7 @@ Shapes: ΣT packed tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_void_p
+from ctypes import CDLL, byref, c_double
 from typing import NamedTuple
 
 import torch
@@ -21,56 +21,12 @@ from torch import Tensor
 
 from minillm.model.attention import Attend
 from minillm.model.compiled import NoKernels, library, processor
-from minillm.model.layers import Linear, RMSNorm, identity
+from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
 from minillm.model.products import Choice, Products, choose
+from minillm.model.structs import CLayer, COutput, CStep, bind, call, declare, linear_at
 
 MAX_THREADS, MAX_ROWS, MAX_HEADS = 64, 2**20, 255  # of pool.h: threads; items of a phase: 2^16
-
-
-def _fields(names: str, kind: type) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
-
-
-class _Linear(Structure):
-    _fields_ = _fields("w bias", c_void_p) + _fields("n k packed", c_int)
-
-
-class _Attention(Structure):
-    _fields_ = (
-        _fields("q k v o", _Linear) + _fields("norm qnorm knorm", c_void_p)
-        + _fields("eps", c_float) + _fields("D H K E", c_int)
-    )  # fmt: skip
-
-
-class _Ffn(Structure):
-    _fields_ = (
-        _fields("gate up down", _Linear) + _fields("norm", c_void_p)
-        + _fields("eps", c_float) + _fields("D I", c_int)
-    )  # fmt: skip
-
-
-class _Layer(Structure):
-    _fields_ = [("a", _Attention), ("f", _Ffn), *_fields("o_bias down_bias pages", c_void_p)]
-
-
-class _Output(Structure):
-    _fields_ = [("l", _Linear), ("norm", c_void_p), ("eps", c_float)]
-
-
-class _Step(Structure):
-    _fields_ = (
-        _fields("tables place", c_void_p) + _fields("M width P threads", c_int)
-        + _fields("angles", c_void_p)
-    )  # fmt: skip
-
-
-_ARGUMENTS = {
-    "attention": [c_void_p] * 5, "ffn": [c_void_p] * 4,
-    "layers": [c_void_p, c_int, *[c_void_p] * 4], "head": [c_void_p, c_int, c_int, *[c_void_p] * 5],
-    "embed": [c_void_p, c_void_p, c_int, c_void_p], "pack": [c_void_p, c_int],
-    "unpack": [c_void_p, c_int, c_int, c_int, c_void_p, c_int],
-}  # fmt: skip
 
 
 class Tops(NamedTuple):
@@ -137,8 +93,7 @@ class Kernels:
 
     def __init__(self, model: Llama, lib: CDLL, threads: int, where: str):
         self.model, self.lib, self.threads = model, lib, threads
-        for name, kinds in _ARGUMENTS.items():
-            getattr(lib, name).argtypes = kinds
+        declare(lib)
         gate = model.blocks[0].mlp.gate_proj
         self.choice: Choice = choose(
             *gate.weight.shape, gate.weight.dtype, where, self._alone, self._unpack
@@ -150,15 +105,16 @@ class Kernels:
         for linear in _linears(model):
             linear.product = product
             if linear.packable and not linear.packed and linear.weight.device.type == "cpu":
-                _call(lib.pack, byref(_linear(linear)), threads)
+                call(lib.pack, byref(linear_at(linear)), threads)
                 linear.packed = True
         self._blocks = model.blocks
-        self._layers = (_Layer * len(self._blocks))()
+        self._layers = (CLayer * len(self._blocks))()
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        self._halves = [self._put_on(*each) for each in zip(self._blocks, self._layers, strict=True)]
+        pairs = zip(self._blocks, self._layers, strict=True)
+        self._halves = [self._put_on(*pair) for pair in pairs]
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
-            self._table, model.embed = _linear(model.model.embed_tokens), self.embed
+            self._table, model.embed = linear_at(model.model.embed_tokens), self.embed
         if model.last:
             self._plain_output, model.output = model.output, self.output
 
@@ -167,23 +123,23 @@ class Kernels:
 
         It is done when it must be before a layer runs; needed only after packing in place.
         """
-        _bind(self._layers[block.layer - self.model.layers.start], block)
+        bind(self._layers[block.layer - self.model.layers.start], block)
 
-    def _put_on(self, block: Block, layer: _Layer) -> tuple[Callable, Callable]:
+    def _put_on(self, block: Block, layer: CLayer) -> tuple[Callable, Callable]:
         """C halves in the place of the plain ones of `block`."""
         plain = block.attention_half, block.ffn_half
         first, other = block.self_attn.q_proj._parameters, block.mlp.gate_proj._parameters
         attention, ffn, number = self.lib.attention, self.lib.ffn, block.layer
-        layer_at, ffn_at = byref(layer), byref(layer, _Layer.f.offset)
+        layer_at, ffn_at = byref(layer), byref(layer, CLayer.f.offset)
 
         def attention_half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
             step = self._step(attend)
             if step is None:
                 return plain[0](x, positions, angles, attend)
             if first["weight"].data_ptr() != layer.a.q.w:
-                _bind(layer, block)
+                bind(layer, block)
             pool = attend.store.enter(number, attend)
-            _call(attention, layer_at, step.at, pool.data_ptr(), x.data_ptr(), step.out_at)
+            call(attention, layer_at, step.at, pool.data_ptr(), x.data_ptr(), step.out_at)
             attend.store.leave(number, attend)
             return step.out
 
@@ -192,8 +148,8 @@ class Kernels:
             if step is None:
                 return plain[1](x, positions, angles, attend)
             if other["weight"].data_ptr() != layer.f.gate.w:
-                _bind(layer, block)
-            _call(ffn, ffn_at, step.at, x.data_ptr(), step.out_at)
+                bind(layer, block)
+            call(ffn, ffn_at, step.at, x.data_ptr(), step.out_at)
             return step.out
 
         block.attention_half, block.ffn_half = attention_half, ffn_half
@@ -216,7 +172,7 @@ class Kernels:
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
         self.stamps = self.tops = None
-        step = self._step(attend)
+        step, x = self._step(attend), x.contiguous()
         resident = getattr(getattr(attend, "store", None), "resident", None)
         if step is None or resident is None or not self._alone_between():
             return self._plain_layers(x, positions, attend)
@@ -225,7 +181,7 @@ class Kernels:
         for layer, pool in zip(self._layers, resident, strict=True):
             layer.pages = pool.data_ptr()
         n = len(self._blocks)
-        _call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
+        call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
         self.stamps = self._stamps[:]
         return x
 
@@ -243,7 +199,7 @@ class Kernels:
             if block._forward_pre_hooks or block._forward_hooks:
                 return False
             if block.self_attn.q_proj._parameters["weight"].data_ptr() != layer.a.q.w:
-                _bind(layer, block)
+                bind(layer, block)
         return True
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -261,26 +217,26 @@ class Kernels:
             self.tops = None
             return self._plain_output(x)
         head, norm = self.model.head, self.model.model.norm
-        output = _Output(_linear(head), norm.weight.data_ptr(), norm.eps)
+        output = COutput(linear_at(head), norm.weight.data_ptr(), norm.eps)
         return self._multiplied(output, x.contiguous())
 
-    def _multiplied(self, output: _Output, x: Tensor) -> Tensor:
+    def _multiplied(self, output: COutput, x: Tensor) -> Tensor:
         N, logits = len(x), torch.empty(len(x), output.l.n)
         tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
         to = (t.data_ptr() for t in (x, logits, *tops))
-        _call(self.lib.head, byref(output), self.threads, N, *to)
+        call(self.lib.head, byref(output), self.threads, N, *to)
         self.tops = tops
         return logits
 
     def _unpack(self, linear: Linear, start: int, stop: int, out: Tensor) -> None:
         keep = out.dtype == linear.weight.dtype
-        at = byref(_linear(linear)), start, stop, keep, out.data_ptr(), self.threads
-        _call(self.lib.unpack, *at)
+        at = byref(linear_at(linear)), start, stop, keep, out.data_ptr(), self.threads
+        call(self.lib.unpack, *at)
 
     def _alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
         """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
         x, norm = torch.zeros(tokens, linear.weight.shape[1]), linear.weight[0]
-        return lambda: self._multiplied(_Output(_linear(linear), norm.data_ptr(), 1.0), x)
+        return lambda: self._multiplied(COutput(linear_at(linear), norm.data_ptr(), 1.0), x)
 
 
 class _Pass:
@@ -288,38 +244,14 @@ class _Pass:
 
     def __init__(self, kernels: Kernels, plan: Attend):
         tables, place, model = plan.token_tables(), plan.place, kernels.model
+        spans = zip(plan.step.starts, plan.step.counts, plan.tables, strict=True)
+        stops = [(start + count, len(table) * plan.page_size) for start, count, table in spans]
+        assert all(n <= min(room, len(model.angles)) for n, room in stops), "not reserved, prepared"
         self._kept = tables, place, model.angles
-        self._struct = _Step(
+        self._struct = CStep(
             tables.data_ptr(), place.data_ptr(), len(place), tables.shape[1], plan.page_size,
             kernels.threads, model.angles.data_ptr(),
         )  # fmt: skip
         self.at = byref(self._struct)
         self.out = torch.empty(len(place), model.config.hidden_size)
         self.out_at = self.out.data_ptr()
-
-
-def _call(function: Callable[..., int], *arguments: object) -> None:
-    if not function(*arguments):
-        raise MemoryError("the kernels found no memory to work in")
-
-
-def _linear(linear: Linear) -> _Linear:
-    bias = None if linear.bias is None or linear.deferred else linear.bias.data_ptr()
-    return _Linear(linear.weight.data_ptr(), bias, *linear.weight.shape, linear.packed)
-
-
-def _bind(layer: _Layer, block: Block) -> None:
-    a, f = block.self_attn, block.mlp
-    at = lambda norm: None if norm is None else norm.weight.data_ptr()  # noqa: E731
-    before: RMSNorm = block.input_layernorm
-    D, E = a.o_proj.weight.shape[0], a.head_dim
-    H, K = (projection.weight.shape[0] // E for projection in (a.q_proj, a.k_proj))
-    layer.a = _Attention(
-        *map(_linear, (a.q_proj, a.k_proj, a.v_proj, a.o_proj)), at(before), at(a.q_norm),
-        at(a.k_norm), before.eps, D, H, K, E,
-    )  # fmt: skip
-    after: RMSNorm = block.post_attention_layernorm
-    linears = map(_linear, (f.gate_proj, f.up_proj, f.down_proj))
-    layer.f = _Ffn(*linears, at(after), after.eps, D, f.gate_proj.weight.shape[0])
-    biases = a.o_proj.bias, f.down_proj.bias
-    layer.o_bias, layer.down_bias = (None if b is None else b.data_ptr() for b in biases)
