@@ -205,7 +205,7 @@ def test_errors_against_float64_are_those_of_bf16_pages():
         return ((got - wanted).abs().amax(-1) / wanted.abs().amax(-1)).median().item()
 
     assert error(torch.float32, True) < 5e-7
-    assert error(torch.bfloat16, True) < min(8e-4, 1.1 * error(torch.bfloat16, False))
+    assert error(torch.bfloat16, True) < min(2e-3, 1.1 * error(torch.bfloat16, False))
 
 
 def town(dtype: torch.dtype) -> Llama:
@@ -369,6 +369,8 @@ def test_weights_may_move_and_lie_unpacked(dtype):
         for p in block.parameters():
             p.data = p.data.clone()
     assert torch.equal(mixed(model, cache(model), 6), wanted)
+    model.blocks[1].mlp.up_proj.weight.data = model.blocks[1].mlp.up_proj.weight * 2
+    assert not torch.equal(mixed(model, cache(model), 6), wanted)
 
 
 @needs_compiler

@@ -110,34 +110,33 @@ class Kernels:
         self._blocks = model.blocks
         self._layers = (CLayer * len(self._blocks))()
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        pairs = zip(self._blocks, self._layers, strict=True)
-        self._halves = [self._put_on(*pair) for pair in pairs]
+        self._holders = [[m._parameters for m in b.modules() if m._parameters] for b in self._blocks]
+        self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
+        self._halves = [self._put_on(i, block) for i, block in enumerate(self._blocks)]
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
             self._table, model.embed = linear_at(model.model.embed_tokens), self.embed
         if model.last:
             self._plain_output, model.output = model.output, self.output
 
-    def bind(self, block: Block) -> None:
-        """Take in where the weights of a layer lie now, and whether they are packed.
+    def _follow(self, i: int) -> None:
+        """Take in where the weights of a layer lie now, if one of them has moved."""
+        lie = [parameters["weight"].data_ptr() for parameters in self._holders[i]]
+        if lie != self._lie[i]:
+            bind(self._layers[i], self._blocks[i])
+            self._lie[i] = lie
 
-        It is done when it must be before a layer runs; needed only after packing in place.
-        """
-        bind(self._layers[block.layer - self.model.layers.start], block)
-
-    def _put_on(self, block: Block, layer: CLayer) -> tuple[Callable, Callable]:
+    def _put_on(self, i: int, block: Block) -> tuple[Callable, Callable]:
         """C halves in the place of the plain ones of `block`."""
-        plain = block.attention_half, block.ffn_half
-        first, other = block.self_attn.q_proj._parameters, block.mlp.gate_proj._parameters
-        attention, ffn, number = self.lib.attention, self.lib.ffn, block.layer
+        plain, number = (block.attention_half, block.ffn_half), block.layer
+        attention, ffn, layer = self.lib.attention, self.lib.ffn, self._layers[i]
         layer_at, ffn_at = byref(layer), byref(layer, CLayer.f.offset)
 
         def attention_half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
             step = self._step(attend)
             if step is None:
                 return plain[0](x, positions, angles, attend)
-            if first["weight"].data_ptr() != layer.a.q.w:
-                bind(layer, block)
+            self._follow(i)
             pool = attend.store.enter(number, attend)
             call(attention, layer_at, step.at, pool.data_ptr(), x.data_ptr(), step.out_at)
             attend.store.leave(number, attend)
@@ -147,8 +146,7 @@ class Kernels:
             step = self._step(attend)
             if step is None:
                 return plain[1](x, positions, angles, attend)
-            if other["weight"].data_ptr() != layer.f.gate.w:
-                bind(layer, block)
+            self._follow(i)
             call(ffn, ffn_at, step.at, x.data_ptr(), step.out_at)
             return step.out
 
@@ -178,9 +176,10 @@ class Kernels:
             return self._plain_layers(x, positions, attend)
         if not self.model.first:
             x = x.clone()  # it is added to in place
-        for layer, pool in zip(self._layers, resident, strict=True):
-            layer.pages = pool.data_ptr()
         n = len(self._blocks)
+        for i, layer, pool in zip(range(n), self._layers, resident, strict=True):
+            self._follow(i)
+            layer.pages = pool.data_ptr()
         call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
         self.stamps = self._stamps[:]
         return x
@@ -192,14 +191,12 @@ class Kernels:
         """
         if self.model.reduce is not identity:
             return False
-        for block, layer, halves in zip(self._blocks, self._layers, self._halves, strict=True):
+        for block, halves in zip(self._blocks, self._halves, strict=True):
             found = block.attention_half, block.ffn_half
             if tuple(getattr(half, "watches", half) for half in found) != halves:
                 return False
             if block._forward_pre_hooks or block._forward_hooks:
                 return False
-            if block.self_attn.q_proj._parameters["weight"].data_ptr() != layer.a.q.w:
-                bind(layer, block)
         return True
 
     def embed(self, ids: Tensor) -> Tensor:
