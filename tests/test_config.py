@@ -1,4 +1,4 @@
-"""minillm/config.py and hf_config.py: what a config.json means, and what is refused."""
+"""minillm/config: model.py and huggingface.py: what a config.json means, and what is refused."""
 
 import json
 import os
@@ -307,8 +307,8 @@ def test_what_changes_no_logit_is_taken(tiny, tmp_path, name):
     with torch.no_grad():
         theirs, with_it = reference(tiny(family)), reference(tmp_path)
         assert torch.equal(with_it(ids, use_cache=False).logits, theirs(ids).logits)
-        expected = ours(theirs, tiny(family))(ids)
-        assert torch.equal(ours(with_it, tmp_path)(ids), expected)
+        expected = ours(theirs, tiny(family))(ids[0])
+        assert torch.equal(ours(with_it, tmp_path)(ids[0]), expected)
 
 
 def test_a_config_saved_whole_by_transformers_4_means_the_same():
@@ -417,7 +417,8 @@ def test_stop_becomes_a_tuple_so_that_params_can_be_a_key():
 
 
 @pytest.mark.parametrize("bad", [
-    {"dtype": "int8"}, {"max_context": 0}, {"prefill_chunk": 0}, {"prefill_chunk": None},
+    {"kv": "ring"}, {"page_size": 0}, {"kv_hbm": 0}, {"kv_hbm": True}, {"max_running": 0},
+    {"dtype": "int8"}, {"max_context": 0}, {"max_batch_tokens": 0}, {"max_batch_tokens": None},
     {"reader": "gds"},
 ])  # fmt: skip
 def test_an_engine_setting_out_of_range_is_refused(bad):

@@ -278,14 +278,14 @@ def test_one_request_that_fails_does_not_stop_the_others(engine, monkeypatch):
     wanted = engine.generate(PROMPTS[1], GREEDY)[0].text
     a, b = (engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
     next(a), next(b)
-    real = engine._sample
+    real = engine._chooser._sample
 
     def sample(request, row):
         if request.number == 1:  # the number of the first stream: 0 was the wanted text
             raise MinillmError("wanted logits that are numbers, found NaN")
         return real(request, row)
 
-    monkeypatch.setattr(engine, "_sample", sample)
+    monkeypatch.setattr(engine._chooser, "_sample", sample)
     stream = engine.stream(PROMPTS[1], GREEDY)
     assert "".join(piece.text for piece in stream) == wanted
     with pytest.raises(MinillmError, match="NaN"):

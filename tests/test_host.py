@@ -92,7 +92,7 @@ def test_a_machine_takes_from_torch_what_the_quota_does_not_pay_for(allow, monke
     """Catches a seventh of the speed in a container with one core's quota."""
     monkeypatch.setattr(Profile, "here", lambda: None)
     rate = type("Rate", (), {"best": 1e10})
-    monkeypatch.setattr("minillm.machine.dram_bandwidth", lambda seconds: rate)
+    monkeypatch.setattr("minillm.machine.machine.dram_bandwidth", lambda seconds: rate)
     arguments = {"here": ("1 MiB", "cpu"), "scale_model": ("H100", "1 MiB")}[make]
     for quota, before, after in [(8, 3, 3), (float("inf"), 3, 3), (1.5, 3, 1), (2, 1, 1)]:
         allow(quota)

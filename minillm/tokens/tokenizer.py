@@ -37,8 +37,8 @@ from typing import Any
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Library
 
+from minillm.config.huggingface import read_json
 from minillm.errors import CheckpointError, PromptError
-from minillm.hf_config import read_json
 
 _MAX_BYTES = 2**27  # of tokenizer.json: four times the largest there is, of 262,144 tokens
 _FILE = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
