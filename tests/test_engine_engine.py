@@ -280,10 +280,10 @@ def test_one_request_that_fails_does_not_stop_the_others(engine, monkeypatch):
     next(a), next(b)
     real = engine._chooser._sample
 
-    def sample(request, row):
+    def sample(request, row, top):
         if request.number == 1:  # the number of the first stream: 0 was the wanted text
             raise MinillmError("wanted logits that are numbers, found NaN")
-        return real(request, row)
+        return real(request, row, top)
 
     monkeypatch.setattr(engine._chooser, "_sample", sample)
     stream = engine.stream(PROMPTS[1], GREEDY)

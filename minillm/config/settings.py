@@ -29,6 +29,7 @@ class EngineConfig:
     max_running: requests that run at once; the others wait.
     kv: "paged", or "contiguous": a block for each request, as long as the context.
     page_size: tokens of a page of the KV cache.
+    kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
     kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
     (past it); see `minillm.load.readers`.
@@ -44,6 +45,7 @@ class EngineConfig:
     kv: str = "paged"
     page_size: int = 16
     kv_hbm: int | str | None = None
+    kernels: str = "auto"
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
@@ -52,8 +54,9 @@ class EngineConfig:
         check(
             self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
             max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
-            page_size=SIZE, kv_hbm=BYTES_OR_NONE, reader=one_of("read", "mmap", "direct"),
-            weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
+            page_size=SIZE, kernels=one_of("auto", "torch"), kv_hbm=BYTES_OR_NONE,
+            reader=one_of("read", "mmap", "direct"), weights=one_of("resident", "stream"),
+            stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from minillm.errors import CheckpointError, ConfigError, parse_size
 from minillm.kv import ContiguousKV, PagedKV
 from minillm.load.shard import Checkpoint
 from minillm.machine import Machine
-from minillm.model.llama import Llama
+from minillm.model.kernels import Kernels, install
+from minillm.model.layers import Linear
+from minillm.model.llama import Block, Llama
 from minillm.predict import kv_bytes_per_token
 from minillm.tokens.tokenizer import Tokenizer
 
@@ -53,18 +55,45 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         model = Llama(model_config).eval()  # shapes and names, no memory
     name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype = getattr(torch, name)
-    hold = Streamed if config.weights == "stream" else Resident
     with ExitStack() as stack:
         kv = _kv(config, model_config, machine, dtype, context)
         stack.callback(kv.close)
-        weights = hold(model, checkpoint, machine, dtype, config)
+        weights, kernels = _weights(model, checkpoint, machine, dtype, config)
         stack.callback(weights.close)
-        runner = Runner(model, weights, machine, config.max_batch_tokens, config.max_running)
+        most = config.max_batch_tokens, config.max_running
+        runner = Runner(model, weights, kernels, machine, *most)
         stack.callback(runner.close)
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(Path(directory).name, dtype=name, **facts)
         held = stack.pop_all()  # nothing failed: keep it all until the engine is closed
     return Parts(Path(directory).name, model, dtype, kv, runner, tokenizer, context, held)
+
+
+def _weights(
+    model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype, config: EngineConfig
+) -> tuple[Resident | Streamed, Kernels | None]:
+    """The weights where the settings want them, and what computes with them."""
+    threads, c = torch.get_num_threads(), config.kernels == "auto"
+    if config.weights == "resident":
+        weights = Resident(model, checkpoint, machine, dtype, config)
+        return weights, _install(model, machine, threads, c)
+    model.to(dtype)  # on the meta device still: kernels follow weights that come and go
+    kernels = _install(model, machine, threads, c)
+
+    def pack(block: Block) -> None:
+        for linear in block.modules():
+            if kernels is not None and isinstance(linear, Linear) and linear.packable:
+                linear.pack()
+
+    return Streamed(model, checkpoint, machine, dtype, config, at_home=pack), kernels
+
+
+def _install(model: Llama, machine: Machine, threads: int, c: bool) -> Kernels | None:
+    with machine.trace.span("choose kernels", stage="load", resource="cpu") as span:
+        kernels, span.detail = (None, "torch, on the card")
+        if machine.emulated:
+            kernels, span.detail = install(model, threads, c)
+    return kernels
 
 
 def _kv(

@@ -138,7 +138,7 @@ class Engine:
     def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:
         """A token for each; who has ended leaves. An interrupt waits, for all or none count."""
         with held():
-            self._chooser.choose(step, requests, logits)
+            self._chooser.choose(step, requests, logits, self._runner.tops)
             for request in requests:
                 if request.over:
                     self.scheduler.remove(request)
