@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from os import PathLike
 
 from minillm.config import SamplingParams
-from minillm.engine.engine import Engine, locate
+from minillm.engine.assemble import locate
+from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
+from minillm.kv.pages import Forget
 
 SKILLS = "data/eval/skills.jsonl"
 BUCKETS = (128, 512, 1024, 1500, 2048)  # upper ends, in tokens
@@ -131,11 +133,13 @@ def evaluate(
     path: str | PathLike[str] = SKILLS,
     *,
     lines: Sequence[Line] | None = None,
-    batch: int = 16,
-    drop_oldest: float = 0.0,
+    batch: int = 64,
+    forget: Forget | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Ask every line of `path` (or of `lines`), `batch` at a time; results in their order.
+
+    forget: what the KV cache forgets of each prompt, as `drop_oldest(0.5)`.
 
     >>> evaluate(engine).by_skill["recall"].share
     0.97
@@ -144,22 +148,25 @@ def evaluate(
     texts = [""] * len(lines)
     # The longest first: rows of a batch are alike, and the progress bar only gets faster.
     order = sorted(range(len(lines)), key=lambda at: len(lines[at].prompt), reverse=True)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        params = _params(engine, [lines[at].answer for at in chosen])
-        prompts = [lines[at].prompt for at in chosen]
-        completions = engine.generate(prompts, params, drop_oldest=drop_oldest)
-        for at, completion in zip(chosen, completions, strict=True):
-            texts[at] = completion.text
-        if progress:
-            progress(start + len(chosen), len(lines))
+    before, engine.kv.forget = engine.kv.forget, forget
+    try:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            params = [_params(engine, lines[at].answer) for at in chosen]
+            completions = engine.generate([lines[at].prompt for at in chosen], params)
+            for at, completion in zip(chosen, completions, strict=True):
+                texts[at] = completion.text
+            if progress:
+                progress(start + len(chosen), len(lines))
+    finally:
+        engine.kv.forget = before
     return Scores(tuple(map(Result, lines, texts)))
 
 
 def beyond_half(engine: Engine, lines: Iterable[Line]) -> list[Line]:
     """The recall lines whose fact lies in the older half of the prompt.
 
-    The control: with `drop_oldest=0.5` the model cannot look these facts up any more, so a model
+    The control: with `drop_oldest(0.5)` the model cannot look these facts up any more, so a model
     that still answers them has learned the answers, not to recall.
     """
     recall = [line for line in lines if line.skill == "recall"]
@@ -168,12 +175,12 @@ def beyond_half(engine: Engine, lines: Iterable[Line]) -> list[Line]:
     ]
 
 
-def _params(engine: Engine, answers: list[str]) -> SamplingParams:
-    """Greedy, and no further than the longest answer may need."""
-    longest = max(len(engine.tokenizer.encode(answer, add_special=False)) for answer in answers)
+def _params(engine: Engine, answer: str) -> SamplingParams:
+    """Greedy, and no further than the answer may need."""
     # A text may be cut into tokens in more than one way: leave room for a few more.
-    stop = () if any("\n" in answer for answer in answers) else ("\n",)
-    return SamplingParams(max_tokens=longest + 4, temperature=0.0, stop=stop)
+    tokens = len(engine.tokenizer.encode(answer, add_special=False)) + 4
+    stop = () if "\n" in answer else ("\n",)
+    return SamplingParams(max_tokens=tokens, temperature=0.0, stop=stop)
 
 
 def _line(row: str, where: str) -> Line:

@@ -1,70 +1,74 @@
 """Traces as files: the Chrome trace-event format, which https://ui.perfetto.dev opens.
 
 A file is an object with `traceEvents`, a list of rows. Its row kinds ("ph") that we write:
-M names the process and its tracks, X is an interval (`ts` and `dur` in microseconds) on a track
-("tid"), C is a counter whose `args` are the values from then on. Microseconds would lose digits,
-so each row also carries the fields of its event unrounded (X in `args`, where a click shows
-them; C beside `args`, whose every entry is drawn as a curve) and its place in the order in
+M names a process (one a rank) and its tracks, X is an interval (`ts` and `dur` in microseconds) on
+a track ("tid"), C is a counter whose `args` are the values from then on. Microseconds would lose
+digits, so each row also carries the fields of its event unrounded (X in `args`, where a click
+shows them; C beside `args`, whose every entry is drawn as a curve) and its place in the order in
 which events ended; reading uses only those.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import MinillmError
-from minillm.event import RESOURCES, STAGES, Event
+from minillm.event import RESOURCES, STAGES, Event, bare, rank_of
+from minillm.files import read_json, write_json
 
-_FORMAT = "minillm trace 1"
+_FORMAT = "minillm trace 2"
 _DEFAULTS = Event._field_defaults
 _REQUIRED = set(Event._fields) - set(_DEFAULTS)
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "kind": ("span", "transfer", "counter"),
     "stage": (*STAGES, ""),
-    "resource": (*RESOURCES, ""),
     "how": ("measured", "emulated", "predicted"),
+    "bytes_how": ("measured", "emulated", "predicted"),
 }
+_RESOURCE = re.compile(rf"(({'|'.join(RESOURCES)})(:\d+)?)?", re.ASCII)
+_Track = tuple[int, str, int]  # rank, resource, lane; of a counter the resource is ""
 
 
-def write(path: str | Path, events: Sequence[Event], meta: dict[str, Any]) -> None:
-    """Write events and meta to `path`. Raises MinillmError if JSON or the disk cannot take them."""
+def write(
+    path: str | Path, events: Sequence[Event], meta: dict[str, Any], zero: tuple[float, float]
+) -> None:
+    """Write a trace to `path`. Raises MinillmError if JSON or the disk cannot take it.
+
+    zero: second zero of the events, on the steady clock of their process and on the wall.
+    """
     tracks = _tracks(events)
     content = {
         "displayTimeUnit": "ms",
-        "otherData": {"format": _FORMAT, "meta": meta},
+        "otherData": {"format": _FORMAT, "zero": list(zero), "meta": meta},
         "traceEvents": [*_names(tracks), *_rows(events, tracks)],
     }
     try:
-        text = json.dumps(content, allow_nan=False)
+        write_json(path, content, "a trace")
     except (TypeError, ValueError) as error:
         raise MinillmError(
             f"wanted a trace that JSON can hold, found {error}; "
             "keep trace.meta to texts, finite numbers, lists and dicts"
         ) from error
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MinillmError(
-            f"wanted to write a trace to {path}, found {error}; choose another file"
-        ) from error
 
 
-def read(path: str | Path) -> tuple[list[Event], dict[str, Any]]:
-    """The events and meta that `write` put into `path`. Raises MinillmError."""
+def read(path: str | Path) -> tuple[list[Event], dict[str, Any], tuple[float, float]]:
+    """The events, meta and zero that `write` put into `path`. Raises MinillmError."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise _bad(path, f"what cannot be read ({error})") from error
     other = content.get("otherData") if isinstance(content, dict) else None
     if not isinstance(other, dict) or other.get("format") != _FORMAT:
         raise _bad(path, f'no "{_FORMAT}" in its otherData')
-    meta, rows = other.get("meta"), content.get("traceEvents")
+    meta, rows, zero = other.get("meta"), content.get("traceEvents"), other.get("zero")
     if not isinstance(meta, dict) or not isinstance(rows, list):
         raise _bad(path, "no meta or no list of traceEvents")
+    if not isinstance(zero, list) or len(zero) != 2 or not all(map(_is_time, zero)):
+        raise _bad(path, "no zero of two times in its otherData")
     events: dict[int, Event] = {}
     for number, row in enumerate(rows):
         if isinstance(row, dict) and row.get("ph") == "M":
@@ -73,27 +77,34 @@ def read(path: str | Path) -> tuple[list[Event], dict[str, Any]]:
         if wrong:
             raise _bad(path, f"row {number} of traceEvents with {wrong}")
         events[row["order"]] = Event(**_said(row))
-    return [events[order] for order in sorted(events)], meta
+    return [events[order] for order in sorted(events)], meta, (zero[0], zero[1])
 
 
-def _names(tracks: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
-    """The rows that name the process, and its tracks in the order of RESOURCES."""
-    rows = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "minillm"}}]
-    for resource, lane in sorted({track for track in tracks if track[0]}, key=_track_id):
-        track = {"ph": "M", "pid": 1, "tid": _track_id((resource, lane))}
+def _names(tracks: Iterable[_Track]) -> list[dict[str, Any]]:
+    """The rows that name each process, and its tracks in the order of RESOURCES."""
+    ranks = sorted({rank for rank, *_ in tracks})
+    rows = [
+        {"ph": "M", "pid": 1 + rank, "name": "process_name",
+         "args": {"name": f"minillm rank {rank}" if len(ranks) > 1 else "minillm"}}
+        for rank in ranks or [0]
+    ]  # fmt: skip
+    used = {track for track in tracks if track[1]}
+    for rank, resource, lane in sorted(used, key=lambda t: (t[0], _track_id(t))):
+        track = {"ph": "M", "pid": 1 + rank, "tid": _track_id((rank, resource, lane))}
         name = resource if lane == 0 else f"{resource} ({lane + 1})"
         rows.append(track | {"name": "thread_name", "args": {"name": name}})
         rows.append(track | {"name": "thread_sort_index", "args": {"sort_index": track["tid"]}})
     return rows
 
 
-def _rows(events: Sequence[Event], tracks: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+def _rows(events: Sequence[Event], tracks: Sequence[_Track]) -> list[dict[str, Any]]:
     held: dict[str, dict[str, int]] = {}  # tier: label: bytes, as of the row being written
     rows = []
     for order, (event, track) in enumerate(zip(events, tracks, strict=True)):
         begin, end = _ticks(event)
         said = {k: v for k, v in event._asdict().items() if k in _REQUIRED or v != _DEFAULTS[k]}
-        row = {"name": event.name, "cat": event.stage, "pid": 1, "ts": begin / 8, "order": order}
+        row = {"name": event.name, "cat": event.stage, "pid": 1 + track[0], "ts": begin / 8,
+               "order": order}  # fmt: skip
         if event.kind == "counter":
             labels = held.setdefault(event.name, {})
             labels[event.label] = event.nbytes
@@ -105,26 +116,27 @@ def _rows(events: Sequence[Event], tracks: Sequence[tuple[str, int]]) -> list[di
     return sorted(rows, key=lambda row: (row["ts"], -row.get("dur", 0)))
 
 
-def _tracks(events: Sequence[Event]) -> list[tuple[str, int]]:
-    """For each event its (resource, lane). On a lane, events lie apart or one inside the other.
+def _tracks(events: Sequence[Event]) -> list[_Track]:
+    """For each event its track. On a lane, events lie apart or one inside the other.
 
     Perfetto drops a slice that overlaps another without lying inside it, so what overlaps (two
     threads, two copies) goes to a second lane of its resource.
     """
-    lanes: dict[str, list[list[int]]] = {}  # resource: lane: ends of the events open there
-    tracks = [("", 0)] * len(events)
+    lanes: dict[tuple[int, str], list[list[int]]] = {}  # of each: lane: ends of what is open there
+    tracks = [(_rank(event), "", 0) for event in events]
     order = sorted(range(len(events)), key=lambda i: (_ticks(events[i])[0], -_ticks(events[i])[1]))
     for i in order:
         if events[i].kind == "counter":
             continue
         begin, end = _ticks(events[i])
-        open_lanes = lanes.setdefault(events[i].resource, [])
+        unit = tracks[i][0], bare(events[i].resource)
+        open_lanes = lanes.setdefault(unit, [])
         lane = next((n for n, ends in enumerate(open_lanes) if _fits(ends, begin, end)), None)
         if lane is None:
             lane = len(open_lanes)
             open_lanes.append([])
         open_lanes[lane].append(end)
-        tracks[i] = (events[i].resource, lane)
+        tracks[i] = (*unit, lane)
     return tracks
 
 
@@ -135,8 +147,14 @@ def _fits(ends: list[int], begin: int, end: int) -> bool:
     return not ends or end <= ends[-1]
 
 
-def _track_id(track: tuple[str, int]) -> int:
-    resource, lane = track
+def _rank(event: Event) -> int:
+    """Whose event it is: stamped when traces were merged, or said by its unit."""
+    unit = event.name if event.kind == "counter" else event.resource
+    return rank_of(unit) if event.rank is None else event.rank
+
+
+def _track_id(track: _Track) -> int:
+    _, resource, lane = track
     return 1000 * (1 + RESOURCES.index(resource)) + lane
 
 
@@ -160,9 +178,11 @@ def _wrong(row: Any) -> str:
         return f"fields unknown {sorted(unknown)} or missing {sorted(missing)}"
     for name, value in said.items():
         if name in ("start", "seconds"):
-            good = type(value) in (int, float) and abs(value) < 1e12  # which NaN is not
-        elif name in ("nbytes", "token", "request"):
+            good = _is_time(value)
+        elif name in ("nbytes", "step", "token", "request", "rank"):
             good = type(value) is int or (value is None and name != "nbytes")
+        elif name == "resource":
+            good = isinstance(value, str) and _RESOURCE.fullmatch(value) is not None
         else:
             good = isinstance(value, str) and value in _ALLOWED.get(name, (value,))
         if not good:
@@ -171,6 +191,10 @@ def _wrong(row: Any) -> str:
     if is_counter != (row["ph"] == "C") or not (is_counter or said["stage"] and said["resource"]):
         return f"a {said['kind']} of stage {said['stage']!r} on resource {said['resource']!r}"
     return ""
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e12  # which NaN is not
 
 
 def _bad(path: Path, found: str) -> MinillmError:

@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import ConfigError, MinillmError
+from minillm.event import link_between
 from minillm.hardware import Hardware, Wire
-from minillm.links import HostLink, Sending, T
+from minillm.links import HostLink, Sending, T, Way
 from minillm.trace import Trace
 
 _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
@@ -169,8 +170,8 @@ class ScaleModel(HostLink):
         return Wire(wire.bandwidth / self.slower, wire.latency * self.slower)
 
     def ceilings(self) -> dict[str, float]:
-        """Bytes a second of each resource, for `trace.meta`: the slowed links'."""
-        links = {"ssd": "nvme", "copy": "pcie", "network": "nvlink"}
+        """Bytes a second of each resource, and of both links between GPUs, for `trace.meta`."""
+        links = {"ssd": "nvme", "copy": "pcie", "nvlink": "nvlink", "infiniband": "infiniband"}
         wires = {k: self.wire(v).bandwidth for k, v in links.items() if getattr(self.hardware, v)}
         return wires | {"hbm": self.hbm_bandwidth}
 
@@ -184,7 +185,7 @@ class ScaleModel(HostLink):
         over: "nvlink" (the default between GPUs) or "infiniband". Directions are links of their
         own, and so are GPUs: each has its PCIe lanes, its NVLink ports and its adapter.
         """
-        name = over or _link_name(source, target)
+        name = over or link_between(source, target)
         if not name or (name == "pcie" and self.hardware.pcie is None):
             return None
         # What a GPU sends to several others goes through the same ports.
@@ -194,32 +195,34 @@ class ScaleModel(HostLink):
                 self._links[key] = ScaledLink(self.wire(name), self._trace.clock, self._until)
             return self._links[key]
 
-    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
-        link = self.link(fields["source"], fields["target"])
+    def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
+        link = self.link(way.source, way.target, way.link)
         if link is None:
-            return super().send(tensor, out, fields)
-        tell = self._teller(fields)
-        transfer = link.send(out, lambda: out.copy_(tensor), fields["nbytes"], tell)
+            return super().send(tensor, out, way, detail)
+        tell = self._teller(tensor.nbytes, way, detail)
+        transfer = link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
         with self._lock:
             self._under_way = [t for t in self._under_way if not t.over.is_set() or t.error]
             self._under_way.append(transfer)
         return transfer
 
-    def carry(self, do: Callable[[], T], fields: dict[str, Any], over: str = "") -> T:
-        link = self.link(fields["source"], fields["target"], over)
-        if link is None:
-            return super().carry(do, fields)
-        return link.carry(do, fields["nbytes"], self._teller(fields))
+    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
+        return self.carry(lambda: out.copy_(tensor), tensor.nbytes, way, detail)
 
-    def _teller(self, fields: dict[str, Any]) -> Callable[[float, float], None]:
+    def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
+        link = self.link(way.source, way.target, way.link)
+        if link is None:
+            return super().carry(do, nbytes, way, detail)
+        return link.carry(do, nbytes, self._teller(nbytes, way, detail))
+
+    def _teller(self, nbytes: int, way: Way, detail: str) -> Callable[[float, float], None]:
         """Records a transfer, given its times on the clock that links and trace share."""
-        trace, at = self._trace, self._trace.at
-        stamp = {"token": at.token, "request": at.request, "how": "emulated"}
-        parts = filter(None, (fields.get("detail"), f"scale model of {self.of}"))
-        fields = fields | stamp | {"detail": ", ".join(parts)}
+        trace, stamp = self._trace, self._trace.at.stamp
+        detail = ", ".join(filter(None, (detail, f"scale model of {self.of}")))
 
         def tell(begin: float, end: float) -> None:
-            trace.transfer(start=begin - trace.origin, seconds=end - begin, **fields)
+            with trace.at.exactly(stamp):
+                way.record(begin - trace.origin, end - begin, nbytes, detail=detail)
 
         return tell
 
@@ -235,12 +238,3 @@ class ScaleModel(HostLink):
         for link in tuple(self._links.values()):
             link.abandon()
         self._under_way = []
-
-
-def _link_name(source: str, target: str) -> str:
-    """Which link joins two tiers: "" if they are one, or if both are in DRAM."""
-    ends = {source.partition(":")[0], target.partition(":")[0]}
-    ends = {"dram" if end == "cpu" else end for end in ends}
-    if ends == {"hbm"}:
-        return "nvlink" if source != target else ""
-    return "nvme" if "ssd" in ends else "pcie" if "hbm" in ends else ""

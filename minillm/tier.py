@@ -50,14 +50,22 @@ class Tier:
             self._change(-nbytes, label)
 
     def relabel(self, nbytes: int, source: str, target: str) -> None:
-        """`nbytes` that `source` had reserved are `target`'s from now on."""
+        """Give `nbytes` that label `source` holds to label `target`; `used` stays as it is.
+
+        So a pool that was reserved as a whole tells how much of it is in use.
+        """
         with self._lock:
-            self._change(-nbytes, source)
-            self._change(nbytes, target)
+            held = self.by_label.get(source, 0)
+            assert 0 <= nbytes <= held, f"{source} holds {held} B of {self.name}, not {nbytes}"
+            self._hold(-nbytes, source)
+            self._hold(nbytes, target)
 
     def _change(self, nbytes: int, label: str) -> None:
         self.used += nbytes
         self.peak = max(self.peak, self.used)
+        self._hold(nbytes, label)
+
+    def _hold(self, nbytes: int, label: str) -> None:
         now = self.by_label.pop(label, 0) + nbytes
         if now:
             self.by_label[label] = now

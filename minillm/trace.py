@@ -10,68 +10,22 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import perfetto
-from minillm.event import RESOURCES, STAGES, Event, busy_seconds
+from minillm import perfetto, ranks
+from minillm.event import RESOURCES, STAGES, Event, bare, busy_seconds, rank_of
+from minillm.record import At, Record, Recording, Running, Stamp
 
-__all__ = ["RESOURCES", "STAGES", "Event", "Running", "Trace", "busy_seconds"]
-
-
-class Running:
-    """A span under way, as `with trace.span(...) as running` hands it out.
-
-    What is known only at the end can be set until then: `running.nbytes = len(data)`, and
-    `running.detail`. The event is recorded when the block ends, also if by an exception.
-    """
-
-    __slots__ = ("nbytes", "detail", "_trace", "_name", "_fields", "_start")
-
-    def __init__(self, trace: Trace, name: str, nbytes: int, fields: dict[str, Any]):
-        self._trace, self._name = trace, name
-        self.nbytes, self.detail, self._fields = nbytes, fields.pop("detail", ""), fields
-
-    def __enter__(self) -> Running:
-        self._start = self._trace.now()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        seconds = self._trace.now() - self._start
-        self._trace._record(
-            "span", self._name, self._start, seconds, self.nbytes, detail=self.detail,
-            **self._fields,
-        )  # fmt: skip
+__all__ = [
+    "RESOURCES", "STAGES", "At", "Event", "Record", "Running", "Stamp", "Trace", "bare",
+    "busy_seconds", "rank_of",
+]  # fmt: skip
 
 
-class At(threading.local):
-    """What the work at hand is done for, each thread its own: `with trace.at(token=3): ...`.
-
-    Every event that this thread records inside the block is stamped with it. Blocks nest; what
-    an inner one leaves out stays as it is.
-    """
-
-    token: int | None = None
-    request: int | None = None
-
-    @contextmanager
-    def __call__(
-        self, *, token: int | None = None, request: int | None = None
-    ) -> Iterator[None]:
-        before = self.token, self.request
-        self.token = self.token if token is None else token
-        self.request = self.request if request is None else request
-        try:
-            yield
-        finally:
-            self.token, self.request = before
-
-
-class Trace:
-    """Records events from any thread; an event costs a few microseconds.
+class Trace(Recording):
+    """Records events from any thread; an event costs about a microsecond.
 
     >>> trace = Trace()
     >>> with trace.span("tokenize", stage="tokens", resource="cpu"):
@@ -79,73 +33,47 @@ class Trace:
     >>> trace.events[0].name
     'tokenize'
 
-    at: stamps events with token and request; see `At`.
-    meta: facts about the whole run (model, device, versions, prompt): what JSON can hold.
+    at: stamps events with step, token, request and model; see `At`.
+    meta: facts about the whole run (machine, versions; models, see `describe_model`): for JSON.
     clock: seconds from any zero; the trace counts from `origin`, the moment it was made.
+    wall: that moment in seconds since 1970, for a trace of another host to be set beside it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        super().__init__(clock)
         self.meta: dict[str, Any] = {}
-        self.at = At()
-        self.clock = clock
-        self.origin = clock()
-        self._events: list[Event] = []
-        self._listeners: dict[object, Callable[[Event], None]] = {}
-        self._lock = threading.Lock()
+        self._read = 0  # so many of the rows were read, and so are Events
+        self._lock = threading.Lock()  # for those who read or clear
 
-    def now(self) -> float:
-        """Seconds since the trace began."""
-        return self.clock() - self.origin
+    def describe_model(self, name: str, **facts: Any) -> None:
+        """Put what there is to know of a model (dtype, weight_bytes, …) into `meta["models"]`.
 
-    # -- writing; `more` are the further fields of Event: label, token, request, how, detail -----
+        The first one's facts also stand at the top of meta, its name as "model": what a chart says
+        of the run. Those of others, such as a draft's, take its place only when it is closed.
 
-    def span(
-        self, name: str, *, stage: str, resource: str, nbytes: int = 0, **more: Any
-    ) -> Running:
-        """Time a `with` block as work on `resource`."""
-        return Running(self, name, nbytes, more | {"stage": stage, "resource": resource})
+        >>> trace.describe_model("town", dtype="bfloat16", weight_bytes=12_000_000)
+        """
+        models, main = self.meta.setdefault("models", {}), self.meta.get("model")
+        models[name] = facts
+        if main in (None, name) or models.get(main, {}).get("closed"):
+            self.meta |= {"model": name, **facts}
 
-    def transfer(
-        self, name: str, *, stage: str, source: str, target: str, nbytes: int, start: float,
-        seconds: float, **more: Any,
-    ) -> None:  # fmt: skip
-        """Record a transfer that is over; `start` counts from the beginning of the trace."""
-        more |= {"stage": stage, "source": source, "target": target}
-        self._record("transfer", name, start, seconds, nbytes, **more)
-
-    def count(self, tier: str, label: str, nbytes: int) -> None:
-        """Record that `label` holds `nbytes` in `tier` from now on."""
-        self._record("counter", tier, self.now(), 0.0, nbytes, label=label)
-
-    def _record(
-        self, kind: str, name: str, start: float, seconds: float, nbytes: int, *,
-        stage: str = "", resource: str = "", source: str = "", target: str = "",
-        label: str = "", token: int | None = None, request: int | None = None,
-        how: str = "measured", detail: str = "",
-    ) -> None:  # fmt: skip
-        if kind == "transfer" and not resource:  # the slower end is what is busy
-            resource = "ssd" if "ssd" in (source, target) else "copy"
-        assert kind == "counter" or (stage in STAGES and resource in RESOURCES), (stage, resource)
-        token = self.at.token if token is None else token
-        request = self.at.request if request is None else request
-        event = Event(kind, name, stage, resource, start, seconds, nbytes, source, target, label,
-                      token, request, how, detail)  # fmt: skip
-        with self._lock:
-            self._events.append(event)
-        for key, tell in self._listeners.copy().items():
-            try:
-                tell(event)
-            except Exception as error:  # a broken chart must not break the engine
-                self._listeners.pop(key, None)
-                warnings.warn(f"a trace subscriber failed and was removed: {error!r}", stacklevel=2)
-
-    # -- reading ---------------------------------------------------------------------------------
+    def close_model(self, name: str) -> None:
+        """The model's memory was given back: another may take its place; its facts stay."""
+        self.meta["models"][name]["closed"] = True
 
     @property
     def events(self) -> tuple[Event, ...]:
         """All events so far, in the order in which they were recorded, which is as they ended."""
         with self._lock:
-            return tuple(self._events)
+            return tuple(self._turned())
+
+    def _turned(self) -> list[Event]:
+        """The rows so far, each turned into an Event once."""
+        stop = len(self._rows)  # others may append meanwhile
+        self._rows[self._read : stop] = [Event(*row) for row in self._rows[self._read : stop]]
+        self._read = stop
+        return self._rows[:stop]
 
     def select(self, **wanted: Any) -> list[Event]:
         """The events whose fields equal all those given: `trace.select(kind="transfer")`."""
@@ -162,26 +90,47 @@ class Trace:
 
         What memory holds is counted anew: a chart of the second request must show the weights.
         """
-        held = {(e.name, e.label): e.nbytes for e in self.events if e.kind == "counter"}
         with self._lock:
+            past, before = self._turned(), self.origin
+            held = {(e.name, e.label): e.nbytes for e in past if e.kind == "counter"}
             self.origin = self.clock()
-            self._events = [
+            self.wall += self.origin - before
+            self._rows[: len(past)] = anew = [  # what came since, from another thread, stays
                 Event("counter", tier, "", "", 0.0, 0.0, nbytes, label=label)
                 for (tier, label), nbytes in held.items() if nbytes
             ]  # fmt: skip
+            self._read = len(anew)
 
     def save(self, path: str | Path) -> None:
         """Write a Chrome trace-event file. Raises MinillmError, also if JSON cannot hold meta."""
-        perfetto.write(path, self.events, self.meta)
+        perfetto.write(path, self.events, self.meta, (self.origin, self.wall))
 
     @classmethod
-    def of(cls, events: Iterable[Event], meta: dict[str, Any]) -> Trace:
-        """A trace of these events, as of a part of another; it has its own copy of `meta`."""
+    def of(
+        cls, events: Iterable[Event], meta: dict[str, Any], zero: tuple[float, float] | None = None
+    ) -> Trace:
+        """A trace of these events, as of a part of another; it has its own copy of `meta`.
+
+        zero: origin and wall of the trace that they are of; by default now.
+        """
         trace = cls()
-        trace._events, trace.meta = list(events), dict(meta)
+        trace._rows += events
+        trace.meta, trace._read = dict(meta), len(trace._rows)
+        trace.origin, trace.wall = zero or (trace.origin, trace.wall)
         return trace
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a file that `save` wrote: equal events and meta, or MinillmError."""
+        """Read a file that `save` wrote: equal events, meta and origin, or MinillmError."""
         return cls.of(*perfetto.read(path))
+
+    @classmethod
+    def merge(cls, traces: Mapping[int, Trace] | Sequence[Trace]) -> Trace:
+        """One trace of several processes, on one clock; the key, or place, of each is its rank.
+
+        Second zero is the earliest's. Events get their rank, which units and tiers show as charts
+        draw them: "compute:1", "hbm:1"; rank 0 has no suffix. meta is the first's; where others
+        say something else, it stands in `meta["ranks"]["1"]`, and capacity says it of each tier.
+        """
+        by_rank = traces if isinstance(traces, Mapping) else dict(enumerate(traces))
+        return cls.of(*ranks.merged(by_rank))

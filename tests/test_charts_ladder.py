@@ -23,14 +23,11 @@ def moved(source: str, target: str, start: float, seconds: float, nbytes: int, *
 
 def read(rank: str, start: float, seconds: float, nbytes: int) -> Event:
     return Event("span", "decode step", "model", "compute" + rank, start, seconds, nbytes * MB,
-                 detail="bytes predicted: weights")  # fmt: skip
+                 bytes_how="predicted")  # fmt: skip
 
 
 def a_trace(*events: Event, **meta) -> Trace:
-    trace = Trace()
-    trace._events.extend(events)
-    trace.meta.update(meta)
-    return trace
+    return Trace.of(events, meta)
 
 
 def one_gpu() -> Trace:
@@ -101,9 +98,9 @@ def test_several_gpus_are_told_as_one_link_of_them() -> None:
     ranks = ["", ":1", ":2", ":3"]
     events = [read(r, 0.0, 0.1, 200) for r in ranks]
     events += [moved("dram", f"hbm{r}", 0.5, 0.1, 50, resource=f"copy{r}") for r in ranks]
-    events += [moved("hbm", "hbm:1", 1.0, 0.1, 90, resource="network", detail="nvlink"),
-               moved("hbm:1", "hbm", 1.0, 0.1, 90, resource="network", detail="nvlink"),
-               moved("hbm", "hbm:2", 1.2, 0.1, 10, resource="network", detail="infiniband")]
+    events += [moved("hbm", "hbm:1", 1.0, 0.1, 90, resource="network", link="nvlink"),
+               moved("hbm:1", "hbm", 1.0, 0.1, 90, resource="network", link="nvlink"),
+               moved("hbm", "hbm:2", 1.2, 0.1, 10, resource="network", link="infiniband")]
     ceilings = {"network": 1e9, "infiniband": 2e8}
     fill, far, near, reading = find_hops(a_trace(*events), ceilings)
     hops = fill, far, near, reading
@@ -131,7 +128,7 @@ def test_all_words_stay_inside_the_picture(factor: int) -> None:
     """Catches a long figure that runs off the paper or into the next column."""
     events = [moved(a, b, 0, 0.123, 101 * factor, how="emulated") for a, b in
               [("ssd", "dram"), ("dram", "ssd"), ("dram", "hbm"), ("hbm", "dram")]]  # fmt: skip
-    net = [moved("hbm", "hbm:1", 1, 0.1, 9, resource="network", detail=d, how="emulated")
+    net = [moved("hbm", "hbm:1", 1, 0.1, 9, resource="network", link=d, how="emulated")
            for d in ("nvlink", "infiniband")]  # fmt: skip
     trace = a_trace(*events, *net, *[read(f":{i}", i, 0.999, 123) for i in range(120)],
                     weight_bytes=140 * 10**9, ceilings={"ssd": 1.23e12, "copy": 1.23e12})

@@ -50,7 +50,7 @@ def make_run(gpus: int = 1, nodes: int = 1, tokens: int = 5) -> Trace:
     for token in range(tokens):
         more = {"token": token, "request": 0}
         for rank in range(gpus):
-            work = {"detail": "bytes predicted: weights, each read once", "nbytes": 6 * MIB}
+            work = {"bytes_how": "predicted", "nbytes": 6 * MIB}
             events.append(Event("span", "decode step", "model", unit("compute", rank), t, READ,
                                 **work, **more))  # fmt: skip
             events.append(Event("span", "ffn", "model", unit("compute", rank), t, READ / 2, 9,
@@ -60,7 +60,7 @@ def make_run(gpus: int = 1, nodes: int = 1, tokens: int = 5) -> Trace:
                 kind = "infiniband" if nodes > 1 else "nvlink"
                 events.append(Event("transfer", "all-reduce", "parallel", unit("network", rank), t,
                                     COPY, 64, unit("hbm", rank), unit("hbm", other), "activations",
-                                    detail=kind, **more))  # fmt: skip
+                                    link=kind, **more))  # fmt: skip
         t += READ
         events.append(Event("transfer", "logits", "decode", "copy", t, 1e-5, 1024, "hbm", "dram",
                             "logits", how="emulated", **more))  # fmt: skip

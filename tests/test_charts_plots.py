@@ -65,7 +65,7 @@ def add_model(trace: Trace, clock: Clock, name: str, seconds: float) -> None:
         clock.now += 0.05 * seconds
 
 
-def add_request(trace: Trace, clock: Clock, number: int | None = 0, tokens: int = 24) -> None:
+def add_request(trace: Trace, clock: Clock, number: int = 0, tokens: int = 24) -> None:
     """Tokenize, prefill and decode; 50 µs pass between one token and the next."""
     with trace.at(request=number):
         with trace.span("tokenize", stage="tokens", resource="cpu"):
@@ -263,16 +263,6 @@ def test_the_last_request_is_the_one_drawn() -> None:
     assert "4 × decode step" in charts.timeline(trace).alt
 
 
-def test_a_batch_is_drawn_as_one_run() -> None:
-    """Catches a batch, whose steps belong to no single request, drawn without its steps."""
-    clock = Clock()
-    trace = Trace(clock=clock)
-    add_request(trace, clock, number=0, tokens=9)
-    add_request(trace, clock, number=None, tokens=4)
-    assert list(facts.tokens(facts.request(trace))) == [0, 1, 2, 3]
-    assert "3 × decode step" in charts.timeline(trace).alt
-
-
 def test_a_request_of_one_token_is_drawn_without_a_close_look() -> None:
     """Catches a median of no steps."""
     trace = make_run(tokens=1)
@@ -396,24 +386,22 @@ def test_charts_leave_pyplot_alone() -> None:
 
 def on_ranks(ranks: int = 8, steps: int = 3) -> Trace:
     """A request that several GPUs compute together, each with its own HBM, copies and network."""
-    trace = Trace()
     names = ["", *(f":{rank}" for rank in range(1, ranks))]
-    for rank, name in enumerate(names):
-        trace._events.append(Event("counter", f"hbm{name}", "", "", 0, 0, (9 + rank) * MIB,
-                                   label="weights"))  # fmt: skip
+    events = [Event("counter", f"hbm{name}", "", "", 0, 0, (9 + rank) * MIB, label="weights")
+              for rank, name in enumerate(names)]  # fmt: skip
     for k in range(steps):
         for rank, name in enumerate(names):
             start, nearly = 0.01 * k + 1e-5 * rank, 0.008 + 1e-4 * rank
             at = {"token": k, "request": 0}
             step = "decode step" if k else "prefill"
-            trace._events += [
+            events += [
                 Event("span", step, "model", f"compute{name}", start, nearly, 5 * MIB, **at),
                 Event("span", "attention", "model", f"compute{name}", start, nearly / 2, **at),
                 Event("span", "ffn", "model", f"compute{name}", start + nearly / 2, 0.002, **at),
                 Event("transfer", "sum", "parallel", f"network{name}", start, 1e-3, 2**20,
-                      f"hbm{name}", "hbm:1", "activations", **at, detail="nvlink"),
+                      f"hbm{name}", "hbm:1", "activations", **at, link="nvlink"),
             ]
-    return trace
+    return Trace.of(events, {})
 
 
 def test_each_rank_has_its_lane_and_the_words_are_the_busiest_ones() -> None:

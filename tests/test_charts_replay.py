@@ -31,7 +31,7 @@ def make_run(prompt: str = "Mia") -> Trace:
         *(Event("span", "detokenize", start=2e-3 * (i + 1), seconds=1e-3, token=i,
                 detail=f" {prompt}", **say) for i in range(5)),
     ]  # fmt: skip
-    return Trace.of(events, {"model": "town", "prompt": prompt, "machine": "2 cores <b>"})
+    return Trace.of(events, {"model": "town", "machine": "2 cores <b>"})
 
 
 class Parsed(HTMLParser):
@@ -62,8 +62,8 @@ def test_whatever_a_prompt_says_the_page_stays_whole(prompt: str) -> None:
     (data, _), (code, _) = parsed.all("script")
     assert (data["type"], code["type"]) == ("application/json", "module")
     said = json.loads(parsed.all("script")[0][1])
-    assert said["meta"]["prompt"] == prompt and said["views"] == list(live.VIEWS)
-    assert [kind[8] for kind in said["columns"]["kinds"]] == [prompt, f" {prompt}"]
+    assert said["meta"]["model"] == "town" and said["views"] == list(live.VIEWS)
+    assert [kind[-1] for kind in said["columns"]["kinds"]] == [prompt, f" {prompt}"]
     assert len(said["columns"]["kind"]) == 6
     (_, title), (_, heading) = parsed.all("title")[0], parsed.all("h1")[0]
     assert title == heading and prompt[:50].split("\u2028")[0] in title
@@ -103,7 +103,7 @@ def test_the_command_writes_what_the_view_saves(tmp_path: Path, capsys) -> None:
 BAD = {
     "missing": (None, "wanted a trace in"),
     "not JSON": ("weights", "what cannot be read"),
-    "another JSON": ('{"traceEvents": []}', "no \"minillm trace 1\""),
+    "another JSON": ('{"traceEvents": []}', "no \"minillm trace 2\""),
     "empty": (Trace(), "found no span and no transfer"),
     "cut off": (make_run(), "what cannot be read"),
 }

@@ -16,18 +16,16 @@ from minillm.trace import Trace
 BANDWIDTH, PEAK = 100e9, 1000e9  # the ridge is at 10 FLOPs a byte
 
 
-def made_run(how: str = "measured", detail: str = "bytes predicted: weights") -> Trace:
+def made_run(how: str = "measured", bytes_how: str = "predicted") -> Trace:
     """Decode steps of 1 GB in 20, 25 and 90 ms, one prefill of 2 GB in 0.1 s."""
-    trace = Trace()
-    trace.meta.update(model="town", device="cpu")
+    events = [Event("span", "sample", "decode", "cpu", 9.0, 0.1)]
     for at, (name, seconds, gigabytes) in enumerate(
         [("prefill", 0.1, 2), ("decode step", 0.02, 1), ("decode step", 0.09, 1),
          ("decode step", 0.025, 1)]
     ):  # fmt: skip
-        trace._events.append(Event("span", name, "model", "compute", at, seconds,
-                                   gigabytes * 10**9, how=how, detail=detail))  # fmt: skip
-    trace._events.append(Event("span", "sample", "decode", "cpu", 9.0, 0.1))
-    return trace
+        events.append(Event("span", name, "model", "compute", at, seconds, gigabytes * 10**9,
+                            how=how, bytes_how=bytes_how))  # fmt: skip
+    return Trace.of(events, {"model": "town", "device": "cpu"})
 
 
 def texts(chart) -> list[str]:

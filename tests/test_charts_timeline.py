@@ -48,7 +48,7 @@ def token(k: int, start: float, streams: int = 0) -> list[Event]:
     events = [
         Event("span", "batch", "tokens", "cpu", start, 1e-3, **more),
         Event("span", name, "model", "compute", start + 1e-3, 8e-3, 9,
-              detail="bytes predicted: weights", **more),
+              bytes_how="predicted", **more),
         Event("span", "detokenize", "decode", "cpu", start + 9e-3, 1e-3, label="text", **more),
     ]  # fmt: skip
     for i in range(streams):

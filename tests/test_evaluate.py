@@ -10,6 +10,7 @@ import torch
 
 from minillm import ConfigError, Engine, Machine, SamplingParams
 from minillm.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
+from minillm.kv import drop_oldest
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("Mia put the red key", "The code of the chest", "Where is the key?")
@@ -53,7 +54,7 @@ def test_results_do_not_depend_on_the_batch(engine, lines, batch):
 def test_evaluation_leaves_memory_and_random_numbers_alone(engine, lines):
     """Catches a greedy evaluation that still draws, and a batch that is not given back."""
     before, state = engine.machine.hbm.used, torch.get_rng_state()
-    evaluate(engine, lines=lines, drop_oldest=0.5)
+    evaluate(engine, lines=lines, forget=drop_oldest(0.5))
     assert engine.machine.hbm.used == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -158,4 +159,4 @@ def test_the_shipped_model_forgets_what_is_dropped():
     engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
     sample = [line for line in beyond_half(engine, read_lines()) if len(line.prompt) < 1500][::5]
     assert evaluate(engine, lines=sample).total.share > 0.8
-    assert evaluate(engine, lines=sample, drop_oldest=0.5).total.share < 0.2
+    assert evaluate(engine, lines=sample, forget=drop_oldest(0.5)).total.share < 0.2

@@ -1,4 +1,4 @@
-"""minillm/machine.py: budgets hold, copies are real, and both are in the trace."""
+"""minillm/machine/machine.py: budgets hold, copies are real, and both are in the trace."""
 
 import copy
 import pickle
@@ -98,6 +98,20 @@ def test_hbm_is_held_to_its_budget(small):
     assert small.empty((7, KIB), torch.float32, "hbm", "kv").shape == (7, KIB)
 
 
+def test_bytes_change_their_label_and_nothing_else(small):
+    """Catches a page pool that seems to grow, or to overflow its tier, when a page is taken."""
+    small.hbm.reserve(60 * KIB, "kv reserved")
+    small.hbm.relabel(16 * KIB, "kv reserved", "kv")
+    assert small.hbm.by_label == {"kv reserved": 44 * KIB, "kv": 16 * KIB}
+    assert small.hbm.used == small.hbm.peak == 60 * KIB
+    small.hbm.relabel(16 * KIB, "kv", "kv reserved")
+    assert small.hbm.by_label == {"kv reserved": 60 * KIB}
+    with pytest.raises(AssertionError):
+        small.hbm.relabel(1, "kv", "kv reserved")
+    told = [(e.label, e.nbytes // KIB) for e in small.trace.select(kind="counter", name="hbm")]
+    assert told[1:] == [("kv reserved", 44), ("kv", 16), ("kv", 0), ("kv reserved", 60)]
+
+
 def test_a_copy_is_real_and_is_recorded(small):
     """Catches a copy that shares memory, and one whose bytes, tiers or stage go unrecorded."""
     staged = small.empty((2, 3), torch.float32, "dram", "staging").fill_(1.5)
@@ -188,7 +202,7 @@ def test_what_is_carried_is_recorded_once_and_its_result_comes_back(small):
     small.carry(lambda: None, 8, name="sum", source="hbm:0", target="hbm:1", label="sum",
                 stage="parallel", over="infiniband")  # fmt: skip
     event = small.trace.select(kind="transfer")[-1]
-    assert (event.resource, event.detail, event.how) == ("network", "infiniband", "emulated")
+    assert (event.resource, event.link, event.how) == ("network", "infiniband", "emulated")
 
 
 def test_many_threads_may_carry_at_once(small):

@@ -96,6 +96,67 @@ def test_at_stamps_what_is_recorded_inside_and_nests():
     assert [(e.request, e.token) for e in trace.events] == [(7, 1), (7, 9), (7, None), (None, None)]
 
 
+def test_a_step_a_model_and_a_stamp_of_before_can_be_put_on_events():
+    """Catches work of another thread, or recorded later, that is billed to what is on now."""
+    trace = Trace()
+    with trace.at(step=4, model="draft"), trace.at(request=2):
+        stamp = trace.at.stamp
+        trace.count("hbm", "kv", 1)
+    with trace.at(step=5, token=9):
+        with trace.at.exactly(stamp):
+            trace.count("hbm", "kv", 2)
+        trace.count("hbm", "kv", 3)
+    said = [(e.step, e.token, e.request, e.model) for e in trace.events]
+    assert said == [(4, None, 2, "draft")] * 2 + [(5, 9, None, "")]
+
+
+def test_a_recorder_writes_what_a_span_and_a_transfer_write(clock):
+    """Catches two ways to record that drift apart: a field left out, another stamp or link."""
+    trace, told = Trace(clock), []
+    layer = {"stage": "model", "resource": "compute", "bytes_how": "predicted"}
+    copy = {"stage": "tokens", "source": "dram", "target": "hbm", "label": "ids"}
+    quick = trace.recorder("span", "ffn", detail="layer 0", **layer)
+    moved = trace.recorder("transfer", "copy", how="emulated", **copy)
+    leave = trace.subscribe(told.append)
+    with trace.at(step=3, request=1, model="town"):
+        quick(0.0, 0.5, 8, token=2)
+        moved(0.0, 0.5, 8)
+        with trace.span("ffn", nbytes=8, detail="layer 0", token=2, **layer):
+            clock.time += 0.5
+        trace.transfer("copy", start=0.0, seconds=0.5, nbytes=8, how="emulated", **copy)
+        quick(1.0, 0.5, detail="layer 1")
+    leave()
+    a, b, c, d, e = trace.events
+    assert (a, b) == (c, d) and told == [a, b, c, d, e]
+    assert (a.step, a.token, a.request, a.model, a.bytes_how) == (3, 2, 1, "town", "predicted")
+    assert (b.link, b.resource, b.how) == ("pcie", "copy", "emulated")
+    assert (e.nbytes, e.detail, e.token) == (0, "layer 1", None)
+
+
+def test_what_is_wrong_with_a_recorder_shows_when_it_is_made():
+    """Catches a stage misspelt that comes out in a file nobody can read back."""
+    trace = Trace()
+    for wrong in ({"stage": "modle", "resource": "cpu"}, {"stage": "model", "resource": "gpu"},
+                  {"stage": "model", "resource": "gpu:1"}):  # fmt: skip
+        for make in (trace.span, lambda name, **kind: trace.recorder("span", name, **kind)):
+            with pytest.raises(AssertionError):
+                make("step", **wrong)
+
+
+def test_each_transfer_knows_its_link():
+    """Catches charts that guess a link from words in a name."""
+    trace, ways = Trace(), {("ssd", "dram"): ("nvme", "ssd"), ("hbm:1", "cpu"): ("pcie", "copy"),
+                            ("hbm", "hbm:1"): ("nvlink", "network"), ("hbm", "hbm"): ("", "copy"),
+                            ("cpu", "dram"): ("", "copy")}  # fmt: skip
+    for source, target in ways:
+        trace.transfer("t", stage="load", source=source, target=target, nbytes=1, start=0.0,
+                       seconds=0.0)  # fmt: skip
+    assert [(e.link, e.resource) for e in trace.events] == list(ways.values())
+    trace.transfer("t", stage="parallel", source="hbm", target="hbm:9", nbytes=1, start=0.0,
+                   seconds=0.0, link="infiniband")  # fmt: skip
+    assert (trace.events[-1].link, trace.events[-1].resource) == ("infiniband", "network")
+
+
 def test_at_does_not_stamp_the_events_of_another_thread():
     """Catches a background read of weights being billed to the token that is computed beside it."""
     trace = Trace()
@@ -165,12 +226,110 @@ def test_clear_begins_again_and_still_knows_what_memory_holds(clock):
     assert trace.events == (Event("counter", "hbm", "", "", 0.0, 0.0, 8, label="weights"),)
 
 
+def test_a_count_made_while_another_thread_clears_is_not_lost():
+    """Catches a memory chart that shows pages for ever which were given back long ago."""
+    trace, before = Trace(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    over = threading.Event()
+
+    def clear():
+        while not over.is_set():
+            trace.clear()
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    for nbytes in range(1, 3000):
+        trace.count("hbm", "kv", nbytes)
+    over.set()
+    clearing.join()
+    sys.setswitchinterval(before)
+    assert trace.events[-1].nbytes == nbytes
+    assert {e.label for e in trace.events} == {"kv"} and all(type(e) is Event for e in trace.events)
+
+
+def test_a_span_that_saw_a_clear_is_no_shorter_than_nothing(clock):
+    """Catches negative seconds, which no viewer draws."""
+    trace = Trace(clock)
+    clock.time += 5.0
+    with trace.span("step", stage="model", resource="compute"):
+        clock.time += 1.0
+        trace.clear()
+        clock.time += 0.25
+    assert [(e.start, e.seconds) for e in trace.events] == [(0.25, 0.0)]
+
+
+def test_two_models_on_one_machine_keep_their_facts():
+    """Catches a draft whose bytes and dtype are told as those of the model that it drafts for."""
+    trace = Trace()
+    trace.describe_model("town", dtype="bfloat16", weight_bytes=12)
+    trace.describe_model("town-draft", dtype="float32", weight_bytes=3)
+    assert trace.meta["model"] == "town" and trace.meta["weight_bytes"] == 12
+    assert trace.meta["models"]["town-draft"] == {"dtype": "float32", "weight_bytes": 3}
+    trace.close_model("town")
+    assert trace.meta["model"] == "town"  # the run that was is still its
+    trace.describe_model("smol", dtype="float32", weight_bytes=7)
+    assert (trace.meta["model"], trace.meta["weight_bytes"]) == ("smol", 7)
+    trace.describe_model("smol", dtype="int8", weight_bytes=4)  # loaded again
+    assert trace.meta["dtype"] == "int8" and set(trace.meta["models"]) == {
+        "town", "town-draft", "smol"}  # fmt: skip
+
+
+def of_rank(rank: int, began: float, wall: float) -> Trace:
+    """A step, what it sends on, and its memory; began and wall: two clocks at its second zero."""
+    clock = Clock()
+    clock.time = began
+    trace = Trace(clock)
+    trace.wall = wall
+    trace.meta = {"model": "town", "host": f"node{rank // 2}", "capacity": {"hbm": 10 + rank}}
+    trace.count("hbm", "weights", 8 + rank)
+    with trace.at(step=2), trace.span("decode step", stage="model", resource="compute"):
+        clock.time += 0.25
+        ends = {"source": "hbm", "target": f"hbm:{1 - rank % 2}"}
+        with moving(trace, "all-reduce", stage="parallel", nbytes=64, label="activations", **ends):
+            clock.time += 0.25
+    return trace
+
+
+def test_traces_of_ranks_merge_on_one_clock(tmp_path):
+    """Catches ranks that all begin at zero, and eight GPUs told as one."""
+    traces = {1: of_rank(1, 100.5, 1000.5), 0: of_rank(0, 100.0, 1000.0)}
+    merged = Trace.merge(traces)
+    assert merged.events == Trace.merge([traces[0], traces[1]]).events
+    steps = {e.rank: e for e in merged.select(name="decode step")}
+    assert {r: (e.start, e.resource, e.step) for r, e in steps.items()} == {
+        0: (0.0, "compute", 2), 1: (0.5, "compute:1", 2)}  # fmt: skip
+    sums = merged.select(name="all-reduce")
+    assert [(e.source, e.target, e.resource) for e in sums] == [
+        ("hbm", "hbm:1", "network"), ("hbm:1", "hbm", "network:1")]  # fmt: skip
+    assert [(e.name, e.nbytes) for e in merged.select(kind="counter")] == [("hbm", 8), ("hbm:1", 9)]
+    assert [e.end for e in merged.events] == sorted(e.end for e in merged.events)
+    assert merged.meta == {"model": "town", "host": "node0", "capacity": {"hbm": 10, "hbm:1": 11}}
+    assert (merged.origin, merged.wall) == (100.0, 1000.0)
+    merged.save(tmp_path / "run.json")
+    again = Trace.load(tmp_path / "run.json")
+    assert again.events == merged.events and again.meta == merged.meta
+    assert (again.origin, again.wall) == (100.0, 1000.0)
+    rows = json.loads((tmp_path / "run.json").read_text())["traceEvents"]
+    assert [r["args"]["name"] for r in rows if r["name"] == "process_name"] == [
+        "minillm rank 0", "minillm rank 1"]  # fmt: skip
+    assert {(r["pid"], r["name"]) for r in rows if r["ph"] == "C"} == {(1, "hbm"), (2, "hbm:1")}
+
+
+def test_clocks_of_two_hosts_meet_on_the_wall():
+    """Catches a rank set hours off, since its host was started at another time."""
+    far = [of_rank(0, 100.0, 1000.0), of_rank(2, 7000.0, 1002.0)]
+    steps = Trace.merge(far).select(name="decode step")
+    assert [e.start for e in steps] == [0.0, 2.0]
+    assert Trace.merge(far).meta["ranks"]["1"] == {"host": "node1"}
+
+
 def test_a_saved_trace_loads_equal(clock, tmp_path):
     """Catches microseconds rounded, None turned into text, an order that changed."""
     trace = example(clock)
     trace.save(tmp_path / "run.json")
     again = Trace.load(tmp_path / "run.json")
     assert again.events == trace.events and again.meta == trace.meta
+    assert (again.origin, again.wall) == (trace.origin, trace.wall)
     again.count("hbm", "kv", 3)  # and one can go on with it
     assert len(again.events) == len(trace.events) + 1
 
@@ -242,8 +401,8 @@ def row(**changes):
             "args": event}  # fmt: skip
 
 
-def saved(rows, meta=None, form="minillm trace 1"):
-    other = {"format": form, "meta": {} if meta is None else meta}
+def saved(rows, meta=None, form="minillm trace 2", zero=(0, 0)):
+    other = {"format": form, "zero": zero, "meta": {} if meta is None else meta}
     return json.dumps({"otherData": other, "traceEvents": rows})
 
 
@@ -251,7 +410,9 @@ def saved(rows, meta=None, form="minillm trace 1"):
     (None, "No such file"), ("", "cannot be read"), ("{", "cannot be read"), ("[]", "otherData"),
     ("null", "otherData"), ('{"traceEvents": []}', "otherData"), ("[" * 100_000, "cannot be read"),
     (saved([], form="minillm trace 9"), "otherData"), (saved({}), "traceEvents"),
-    (saved([], meta=[]), "meta"), (saved([row(), 3]), "row 1"), (saved([{"ph": "B"}]), "row 0"),
+    (saved([], meta=[]), "meta"), (saved([], zero=[1, "2"]), "zero"), (saved([], zero=3), "zero"),
+    (saved([row(resource="compute:x")]), "resource"), (saved([row(rank="1")]), "rank"),
+    (saved([row(), 3]), "row 1"), (saved([{"ph": "B"}]), "row 0"),
     (saved([row(start="0")]), "start"), (saved([row(seconds=float("nan"))]), "seconds"),
     (saved([row(kind="sapn")]), "kind"), (saved([row(nbytes=1.5)]), "nbytes"),
     (saved([row(nbytes=None)]), "nbytes"), (saved([row(token=True)]), "token"),

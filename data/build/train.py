@@ -29,6 +29,8 @@ from tokenizers import Tokenizer
 from data.build import corpus
 from data.build.tokenizer import BOS, EOS, VOCAB_SIZE, save, train_tokenizer
 from minillm.config import ModelConfig
+from minillm.host import n_cores
+from minillm.model.attention import causal_rows
 from minillm.model.llama import Llama
 
 SHAPES = {  # 6.1 M and 1.0 M parameters
@@ -180,6 +182,7 @@ class Trainer:
         self.model = Llama(self.config)
         initialise(self.model)
         self.model.to(device)
+        self.model.prepare(self.config.max_position_embeddings, device)
         matrices = [
             p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n
         ]
@@ -199,9 +202,10 @@ class Trainer:
         The product with the vocabulary is a third of a step's time, so only the scored tokens go
         through it.
         """
+        rows, width = ids.shape
+        positions = torch.arange(width, device=ids.device).repeat(rows)
         with torch.autocast(self.device, torch.bfloat16):
-            hidden = self.model.hidden(ids).flatten(0, 1)[at]
-            logits = self.model.logits(hidden)
+            logits = self.model(ids.flatten(), positions, causal_rows(rows), at)
         each = F.cross_entropy(logits, targets, reduction="none")
         answers = (weights == 1.0).float()
         answers_loss = (each * answers).sum().detach() / answers.sum().clamp(min=1)
@@ -356,7 +360,7 @@ def options() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--scale", type=float, default=1.0, help="times the tokens of the schedule")
     add("--lr", type=float, default=2e-3)
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--threads", type=int, default=min(torch.get_num_threads(), n_cores()))
     add("--minutes", type=float, default=1e9, help="stop (resumable) after this long")
     add("--eager", action="store_true", help="do not compile: slower, needs no C++ compiler")
     return parser.parse_args()

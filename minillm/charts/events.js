@@ -1,7 +1,10 @@
 // One event as the browser holds it: from the wire to an object, and what a reader calls it.
 
 export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", "nbytes", "source",
-  "target", "label", "token", "request", "how", "detail"];
+  "target", "label", "step", "token", "request", "model", "rank", "link", "how", "bytes_how",
+  "detail"];
+
+export const RESERVED = "kv reserved"; // the label of a pool's empty pages: taken, and not in use
 
 export const baseOf = (unit) => unit.split(":")[0];
 export const rankOf = (unit) => Number(unit.split(":")[1] || 0);
@@ -10,11 +13,11 @@ const toNano = (t) => Math.round(t * 1e9) / 1e9;
 
 // Columns as charts/live.py sends them (see its `Packer`) to rows in the order of FIELDS: what many
 // events share comes once, in `kinds`; times come as whole tenths of a microsecond.
-export function unpackRows({ kinds, kind, start, seconds, nbytes, token, request }) {
+export function unpackRows({ kinds, kind, start, seconds, nbytes, step, token, request }) {
   return kind.map((k, i) => {
-    const [what, name, stage, resource, source, target, label, how, detail] = kinds[k];
+    const [what, name, stage, resource, source, target, label, ...rest] = kinds[k];
     return [what, name, stage, resource, start[i] / 1e7, seconds[i] / 1e7, nbytes[i], source,
-      target, label, token[i], request[i], how, detail];
+      target, label, step[i], token[i], request[i], ...rest];
   });
 }
 
@@ -28,7 +31,7 @@ export function asEvent(row) {
   for (const field of ["resource", "source", "target"]) e[field] = plain(e[field]);
   if (e.kind === "counter") e.name = plain(e.name);
   const places = [e.resource, e.source, e.target, e.kind === "counter" ? e.name : ""];
-  e.rank = rankOf(places.find((place) => place.includes(":")) || "");
+  e.rank ??= rankOf(places.find((place) => place.includes(":")) || "");
   return e;
 }
 

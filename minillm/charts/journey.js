@@ -27,7 +27,7 @@ function bytesMoved(run, { start, stop }) {
   const sums = new Map();
   const add = (what, nbytes) => sums.set(what, (sums.get(what) || 0) + nbytes);
   for (const e of readsOf(events)) {
-    add(`read from HBM${e.detail.includes("predicted") ? " (predicted)" : ""}`, e.nbytes);
+    add(`read from HBM${e.bytes_how === "predicted" ? " (predicted)" : ""}`, e.nbytes);
   }
   for (const e of events) if (e.kind === "transfer") add(wayWords(e), e.nbytes);
   return [...sums].map(([what, nbytes]) => `${formatBytes(nbytes)} ${what}`).join(", ");
@@ -37,7 +37,7 @@ function bytesMoved(run, { start, stop }) {
 function wayWords(e) {
   const what = `of ${e.label || "data"}`, from = baseOf(e.source), to = baseOf(e.target);
   if (baseOf(e.resource) === "network") {
-    return `${what} over ${e.detail.includes("infiniband") ? "InfiniBand" : "NVLink"}`;
+    return `${what} over ${e.link === "infiniband" ? "InfiniBand" : "NVLink"}`;
   }
   if (from === "dram" && to === "hbm") return `${what} in`;
   if (from === "hbm" && to === "dram") return `${what} out`;

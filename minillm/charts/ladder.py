@@ -137,9 +137,8 @@ def _way(event: Event) -> tuple[str, str] | None:
     """From where to where; None for work that moved nothing over a link."""
     if event.kind == "transfer":
         ends = facts.bare(event.source), facts.bare(event.target)
-        between = facts.bare(event.resource) == "network" or ends == ("hbm", "hbm")
-        link = event.detail if event.detail in ("nvlink", "infiniband") else "network"
-        return (link, "") if between else ends
+        link = event.link if event.link in ("nvlink", "infiniband") else "network"
+        return (link, "") if link in (event.link, facts.bare(event.resource)) else ends
     return ("hbm", "compute") if facts.bare(event.resource) == "compute" else None
 
 
@@ -152,7 +151,7 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
     key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
     ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
-    guessed = any(e.detail.startswith("bytes predicted") for e in events)
+    guessed = any(map(facts.guessed, events))
     ends = [NAMES.get(end, end.upper()) for end in way if end]
     # Several at a time may together be faster than any of them.
     best = max(rate, *(e.nbytes / e.seconds for e in events))

@@ -128,7 +128,7 @@ def watch(trace: Trace, *views: str) -> Iterator[RunView]:
     finally:
         feed.stop()
         view.spent = feed.spent
-        view.finish(Trace.of(feed.events, trace.meta))
+        view.finish(Trace.of(feed.events, trace.meta, (trace.origin, trace.wall)))
         if handle is not None:
             handle.update(view)
 

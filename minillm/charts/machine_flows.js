@@ -69,5 +69,5 @@ function add(found, step, e, ink) {
   if (e.nbytes <= flow.most) return;
   const read = e.kind === "span";
   Object.assign(flow, { most: e.nbytes, ink, label: read ? READS : e.label || e.name,
-    how: read && e.detail.includes("predicted") ? "predicted" : e.how });
+    how: read && e.bytes_how === "predicted" ? "predicted" : e.how });
 }

@@ -16,7 +16,7 @@ from minillm.charts.machine_still import draw
 from minillm.charts.show import Chart
 from minillm.charts.style import amount
 from minillm.errors import format_size
-from minillm.trace import Event, Trace, busy_seconds
+from minillm.trace import Event, Trace, busy_seconds, rank_of
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class Flow:
 
 @dataclass
 class Peak:
-    """A memory at the moment it held most: bytes by label, largest first; its capacity if known."""
+    """A memory when most of it was in use: bytes by label, largest first; its capacity if known."""
 
     levels: dict[str, int]
     capacity: int | None
 
     @property
     def nbytes(self) -> int:
-        return sum(self.levels.values())
+        """What was in use; of a pool only the pages that were."""
+        return sum(n for label, n in self.levels.items() if label != facts.RESERVED)
 
 
 @dataclass
@@ -83,7 +84,7 @@ def machine(trace: Trace) -> Chart:
 def plan(trace: Trace, narrow: bool = False) -> dict[str, Any]:
     """The layout of the machine that a trace was made on: its ranks, or what its meta says."""
     names = {n for e in trace.events for n in (e.name, e.resource, e.source, e.target) if ":" in n}
-    ranks = [rank + 1 for rank in map(facts.rank_of, names) if rank < 4096]
+    ranks = [rank + 1 for rank in map(rank_of, names) if rank < 4096]
     gpus = max([1, int(trace.meta.get("gpus", 1)), *ranks])
     return layout(gpus, int(trace.meta.get("nodes", 1)), narrow)
 
@@ -105,8 +106,8 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
             continue
         levels = held.setdefault(box, {})
         levels[event.name, event.label] = event.nbytes
-        if sum(levels.values()) > most[box].nbytes:
-            most[box].levels = _by_label(levels)
+        now = Peak(_by_label(levels), most[box].capacity)
+        most[box] = max(most[box], now, key=lambda peak: peak.nbytes)
     return most
 
 
@@ -144,7 +145,7 @@ def _flow(
     """moves: what took this step, each with the tier it went to. The largest gives the words."""
     link, events = sheet["links"][step[1:]], [event for event, _ in moves]
     largest, end = max(moves, key=lambda move: move[0].nbytes)
-    guessed = largest.kind == "span" and "predicted" in largest.detail
+    guessed = largest.kind == "span" and facts.guessed(largest)
     key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
     shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
     return Flow(
@@ -190,7 +191,7 @@ def _moves(trace: Trace) -> Iterator[tuple[Event, str, str]]:
 
 def _way(sheet: dict[str, Any], begin: str, end: str) -> list[str]:
     """The steps from one tier to another. One without a rank is of the other one's node."""
-    rank = facts.rank_of(begin) or facts.rank_of(end)
+    rank = rank_of(begin) or rank_of(end)
     one, two = (_home(sheet, unit, rank) for unit in (begin, end))
     if f"{one} {two}" in sheet["routes"]:
         return sheet["routes"][f"{one} {two}"]

@@ -127,7 +127,7 @@ def _numbers(trace: Trace | None, name: str, given: Given) -> tuple[Sequence[flo
             "name one of those, or give (flops, nbytes, seconds) by hand"
         )
     how = "emulated" if any(e.how == "emulated" for e in mine) else mine[0].how
-    guessed = any(e.detail.startswith("bytes predicted") for e in mine)
+    guessed = any(map(facts.guessed, mine))
     return (given, median(e.nbytes for e in mine), median(e.seconds for e in mine)), how, guessed
 
 

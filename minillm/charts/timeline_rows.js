@@ -19,7 +19,7 @@ export function rowsOf(e) {
   if (e.kind === "span") return [resource];
   const ends = [baseOf(e.source), baseOf(e.target)];
   if (resource === "network") {
-    return [["nvlink", "infiniband"].find((name) => e.detail.includes(name)) || "network"];
+    return [["nvlink", "infiniband"].includes(e.link) ? e.link : "network"];
   }
   const rows = ends.includes("dram") ? ["staging"] : [];
   if (resource === "copy" && rows.length && !ends.includes("hbm")) return rows;

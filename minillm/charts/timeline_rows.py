@@ -21,7 +21,7 @@ from minillm.charts.style import (
     width_of,
 )  # fmt: skip
 from minillm.errors import format_size
-from minillm.trace import Event, busy_seconds
+from minillm.trace import Event, busy_seconds, rank_of
 
 ROWS = {"ssd": "SSD", "copy": "copies", "cpu": "CPU", "compute": "compute", "network": "network"}
 MOST = 8  # pieces of work at one time that a strip shows one below the other
@@ -60,7 +60,7 @@ def find_rows(windows: Sequence[Window]) -> list[Row]:
     found = {e.resource for window in windows for e in window.events}
     rows: list[Row] = []
     for resource in ROWS:
-        lanes = sorted((r for r in found if facts.bare(r) == resource), key=facts.rank_of)
+        lanes = sorted((r for r in found if facts.bare(r) == resource), key=rank_of)
         if lanes:
             rows.append(Row(resource, tuple(lanes), rows[-1].top + rows[-1].high if rows else 0.0))
     return rows

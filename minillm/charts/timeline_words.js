@@ -18,14 +18,15 @@ export function eventFacts(run, e) {
     ceiling ? `${formatPercent(rate, ceiling)} of ${formatRate(ceiling)}` : "",
   ].filter(Boolean).join(" · "));
   if (e.token !== null) lines.push(tokenWords(e));
+  else if (e.step !== null) lines.push(`step ${e.step}`);
   const detail = e.label === "text" ? `“${e.detail.trim()}”` : e.detail;
-  if (e.detail && !guessed(e)) lines.push(clipped(detail, 60));
+  if (e.detail) lines.push(clipped(detail, 60));
   lines.push(guessed(e) ? `time ${e.how}, bytes predicted` : e.how);
   return { title: `${nameOf(e).replace(":", " ")}${place}`, lines };
 }
 
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
-const guessed = (e) => e.detail.startsWith("bytes predicted");
+const guessed = (e) => e.bytes_how === "predicted";
 
 function bytesWords(e, many) {
   const size = formatBytes(e.nbytes);
@@ -48,8 +49,7 @@ function ceilingOfEvent(run, e) {
   const ceilings = run.meta.ceilings || {}, resource = baseOf(e.resource);
   if (resource === "compute") return ceilings.hbm || null;
   if (resource !== "network") return ceilings[resource] || null;
-  const kind = ["nvlink", "infiniband"].find((name) => e.detail.includes(name));
-  return ceilings[kind] || ceilings.network || null;
+  return ceilings[e.link] || ceilings.network || null;
 }
 
 // A sentence for those who listen: which resource was busy for how much of the run.

@@ -22,14 +22,14 @@ class Packer:
     """
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[str, ...], int] = {}
+        self._numbers: dict[tuple[Any, ...], int] = {}
 
     def pack(self, events: Sequence[Event]) -> dict[str, list[Any]]:
         numbers, known = self._numbers, len(self._numbers)
         fields = list(zip(*events, strict=True)) or [()] * len(Event._fields)
         (what, name, stage, resource, start, seconds, nbytes, source, target, label,
-         token, request, how, detail) = fields  # fmt: skip
-        same = zip(what, name, stage, resource, source, target, label, how, detail, strict=True)
+         step, token, request, *rest) = fields  # fmt: skip
+        same = zip(what, name, stage, resource, source, target, label, *rest, strict=True)
         kind = [numbers.setdefault(key, len(numbers)) for key in same]
         begin = [round(TICKS * t) for t in start]
         # The end is rounded too, not the length: what lies inside another event stays inside.
@@ -38,7 +38,8 @@ class Packer:
         ]
         return {
             "kinds": [list(key) for key in list(numbers)[known:]], "kind": kind, "start": begin,
-            "seconds": long, "nbytes": list(nbytes), "token": list(token), "request": list(request),
+            "seconds": long, "nbytes": list(nbytes), "step": list(step), "token": list(token),
+            "request": list(request),
         }  # fmt: skip
 
 

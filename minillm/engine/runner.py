@@ -5,8 +5,8 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
+from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
+from minillm.trace import Record
 
+Half = Callable[..., Tensor]
 
 class Runner:
     """Runs `model` on `machine`, at most `max_tokens` tokens and `max_rows` rows of logits a pass.
@@ -26,10 +29,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: Llama, weights: Resident | Streamed, machine: Machine, max_tokens: int,
-        max_rows: int,
+        self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
+        machine: Machine, max_tokens: int, max_rows: int,
     ) -> None:  # fmt: skip
-        self._model, self._weights, self._machine = model, weights, machine
+        self._model, self._weights, self._kernels = model, weights, kernels
+        self._machine = machine
         # Of an embedding that is not the output too, one row a token is read, not the table.
         tied = model.config.tie_word_embeddings
         unread = 0 if tied else model.model.embed_tokens.weight.nbytes
@@ -46,6 +50,8 @@ class Runner:
             shape = (max_rows, model.config.vocab_size)
             self._logits = hold(shape, torch.float32, "dram", "logits")
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
+        self._batch = machine.trace.recorder("span", "batch", stage="tokens", resource="cpu")
+        self._halves: list[Record] = []  # of each layer attention, then FFN
         if machine.emulated:  # on a card a span would time launches
             for block in model.blocks:
                 self._watch(block)
@@ -56,21 +62,21 @@ class Runner:
 
     def _watch(self, block: Block) -> None:
         """Put a span round each half of a layer."""
-        for name, half in (("attention", "attention_half"), ("ffn", "ffn_half")):
-            setattr(block, half, partial(self._spanned, name, block.layer, getattr(block, half)))
-
-    def _spanned(self, name: str, layer: int, half, *arguments) -> Tensor:
-        detail = f"layer {layer}"
-        with self._machine.trace.span(name, stage="model", resource="compute", detail=detail):
-            return half(*arguments)
+        trace = self._machine.trace
+        for name in ("attention", "ffn"):
+            half, detail = getattr(block, f"{name}_half"), f"layer {block.layer}"
+            record = trace.recorder("span", name, stage="model", resource="compute", detail=detail)
+            setattr(block, f"{name}_half", _spanned(half, trace.now, record))
+            self._halves.append(record)
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
-        with self._machine.trace.span("batch", stage="tokens", resource="cpu"):
-            spans = zip(requests, step.starts, step.counts, strict=True)
-            ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
-            staging = self._staging[: len(ids)]
-            staging.numpy()[:] = ids
+        began = self._machine.trace.now()
+        spans = zip(requests, step.starts, step.counts, strict=True)
+        ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
+        staging = self._staging[: len(ids)]
+        staging.numpy()[:] = ids
+        self._batch(began, self._machine.trace.now() - began)
         return self._machine.copy(staging, self._ids[: len(ids)], label="ids", stage="tokens")
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
@@ -78,14 +84,29 @@ class Runner:
         step, trace = plan.step, self._machine.trace
         rows = step.rows
         wanted = None if len(rows) == len(ids) else plan.ints(rows).long()
-        detail = "bytes predicted: weights and KV cache, each read once"
-        name = _name(step, requests)
-        span = trace.span(name, stage="model", resource="compute", detail=detail)
+        span = trace.span(
+            _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
+            detail="weights and KV cache, each read once",
+        )  # fmt: skip
         with self._weights.step(step.tokens), span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
+            self._tell_halves()
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
+
+    def _tell_halves(self) -> None:
+        """The spans of halves that ran in one call: the kernels stamped when each began."""
+        if self._kernels is not None and self._kernels.stamps is not None:
+            zero = self._machine.trace.origin
+            began = [stamp - zero for stamp in self._kernels.stamps]
+            for record, start, end in zip(self._halves, began, began[1:], strict=False):
+                record(start, end - start)
+
+    @property
+    def tops(self) -> Tops | None:
+        """Of the last pass's logits the largest of each row, where the kernels told it."""
+        return None if self._kernels is None else self._kernels.tops
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """Logits (rows, V), HBM → DRAM, where the CPU can choose from them."""
@@ -93,6 +114,17 @@ class Runner:
             return logits
         out = self._logits[: len(logits)]
         return self._machine.copy(logits, out, label="logits", stage="decode", source="hbm")
+
+
+def _spanned(half: Half, now: Callable[[], float], record: Record) -> Half:
+    def run(*arguments) -> Tensor:
+        began = now()
+        part = half(*arguments)
+        record(began, now() - began)
+        return part
+
+    run.watches = half  # says to kernels: this only looks on
+    return run
 
 
 def _name(step: Step, requests: list[Request]) -> str:

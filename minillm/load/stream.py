@@ -25,13 +25,13 @@ from torch import Tensor
 from minillm.errors import ConfigError
 from minillm.links import T
 from minillm.load.files import Files
-from minillm.load.interrupt import breathe, held
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
-from minillm.trace import At
+from minillm.machine.interrupt import breathe, held
+from minillm.trace import At, Stamp
 
 SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied
 # Requests in flight. An SSD works on several at once; but the kernel, which fills its page cache
@@ -166,7 +166,7 @@ class Reader:
         """Have a thread do it; it records its events as done for what this thread is at."""
         at = self.machine.trace.at
         with held():
-            return self._pool.submit(_stamped, at, at.token, at.request, do, *arguments)
+            return self._pool.submit(_stamped, at, at.stamp, do, *arguments)
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -188,10 +188,8 @@ def _drain(waiting: deque[Future]) -> None:
         wait([future for future in waiting if not future.cancel()])
 
 
-def _stamped(
-    at: At, token: int | None, request: int | None, do: Callable[..., T], *arguments: object
-) -> T:
-    with at(token=token, request=request):
+def _stamped(at: At, stamp: Stamp, do: Callable[..., T], *arguments: object) -> T:
+    with at.exactly(stamp):
         return do(*arguments)
 
 

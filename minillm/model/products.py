@@ -8,11 +8,10 @@ the number of tokens, so it is measured, once for a shape, and kept.
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.host import home
+from minillm.errors import MinillmError
+from minillm.files import home, locked, read_json, write_json
 from minillm.model import layers
 from minillm.model.layers import Linear
 
@@ -100,12 +100,15 @@ def choose(
     """
     key = f"{where} · {dtype} · {N} × {K} · {'C' if kernel else 'torch'}"
     path = home() / "kernels" / "choices.json"
-    known = _read(path)
     try:
-        found = Choice(tuple(known[key]["own"]), int(known[key]["most"]))
+        kept = _read(path)[key]
+        return Choice(tuple(kept["own"]), int(kept["most"]))
     except (KeyError, TypeError, ValueError):
         found = _measure(N, K, dtype, kernel, unpack)
-        _write(path, _read(path) | {key: asdict(found)})
+    with suppress(OSError, MinillmError):  # where it cannot be kept it is measured again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            write_json(path, _read(path) | {key: asdict(found)})
     return found
 
 
@@ -142,18 +145,7 @@ def _seconds(*runs: Callable[[], object]) -> list[float]:
 
 def _read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, known: dict) -> None:
-    """Keep it; where that cannot be, it is measured again next time."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(part, path)
-    except OSError:
-        pass

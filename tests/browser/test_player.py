@@ -35,7 +35,7 @@ def make_run(tokens: int = 6, requests: int = 2) -> Trace:
         for token in range(tokens):
             events += [
                 Event("span", "decode step", "model", "compute", t + 1e-3, 6e-3, 2**20,
-                      token=token, detail="bytes predicted", **who),
+                      token=token, bytes_how="predicted", **who),
                 Event("transfer", "copy", "decode", "copy", t + 7e-3, 1e-3, 4096, "hbm", "dram",
                       "logits", token=token, **who),
                 Event("span", "detokenize", "decode", "cpu", t + 8e-3, 1e-3, 4, label="text",

@@ -84,7 +84,7 @@ def recorded() -> Trace:
         spend(PAUSE)
     trace.meta.update(
         device="cpu", capacity={"hbm": 64 * MIB, "dram": 3 * MIB, "ssd": 2**40},
-        ceilings={"ssd": 2.0e9, "copy": 8.0e9, "hbm": 4.0e9}, prompt="Where is Mia?",
+        ceilings={"ssd": 2.0e9, "copy": 8.0e9, "hbm": 4.0e9},
     )  # fmt: skip
     return trace
 
@@ -100,7 +100,7 @@ def answer(trace: Trace, spend) -> None:
                 spend(0.0001)
             with trace.span(
                 "decode step" if token else "prefill", stage="model", resource="compute",
-                nbytes=6 * MIB, detail="bytes predicted: weights and KV cache",
+                nbytes=6 * MIB, bytes_how="predicted",
             ):  # fmt: skip
                 for name in ("attention", "ffn") * 2:
                     with trace.span(name, stage="model", resource="compute", detail="layer 0"):
@@ -122,7 +122,7 @@ def many_gpus() -> list[Event]:
             Event("span", "decode step", "model", mine, 0.0, 0.01, MIB, token=1, request=0),
             Event("span", "attention", "model", mine, 0.001, 0.004, token=1, request=0),
             Event("transfer", "all-reduce", "parallel", "network", 0.006, 0.001, 4096,
-                  f"hbm:{rank}", next_, "activations", 1, 0, detail="nvlink"),
+                  f"hbm:{rank}", next_, "activations", token=1, request=0, link="nvlink"),
         ]  # fmt: skip
     # While one part is copied to HBM, the next is read: both pass through staging at once.
     for part in range(4):
