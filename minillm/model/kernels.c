@@ -10,7 +10,7 @@
 typedef float v8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
-enum { MAX = 8, UNIT = 8, ROWS = 32, PART = 256, PARTS = 32, AHEAD = 2048 };
+enum { MAX = 8, UNIT = 4, ROWS = 32, PART = 256, PARTS = 32, AHEAD = 2048 };
 #if defined(__AVX512VL__) || defined(__aarch64__)
 enum { MOST = 4 }; // vectors that share a read of four rows: as many sums as there are registers for
 #else
@@ -69,32 +69,30 @@ typedef struct { const T *w, *bias; int n, k, packed; } Linear;
 INLINE const T *row_of(const Linear *l, long r) { return l->w + (l->packed ? r / 4 * 4 * l->k + r % 4 * 16 : r * l->k); }
 INLINE long piece_of(const Linear *l) { return l->packed ? 64 : 16; }
 
-// y[c * ldy + j] = row j · x[c], for R rows and C vectors x (k each, in lanes). Both are written out, or the sums would
-// lie in memory. Each sum is taken in one order, whatever R and C: one vector alone takes eight rows, to have as many
-// sums under way as an addition takes cycles.
-#define TILE(R, C)                                                                                              \
-  INLINE void tile##R##x##C(const T *const *row, long piece, const float *x, long k, float *y, long ldy) {      \
-    v8 s[R][C] = {{{0}}};                                                                                       \
+// y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is written out, or the sums would lie
+// in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams would be read.
+#define TILE(C)                                                                                                 \
+  INLINE void tile##C(const T *const *row, long piece, const float *x, long k, float *y, long ldy) {            \
+    v8 s[UNIT][C] = {{{0}}};                                                                                    \
     for (long i = 0, at = 0; i < k; i += 16, at += piece) {                                                     \
       v8 a[C], b[C];                                                                                            \
       for (int c = 0; c < C; c++) { a[c] = load(x + c * k + i); b[c] = load(x + c * k + i + 8); }               \
-      for (int j = 0; j < R; j += 4)                                                                            \
-        for (int n = 0; n < 64 * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[j] + at) + AHEAD + n); \
-      _Pragma("GCC unroll 8") for (int j = 0; j < R; j++) {                                                     \
+      for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[0] + at) + AHEAD + n); \
+      _Pragma("GCC unroll 4") for (int j = 0; j < UNIT; j++) {                                                  \
         v8 e = first(row[j] + at), o = second(row[j] + at);                                                     \
         _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { s[j][c] += e * a[c]; s[j][c] += o * b[c]; }       \
       }                                                                                                         \
     }                                                                                                           \
-    for (int c = 0; c < C; c++) for (int j = 0; j < R; j++) y[c * ldy + j] = sum(s[j][c]);                      \
+    for (int c = 0; c < C; c++) for (int j = 0; j < UNIT; j++) y[c * ldy + j] = sum(s[j][c]);                   \
   }
-TILE(8, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4)
-#define TWICE(C) tile4x##C(row, piece, x, k, y, ldy), tile4x##C(row + 4, piece, x, k, y + 4, ldy)
+TILE(1) TILE(2) TILE(3) TILE(4)
 // UNIT rows and M vectors: these in groups as equal as can be, so that few are alone.
 static void unit(const T *const *row, long piece, const float *x, long k, float *y, long ldy, int M) {
   for (int c; M; M -= c, x += c * k, y += c * ldy) {
     int groups = (M + MOST - 1) / MOST;
     c = (M + groups - 1) / groups;
-    if (c == 4) TWICE(4); else if (c == 3) TWICE(3); else if (c == 2) TWICE(2); else tile8x1(row, piece, x, k, y, ldy);
+    if (c == 4) tile4(row, piece, x, k, y, ldy); else if (c == 3) tile3(row, piece, x, k, y, ldy);
+    else if (c == 2) tile2(row, piece, x, k, y, ldy); else tile1(row, piece, x, k, y, ldy);
   }
 }
 // Rows r … r + UNIT of x (M, k) Wᵀ + b, to columns 0 … of y; x in lanes. n need not be a multiple of anything.
@@ -205,7 +203,7 @@ static float *marks(const Job *j) { const Attention *a = j->w; return seen(j) + 
 static void look(void *job, int item, int t) {
   Job *j = job; const Attention *a = j->w; const Step *s = j->s;
   int K = a->K, E = a->E, P = s->P, G = a->H / K, i = item % j->parts, k = item / j->parts % K, m = item / j->parts / K;
-  int S = s->place[m] + 1, from = i * part_of(S), n = smaller(part_of(S), S - from), most = part_of(S) + UNIT;
+  int S = s->place[m] + 1, from = i * part_of(S), n = smaller(part_of(S), S - from), most = part_of(S) + 8;
   if (n <= 0) return;
   const T **row = (const T **)own(t); float *p = own(t) + 2 * most;
   int page = from / P, in = from % P; const T *key = page_of(j, m, page) + (long)k * P * E;
@@ -246,7 +244,7 @@ static int attend(const Attention *a, const Step *s, T *pages, const float *x, f
   int parts = 1, longest = 0, M = s->M;
   for (int m = 0; m < M; m++) { int S = s->place[m] + 1; if (S > longest) longest = S; if (parts_of(S) > parts) parts = parts_of(S); }
   Job j = {a, s, pages, x, out, M, parts, {0}};
-  long wide = (long)MAX * (a->D > a->H * a->E ? a->D : a->H * a->E), far = (2L + MOST) * (part_of(longest) + UNIT);
+  long wide = (long)MAX * (a->D > a->H * a->E ? a->D : a->H * a->E), far = (2L + MOST) * (part_of(longest) + 8);
   if (!pool_enter(s->threads, MAX * width_of(a) + (long)M * parts * a->H * (a->E + 2), wide > far ? wide : far)) return 0;
   Phase phases[] = {{project, items(a->H * a->E) + 2 * items(a->K * a->E)}, {place, M * a->K}, {look, M * a->K * parts}, {gather, items(a->D)}};
   in_phases(phases, 4, &j, s->threads);

@@ -110,12 +110,13 @@ class Kernels:
         self._blocks = model.blocks
         self._layers = (CLayer * len(self._blocks))()
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        self._holders = [[m._parameters for m in b.modules() if m._parameters] for b in self._blocks]
+        modules = [[m for m in block.modules() if m._parameters] for block in self._blocks]
+        self._holders = [[m._parameters for m in each] for each in modules]
         self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
         self._halves = [self._put_on(i, block) for i, block in enumerate(self._blocks)]
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
-            self._table, model.embed = linear_at(model.model.embed_tokens), self.embed
+            model.embed = self.embed
         if model.last:
             self._plain_output, model.output = model.output, self.output
 
@@ -201,8 +202,8 @@ class Kernels:
 
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: ids (ΣT,) -> x (ΣT, D) float32. IndexError for an id that is none."""
-        table, x = self._table, torch.empty(len(ids), self.model.config.hidden_size)
-        table.w = self.model.model.embed_tokens.weight.data_ptr()
+        table = linear_at(self.model.model.embed_tokens)
+        x = torch.empty(len(ids), table.k)
         if not self.lib.embed(byref(table), ids.contiguous().data_ptr(), len(ids), x.data_ptr()):
             raise IndexError(f"wanted ids below {table.n}, found {ids.min()} to {ids.max()}")
         return x

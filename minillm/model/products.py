@@ -28,6 +28,7 @@ from minillm.model.layers import Linear
 BUFFER = 2**21  # numbers: 8 MiB of float32
 TOKENS = (1, 8, 16, 32, 128)  # how many at once are tried
 MOST = 32  # tokens for which the C kernels are tried
+REST = 2.0  # a layer in torch ÷ its products: norms, turns, and each sequence looked up by itself
 Unpack = Callable[[Linear, int, int, Tensor], object]
 """(linear, from, to, out): rows of a packed weight as plain ones, in the dtype of `out`."""
 Kernel = Callable[[Linear, int], Callable[[], object]]
@@ -125,7 +126,7 @@ def _measure(
         runs = [partial(way, x, linear) for way in ways]
         rounded, converted, *c = _seconds(*runs, *([kernel(linear, tokens)] if kernel else []))
         own += [tokens] * (rounded <= converted)
-        if c and tokens <= MOST and c[0] <= min(rounded, converted):
+        if c and tokens <= MOST and c[0] <= REST * min(rounded, converted):
             most = max(most, tokens)
     return Choice(tuple(own), most)
 

@@ -68,8 +68,10 @@ def call(function: Callable[..., int], *arguments: object) -> None:
 
 def linear_at(linear: Linear) -> CLinear:
     """Where a weight lies, and how. A deferred bias is not the product's business."""
+    at = linear.weight.data_ptr()
+    assert at, "the weights are not there: closed, or not loaded yet"
     bias = None if linear.bias is None or linear.deferred else linear.bias.data_ptr()
-    return CLinear(linear.weight.data_ptr(), bias, *linear.weight.shape, linear.packed)
+    return CLinear(at, bias, *linear.weight.shape, linear.packed)
 
 
 def bind(layer: CLayer, block: Block) -> None:
