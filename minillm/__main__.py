@@ -2,57 +2,108 @@
 `bench`, `doctor`.
 
 Exit status: 0 all is well, 1 the doctor found something missing, 2 an error (its message is on
-standard error), 130 interrupted.
+standard error), 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+
+from minillm.errors import ConfigError, MinillmError
 
 MODEL = "data/town"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        # Imported here, so that Ctrl-C while torch loads is as quiet as later, and so that the
-        # doctor can say that torch is missing.
-        if options.command == "doctor":
-            from minillm.doctor import doctor
-
-            return doctor()
-        return _run(options)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    _open_what_is_closed()
+    with _ended_as_by_a_key() as signals:
+        try:
+            try:
+                return _run(_parser().parse_args(arguments))
+            finally:
+                sys.stdout.flush()  # here, where it can still be told that nobody takes it
+        except KeyboardInterrupt:
+            return 128 + (signals or [signal.SIGINT])[0]
+        except BrokenPipeError:  # whoever read our output has seen enough
+            return _hush(0)
+        except (MinillmError, OSError) as error:
+            with suppress(OSError):
+                print(f"minillm: {error}", file=sys.stderr, flush=True)
+            return _hush(2)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from minillm.errors import MinillmError
+    commands = {
+        "generate": _generate, "evaluate": _evaluate, "replay": _replay, "bench": _bench,
+        "make-checkpoint": _make_checkpoint, "doctor": _doctor,
+    }  # fmt: skip
+    return commands[options.command](options)
 
+
+def _open_what_is_closed() -> None:
+    """Whoever starts us with `>&-` gives us no such stream, and the next file would take its
+    number: a library that prints would write into it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
+def _hush(status: int) -> int:
+    """What is left in the streams goes nowhere: at exit Python would fail to write it once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return status
+
+
+@contextmanager
+def _ended_as_by_a_key() -> Iterator[list[int]]:
+    """Whoever ends us by SIGTERM or closes the terminal gets what Ctrl-C gets: the trace is saved,
+    and what is temporary goes. Yields the list of such signals as they come."""
+    came: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        key = signal.getsignal(signal.SIGINT)  # a load holds it back until nothing is half done
+        (key if callable(key) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # Python hands signals to that one alone
+    for number in ours:
+        signal.signal(number, end)
     try:
-        commands = {
-            "generate": _generate, "evaluate": _evaluate, "replay": _replay, "bench": _bench,
-            "make-checkpoint": _make_checkpoint,
-        }  # fmt: skip
-        return commands[options.command](options)
-    except BrokenPipeError:
-        raise
-    except (MinillmError, OSError) as error:
-        print(f"minillm: {error}", file=sys.stderr)
-        return 2
+        yield came
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from minillm.doctor import doctor
+
+    return doctor()
 
 
 def _generate(options: argparse.Namespace) -> int:
     from minillm import Engine, SamplingParams
-    from minillm.errors import ConfigError
 
     params = SamplingParams(options.max_tokens, options.temperature, seed=options.seed)
     folder = Path(options.trace or ".").resolve().parent

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from minillm.links import HostLink, Sending
-from minillm.trace import Stamp, Trace
+from minillm.links import HostLink, Sending, Way
+from minillm.trace import Record, Stamp, Trace
 
-_Pending = tuple[torch.cuda.Event, torch.cuda.Event, Stamp, dict[str, Any]]
+_Pending = tuple[torch.cuda.Event, torch.cuda.Event, Stamp, Record]
 
 
 class CudaSending(Sending):
@@ -49,14 +49,14 @@ class CudaLink(HostLink):
         """The stream on which this thread computes."""
         return torch.cuda.current_stream(self._device)
 
-    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
+    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
         if not (tensor.is_cuda or out.is_cuda):
-            return super().copy(tensor, out, fields)
-        return self.send(tensor, out, fields).join()
+            return super().copy(tensor, out, way, detail)
+        return self.send(tensor, out, way, detail).join()
 
-    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
+    def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
         if not (tensor.is_cuda or out.is_cuda):
-            return super().send(tensor, out, fields)
+            return super().send(tensor, out, way, detail)
         stream = self._in if out.is_cuda else self._out
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream.wait_stream(self.compute_stream())  # it writes `tensor`, or still reads `out`
@@ -68,8 +68,9 @@ class CudaLink(HostLink):
             if used.is_cuda:  # the allocator must not give it to others while the copy runs
                 used.record_stream(stream)
         stamp = self._trace.at.stamp  # of now, not of the moment when it is recorded
+        tell = partial(way.record, nbytes=tensor.nbytes, detail=detail)
         with self._lock:
-            self._pending.append((begin, end, stamp, fields))
+            self._pending.append((begin, end, stamp, tell))
         return CudaSending(out, end, self)
 
     def settle(self) -> None:
@@ -95,7 +96,6 @@ class CudaLink(HostLink):
         meeting.record(self._clock)
         meeting.synchronize()
         now = self._trace.now()
-        for begin, end, stamp, fields in done:
-            start, seconds = now - begin.elapsed_time(meeting) / 1e3, begin.elapsed_time(end) / 1e3
+        for begin, end, stamp, tell in done:
             with self._trace.at.exactly(stamp):
-                self._trace.transfer(start=start, seconds=seconds, **fields)
+                tell(now - begin.elapsed_time(meeting) / 1e3, begin.elapsed_time(end) / 1e3)

@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from minillm.cgroups import mounts
 from minillm.errors import OutOfMemory
 
 PAGE = 4096
 _HUGE = 2 * 2**20  # bytes of a huge page
 _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
-_IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE}
 _seek_lock = threading.Lock()
 
 
@@ -44,50 +45,79 @@ def open_direct(path: str | os.PathLike[str], direct: bool = True) -> Opened:
     or where the file system refuses, through the page cache, and `how` says so.
     """
     if not direct:
-        return Opened(os.open(path, os.O_RDONLY), False, "through the page cache")
-    if filesystem(path) in _IN_MEMORY:
+        return Opened(_plain(path), False, "through the page cache")
+    if filesystem(path) in IN_MEMORY:
         why = f"through the page cache: {filesystem(path)} is memory, no disk"
-        return Opened(os.open(path, os.O_RDONLY), False, why)
+        return Opened(_plain(path), False, why)
     if hasattr(os, "O_DIRECT"):
-        try:
-            return Opened(os.open(path, os.O_RDONLY | os.O_DIRECT), True, "O_DIRECT")
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        fd = _o_direct(path)
+        if fd is not None:
+            return Opened(fd, True, "O_DIRECT")
         why = "through the page cache: this file system has no O_DIRECT"
-        return Opened(os.open(path, os.O_RDONLY), False, why)
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return Opened(_plain(path), False, why)
+    fd = _plain(path)
     try:
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
         return Opened(fd, True, "F_NOCACHE, for macOS has no O_DIRECT")
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, OSError):
         return Opened(fd, False, "through the page cache: this system has no O_DIRECT")
+
+
+def _plain(path: str | os.PathLike[str]) -> int:
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def _o_direct(path: str | os.PathLike[str]) -> int | None:
+    """A descriptor that reads past the page cache; None where it cannot be had.
+
+    Some file systems refuse only when it is read, so a page is read on trial.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:  # if not for O_DIRECT, then opening it otherwise fails too
+        return None
+    try:
+        with mmap.mmap(-1, PAGE) as page, memoryview(page) as view:
+            read_at(fd, view, 0)
+        return fd
+    except OSError:
+        os.close(fd)
+        return None
 
 
 def filesystem(path: str | os.PathLike[str]) -> str:
     """The type of file system that a path lies on, such as "ext4"; "" where nobody tells."""
-    real, best = os.path.realpath(path), ("", "")
     try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        real = os.path.realpath(path)
+    except OSError:  # the working directory was removed
         return ""
-    for line in mounts:
-        where, kind = line.split()[1:3]
-        inside = real == where or real.startswith(where.rstrip("/") + "/")
-        if inside and len(where) >= len(best[0]):  # of two at one place, the later hides the other
-            best = where, kind
-    return best[1]
+    inside = [m for m in mounts() if real == m.where or real.startswith(m.where.rstrip("/") + "/")]
+    # Of two at one place the later hides the other: turned round, it is the first of the longest.
+    return max(reversed(inside), key=lambda mount: len(mount.where)).kind if inside else ""
+
+
+def free_disk(path: str | os.PathLike[str] = ".") -> int:
+    """Bytes free on the disk of a path; 0 where nobody tells, as in a folder that was removed."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return 0
 
 
 def drop_cache(fd: int) -> bool:
     """Have the kernel forget this file's pages, once they are on disk. False where it cannot:
     where the system has no such call, and where the pages are all there is of the file (tmpfs)."""
-    if not hasattr(os, "posix_fadvise") or filesystem(f"/proc/self/fd/{fd}") in _IN_MEMORY:
+    if not hasattr(os, "posix_fadvise") or filesystem(f"/proc/self/fd/{fd}") in IN_MEMORY:
         return False
-    os.fsync(fd)  # a page not yet written cannot be dropped
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        os.fsync(fd)  # a page not yet written cannot be dropped
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:  # a disk that is full or broken may be found here
+            raise
+        return False
     return True
 
 
@@ -101,7 +131,8 @@ def aligned(nbytes: int) -> mmap.mmap:
     kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(size, PAGE), **kind)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     memory[::PAGE] = bytes(len(memory) // PAGE)
     return memory
 
@@ -171,6 +202,7 @@ def scratch_file(
     plain, path = tempfile.mkstemp(prefix=".minillm-", dir=directory)
     reader = None
     try:
+        os.truncate(plain, PAGE)  # or there would be nothing to read on trial
         reader = open_direct(path)
         if os.name == "posix":
             os.unlink(path)

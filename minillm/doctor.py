@@ -92,8 +92,18 @@ def _machine() -> list[Finding]:
     return [Finding("machine", machine.describe(), do, needed=False)]
 
 
+def _limits() -> list[Finding]:
+    from minillm.host import limits
+
+    found = limits()
+    return [Finding("limits", "; ".join(found) or "none: all cores, all free DRAM", needed=False)]
+
+
 def _disk() -> list[Finding]:
-    free = shutil.disk_usage(ROOT).free
+    try:
+        free = shutil.disk_usage(ROOT).free
+    except OSError as error:  # not known is not full
+        return [Finding("disk", f"free space unknown ({error.strerror})")]
     do = "free 1 GB on this disk: caches and recordings go there" if free < 10**9 else ""
     return [Finding("disk", f"{free / 1e9:.0f} GB free", do)]
 
@@ -123,7 +133,7 @@ def _model() -> list[Finding]:
     return [Finding("model", f"data/town, {checkpoint.nbytes / 1e6:.1f} MB of weights")]
 
 
-CHECKS = (_python, _packages, _machine, _disk, _compiler, _model)
+CHECKS = (_python, _packages, _machine, _limits, _disk, _compiler, _model)
 
 
 def _track() -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from os import PathLike
 
 from minillm.config import SamplingParams
-from minillm.engine.engine import Engine, locate
+from minillm.engine.assemble import locate
+from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
 from minillm.kv.pages import Forget
 

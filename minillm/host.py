@@ -5,42 +5,39 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from minillm.errors import ConfigError, parse_size
+from minillm.cgroups import cpu_quota, memory_room, numbers, read
+from minillm.errors import ConfigError, format_size, parse_size
 
 
 def available_dram() -> int:
-    """Bytes of DRAM that this process can still take: the kernel's figure, or the container's.
+    """Bytes of DRAM that this process can still take: what the machine has free, or less if the
+    memory limit of its control group, or of one above, leaves less.
 
     The page cache counts as free: the kernel gives it up when memory is asked for.
     """
-    free = _host_dram()
-    group = Path("/sys/fs/cgroup")  # a container's limit can be far below what the host has
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat["file"]))
-    except (OSError, ValueError, KeyError):  # no such file, or "max": no limit
-        pass
-    return max(free, 0)
+    return int(min(_host_dram(), memory_room().amount))
 
 
 def _host_dram() -> int:
+    lines = [line.split() for line in read("/proc/meminfo").split("\n")]
+    told = numbers(*(line[1] for line in lines if line[:1] == ["MemAvailable:"] and line[1:]))
+    if told:
+        return told[0] * 1024
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(s.split()[1]) * 1024 for s in lines if s.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        # macOS says how much there is and not how much is free: half is a careful guess.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 * 2**30  # Windows says neither without a library
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        pages = size = -1  # as where it does not know
+    # macOS says how much there is and not how much is free: half is a careful guess. Windows says
+    # neither without a library.
+    return pages * size // 2 if pages > 0 and size > 0 else 4 * 2**30
 
 
 def find_device(device: str) -> torch.device:
@@ -65,20 +62,68 @@ def find_device(device: str) -> torch.device:
 
 
 def n_cores() -> int:
-    """Cores that this process may use, which can be fewer than the host has."""
-    if hasattr(os, "sched_getaffinity"):
+    """Cores that this process may keep busy, which can be fewer than the machine has.
+
+    As many as it may run on, and as its CPU quota pays for: the least of its control group and
+    all above. A part of a core is left out, for with one thread more than the quota pays for the
+    kernel stops them all, several times a second.
+    """
+    return max(1, int(min(_affinity(), cpu_quota().amount)))
+
+
+def _affinity() -> int:
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
+
+
+def limits() -> list[str]:
+    """What this process may use less of than the machine has, and by what: for a report.
+
+    >>> limits()
+    ['1 of 2 cores: CPU quota of the container, 1.5 in /sys/fs/cgroup']
+    """
+    found, cores, quota, room = [], os.cpu_count() or 1, cpu_quota(), memory_room()
+    if n_cores() < cores:
+        why = "affinity of the process"
+        if quota.amount < _affinity():
+            why = f"CPU quota of the container, {quota.amount:.3g} in {quota.group}"
+        found.append(f"{n_cores()} of {cores} cores: {why}")
+    if room.amount < (free := _host_dram()):
+        amounts = f"{format_size(int(room.amount))} of {format_size(free)} DRAM free"
+        found.append(f"{amounts}: memory limit of the container, in {room.group}")
+    return found
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Have torch compute with `n` threads (at least one) inside, and with as many as before after.
+
+    >>> with torch_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, n))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def limit_threads() -> None:
+    """Take from torch the threads that the CPU quota does not pay for; without one, none."""
+    if cpu_quota().amount < torch.get_num_threads():
+        torch.set_num_threads(n_cores())
 
 
 def cpu_name() -> str:
     """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(s.split(":", 1)[1].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine() or "unknown CPU"
-
+    entries = [line.partition(":") for line in read("/proc/cpuinfo").split("\n")]
+    names = [name.strip() for key, _, name in entries if key.strip() == "model name"]
+    found = (*names[:1], platform.processor(), platform.machine(), "unknown CPU")
+    return next(filter(None, found))
 
 
 _HUGE = 2 * 2**20  # bytes of a huge page
@@ -99,15 +144,11 @@ def huge_pages(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def home() -> Path:
-    """Where this learner's profile and progress live: MINILLM_HOME, or else ~/.minillm."""
-    return Path(os.environ.get("MINILLM_HOME") or Path.home() / ".minillm")
-
-
 def cache_bytes() -> int:
     """Bytes of the largest cache between the cores and DRAM; 32 MiB where nobody tells."""
-    try:
-        kinds = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-        return max(parse_size(path.read_text().strip() + "iB") for path in kinds)
-    except (OSError, ValueError, ConfigError):  # ValueError: there is no such folder
-        return 32 * 2**20
+    sizes = []
+    for number in range(8):
+        text = read(f"/sys/devices/system/cpu/cpu0/cache/index{number}/size").strip()
+        if re.fullmatch(r"[0-9]{1,9}[KMG]", text):
+            sizes.append(parse_size(f"{text}iB"))
+    return max(sizes, default=0) or 32 * 2**20

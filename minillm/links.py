@@ -8,13 +8,47 @@ bytes), `settle` (wait for what is under way) and `abandon` (the same, after a f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from minillm.trace import Trace
+from minillm.event import link_between
+from minillm.trace import Record, Trace
 
 T = TypeVar("T")
+
+
+class Way(NamedTuple):
+    """A kind of transfer: its two tiers, the link it goes over, and what records one of it."""
+
+    source: str
+    target: str
+    link: str
+    record: Record
+
+
+class Ways(dict[tuple[str, str, str, str, str, str], Way]):
+    """Every `Way` that a machine has used; a new one is made when it is asked for.
+
+    >>> ways["", "load", "weights", "dram", "hbm", ""]   # name, stage, label, source, target, link
+
+    So the trace checks it once, and a copy of 8 bytes costs little more than its bytes.
+    emulated: HBM is a part of DRAM. slowed: all links are, to be like a server's.
+    """
+
+    def __init__(self, trace: Trace, emulated: bool, slowed: bool = False):
+        super().__init__()
+        self._trace, self._emulated, self._slowed = trace, emulated, slowed
+
+    def __missing__(self, key: tuple[str, str, str, str, str, str]) -> Way:
+        name, stage, label, source, target, link = key
+        link = link or link_between(source, target)
+        emulated = self._slowed and link or self._emulated and "hbm" in source + target
+        record = self._trace.recorder(
+            "transfer", name or f"copy {label} {source}->{target}", stage=stage, source=source,
+            target=target, label=label, link=link, how="emulated" if emulated else "measured",
+        )  # fmt: skip
+        return self.setdefault(key, Way(source, target, link, record))
 
 
 class Sending:
@@ -41,28 +75,28 @@ class HostLink:
     def __init__(self, trace: Trace):
         self._trace = trace
 
-    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
-        """Copy `tensor` into `out` and return it; `fields` are for `Trace.transfer`."""
+    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
+        """Copy `tensor` into `out` and return it."""
         start = self._trace.now()
         out.copy_(tensor)
-        self._over(start, fields)
+        self._over(start, tensor.nbytes, way, detail)
         return out
 
-    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
+    def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
         """Begin such a copy."""
-        return Sending(self.copy(tensor, out, fields))
+        return Sending(self.copy(tensor, out, way, detail))
 
-    def carry(self, do: Callable[[], T], fields: dict[str, Any]) -> T:
+    def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
         """Run `do`, which moves the bytes, and record it unless it raises."""
         start = self._trace.now()
         result = do()
-        self._over(start, fields)
+        self._over(start, nbytes, way, detail)
         return result
 
-    def _over(self, start: float, fields: dict[str, Any]) -> None:
+    def _over(self, start: float, nbytes: int, way: Way, detail: str) -> None:
         end = self._trace.now()
         start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
-        self._trace.transfer(start=start, seconds=end - start, **fields)
+        way.record(start, end - start, nbytes, detail=detail)
 
     def settle(self) -> None:
         """Wait for what is under way and record it; raise what went wrong in it."""

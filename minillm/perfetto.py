@@ -10,7 +10,6 @@ which events ended; reading uses only those.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from minillm.errors import MinillmError
 from minillm.event import RESOURCES, STAGES, Event, bare, rank_of
+from minillm.files import read_json, write_json
 
 _FORMAT = "minillm trace 2"
 _DEFAULTS = Event._field_defaults
@@ -46,17 +46,11 @@ def write(
         "traceEvents": [*_names(tracks), *_rows(events, tracks)],
     }
     try:
-        text = json.dumps(content, allow_nan=False)
+        write_json(path, content, "a trace")
     except (TypeError, ValueError) as error:
         raise MinillmError(
             f"wanted a trace that JSON can hold, found {error}; "
             "keep trace.meta to texts, finite numbers, lists and dicts"
-        ) from error
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MinillmError(
-            f"wanted to write a trace to {path}, found {error}; choose another file"
         ) from error
 
 
@@ -64,8 +58,8 @@ def read(path: str | Path) -> tuple[list[Event], dict[str, Any], tuple[float, fl
     """The events, meta and zero that `write` put into `path`. Raises MinillmError."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise _bad(path, f"what cannot be read ({error})") from error
     other = content.get("otherData") if isinstance(content, dict) else None
     if not isinstance(other, dict) or other.get("format") != _FORMAT:

@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from minillm.errors import MinillmError, OutOfMemory
+from minillm.files import home, read_json, writable_folder, write_json
 from minillm.hardware import Hardware, Wire
-from minillm.host import available_dram, cpu_name, home, n_cores
+from minillm.host import available_dram, cpu_name, n_cores
 from minillm.measure import Measurement, NotHere
 from minillm.probe_compute import compute
 from minillm.probe_links import cuda_memory, loopback
@@ -85,13 +86,14 @@ class Profile:
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write it as JSON, by default `profile.json` in MINILLM_HOME; returns where."""
+        """Write it as JSON, by default `profile.json` in MINILLM_HOME; returns where.
+
+        Whole, or MinillmError. Of two that save at once, the last one's is kept.
+        """
         path = Path(path or home() / "profile.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"profile": _VERSION} | asdict(self), indent=1)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")  # two at once: the last one wins
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        with suppress(OSError):  # what is wrong with its folder is told when the file is written
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"profile": _VERSION} | asdict(self), "this profile", indent=1)
         return path
 
     @classmethod
@@ -99,7 +101,7 @@ class Profile:
         """Read what `save` wrote. MinillmError if there is none, or not one of ours."""
         path = Path(path or home() / "profile.json")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if found.pop("profile") != _VERSION:
                 raise ValueError("another version")
             measured = {n: Measurement(**m) for n, m in found.pop("measurements").items()}
@@ -107,7 +109,7 @@ class Profile:
         except FileNotFoundError as error:
             wanted = f"wanted this machine's profile, found none at {path}"
             raise MinillmError(f"{wanted}; make one with minillm.probe.probe()") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             wanted = f"wanted a profile in {path}, found {type(error).__name__}: {error}"
             raise MinillmError(f"{wanted}; delete it and probe again") from error
 
@@ -135,20 +137,21 @@ def machine_name() -> str:
 
 
 def probe(
-    seconds: float = 12.0, directory: str | os.PathLike[str] = ".",
+    seconds: float = 12.0, directory: str | os.PathLike[str] | None = None,
     tell: Callable[[Measurement], None] = lambda measurement: None, save: bool = True,
 ) -> Profile:  # fmt: skip
     """Measure this machine's ceilings, in about `seconds`; nothing else should run meanwhile.
 
-    directory: on the disk to measure, where a file of up to 1 GiB is written and removed.
+    directory: on the disk to measure, where a file of up to 1 GiB is written and removed; by
+    default `writable_folder()`.
     tell: is called with each measurement as it is made. save: keep it, for `Profile.here`.
     What cannot be measured here, such as a disk that is full, is skipped, with the reason. Warns
     if the profile cannot be kept.
     """
     measurements: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
-    busy = os.getloadavg()[0] / n_cores() if hasattr(os, "getloadavg") else 0.0
-    for name, share, measure in _plan(Path(directory)):
+    busy = _busy()
+    for name, share, measure in _plan(Path(directory or writable_folder())):
         try:
             for measurement in measure(seconds * share):
                 measurements[measurement.name] = measurement
@@ -162,10 +165,19 @@ def probe(
     if save:
         try:
             profile.save()
-        except OSError as error:
+        except MinillmError as error:
             do = "set MINILLM_HOME to a folder that you may write"
             warnings.warn(f"this profile could not be kept ({error}); {do}", stacklevel=2)
     return profile
+
+
+def _busy() -> float:
+    """Programs that want each core; 0 where nobody tells. They are counted over the whole machine,
+    so its cores are meant, and not only those that this process may use."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return 0.0
 
 
 _Measure = Callable[[float], Iterator[Measurement]]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from minillm.host import cache_bytes, n_cores
+from minillm.host import cache_bytes, n_cores, torch_threads
 from minillm.measure import Measurement, rates, summary
 
 DTYPES = ("float32", "bfloat16")
@@ -21,15 +21,11 @@ _MATRIX = 64 * 2**20, 2**30  # bytes, at least and at most, of the matrix that a
 
 def compute(device: torch.device, seconds: float = 3.0) -> Iterator[Measurement]:
     """GEMM and GEMV for each dtype. Names begin with "cuda." on a card: "gemm bfloat16"."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_cores())
-    try:
+    with torch_threads(n_cores()):
         for name in DTYPES:
             dtype = getattr(torch, name)
             yield _gemm(device, dtype, name, seconds / 4)
             yield _gemv(device, dtype, name, seconds / 4)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _gemm(device: torch.device, dtype: torch.dtype, name: str, seconds: float) -> Measurement:

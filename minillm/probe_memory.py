@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +21,8 @@ from pathlib import Path
 import torch
 
 from minillm.disk import PAGE, aligned
-from minillm.host import available_dram, cache_bytes, n_cores
+from minillm.files import temporary_folder
+from minillm.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.measure import Measurement, NotHere, rates, summary
 
 _LINE = 64  # bytes that DRAM delivers at a time
@@ -61,12 +61,8 @@ def copy_bandwidth(seconds: float = 0.5) -> Measurement:
     source, target = (_Memory(working_set() // 2) for _ in range(2))
     a, b = (torch.frombuffer(m.memory, dtype=torch.uint8) for m in (source, target))
     threads = source.threads
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         found = [("torch's copy_", rates(lambda: b.copy_(a), source.nbytes, seconds / 2))]
-    finally:
-        torch.set_num_threads(before)
     with ThreadPoolExecutor(threads) as pool:
         copy = lambda at, n: ctypes.memmove(target.address + at, source.address + at, n)  # noqa: E731
         samples = rates(lambda: source.each(pool, copy), source.nbytes, seconds / 2)
@@ -110,9 +106,9 @@ def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
     64 bytes once a round, so that nothing can be fetched ahead. NotHere where no such loop can be
     had: Python itself takes longer for a step than a cache does.
     """
-    largest = min(max(64 * _MIB, 4 * cache_bytes()), available_dram() // 8)
+    largest = min(max(64 * _MIB, 4 * cache_bytes()), max(available_dram() // 8, 2**14))
     sizes = [n for n in (2**14 * 4**i for i in range(12)) if n < largest] + [largest]
-    with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
+    with temporary_folder() as folder:
         chase, how = _compiled(Path(folder)) or _assembled()
         for nbytes in sizes:
             lines = nbytes // _LINE

@@ -148,8 +148,8 @@ class Recording:
 
         `record` also takes step, token, request, and a detail in place of the one given here.
         """
-        link = link or link_between(source, target)
-        resource = resource or _BUSY.get(link, "copy")
+        between = link_between(source, target)
+        link, resource = link or between, resource or _BUSY.get(between, "copy")
         _check(stage, resource)
         append, at, listeners, tell = self._rows.append, self.at, self._listeners, self._tell
         usual = detail

@@ -20,7 +20,7 @@ from torch import Tensor
 from minillm.errors import ConfigError, MinillmError
 from minillm.event import link_between
 from minillm.hardware import Hardware, Wire
-from minillm.links import HostLink, Sending, T
+from minillm.links import HostLink, Sending, T, Way
 from minillm.trace import Trace
 
 _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
@@ -195,35 +195,34 @@ class ScaleModel(HostLink):
                 self._links[key] = ScaledLink(self.wire(name), self._trace.clock, self._until)
             return self._links[key]
 
-    def send(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Sending:
-        link = self.link(fields["source"], fields["target"])
+    def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
+        link = self.link(way.source, way.target, way.link)
         if link is None:
-            return super().send(tensor, out, fields)
-        tell = self._teller(fields)
-        transfer = link.send(out, lambda: out.copy_(tensor), fields["nbytes"], tell)
+            return super().send(tensor, out, way, detail)
+        tell = self._teller(tensor.nbytes, way, detail)
+        transfer = link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
         with self._lock:
             self._under_way = [t for t in self._under_way if not t.over.is_set() or t.error]
             self._under_way.append(transfer)
         return transfer
 
-    def copy(self, tensor: Tensor, out: Tensor, fields: dict[str, Any]) -> Tensor:
-        return self.carry(lambda: out.copy_(tensor), fields)
+    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
+        return self.carry(lambda: out.copy_(tensor), tensor.nbytes, way, detail)
 
-    def carry(self, do: Callable[[], T], fields: dict[str, Any]) -> T:
-        link = self.link(fields["source"], fields["target"], fields.get("link", ""))
+    def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
+        link = self.link(way.source, way.target, way.link)
         if link is None:
-            return super().carry(do, fields)
-        return link.carry(do, fields["nbytes"], self._teller(fields))
+            return super().carry(do, nbytes, way, detail)
+        return link.carry(do, nbytes, self._teller(nbytes, way, detail))
 
-    def _teller(self, fields: dict[str, Any]) -> Callable[[float, float], None]:
+    def _teller(self, nbytes: int, way: Way, detail: str) -> Callable[[float, float], None]:
         """Records a transfer, given its times on the clock that links and trace share."""
         trace, stamp = self._trace, self._trace.at.stamp
-        parts = filter(None, (fields.get("detail"), f"scale model of {self.of}"))
-        fields = fields | {"how": "emulated", "detail": ", ".join(parts)}
+        detail = ", ".join(filter(None, (detail, f"scale model of {self.of}")))
 
         def tell(begin: float, end: float) -> None:
             with trace.at.exactly(stamp):
-                trace.transfer(start=begin - trace.origin, seconds=end - begin, **fields)
+                way.record(begin - trace.origin, end - begin, nbytes, detail=detail)
 
         return tell
 

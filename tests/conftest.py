@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from minillm.config import ModelConfig
+from minillm.files import save, sweep, temporary_folder
 from minillm.load import readers
 from minillm.machine import Machine
 from minillm.model import Llama
@@ -34,11 +36,34 @@ from minillm.trace import Trace
 torch.set_num_threads(1)
 
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """No test, and no kernel that nbval starts, finds or changes what a learner keeps at home."""
-    home = tempfile.TemporaryDirectory(prefix="minillm-tests-")
+    """No test, and no kernel that nbval starts, finds or changes what a learner keeps: at home, or
+    beside the notebooks. Nor is anything left behind: nbval kills its kernels."""
+    home = temporary_folder()
     config.add_cleanup(home.cleanup)
     os.environ["MINILLM_HOME"] = home.name
+    if not hasattr(config, "workerinput"):  # of several processes, the one that ends last
+        for folder in (NOTEBOOKS, tempfile.gettempdir()):
+            config.add_cleanup(partial(sweep, folder))
+        config.add_cleanup(partial(put_back, recordings(NOTEBOOKS)))
+
+
+def recordings(folder: Path) -> dict[Path, bytes | None]:
+    """What lessons save there under names of their own, and a learner may want to keep."""
+    paths = [folder / name for name in ("tour_run.json", "tour_run.html")]
+    return {path: path.read_bytes() if path.exists() else None for path in paths}
+
+
+def put_back(before: dict[Path, bytes | None]) -> None:
+    """Have `recordings` say again what they said before."""
+    for path, data in before.items():
+        if data is None:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_bytes() != data:
+            save(path, data)
 
 
 VOCABULARY = 384

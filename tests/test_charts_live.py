@@ -50,15 +50,15 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
     return Trace.of(events, {"capacity": {"ssd": 10**9, "hbm": 2**23}, "prompt": "Mia"})
 
 
-def node(code: str, data: object, folder: Path) -> object:
-    """What `code` shows: it sees run.js and `data`, and ends with `show(result)`."""
+def node(code: str, data: object, folder: Path, entry: str = "run.js") -> object:
+    """What `code` shows: it sees all of a script and `data`, and ends with `show(result)`."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("needs node (22, 20 or 18) to run the views' JavaScript")
     (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
     read = "const data = JSON.parse(readFileSync(process.argv[2]));"
     take = 'import {readFileSync} from "fs";'
-    text = "\n".join([take, read, bundle.script("run.js"), SHOW, code])
+    text = "\n".join([take, read, bundle.script(entry), SHOW, code])
     (folder / "code.mjs").write_text(text, encoding="utf-8")
     command = [program, str(folder / "code.mjs"), str(folder / "data.json")]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

@@ -65,7 +65,7 @@ def add_model(trace: Trace, clock: Clock, name: str, seconds: float) -> None:
         clock.now += 0.05 * seconds
 
 
-def add_request(trace: Trace, clock: Clock, number: int | None = 0, tokens: int = 24) -> None:
+def add_request(trace: Trace, clock: Clock, number: int = 0, tokens: int = 24) -> None:
     """Tokenize, prefill and decode; 50 µs pass between one token and the next."""
     with trace.at(request=number):
         with trace.span("tokenize", stage="tokens", resource="cpu"):
@@ -261,16 +261,6 @@ def test_the_last_request_is_the_one_drawn() -> None:
     add_request(trace, clock, number=1, tokens=5)
     assert len(facts.tokens(facts.request(trace))) == 5
     assert "4 × decode step" in charts.timeline(trace).alt
-
-
-def test_a_batch_is_drawn_as_one_run() -> None:
-    """Catches a batch, whose steps belong to no single request, drawn without its steps."""
-    clock = Clock()
-    trace = Trace(clock=clock)
-    add_request(trace, clock, number=0, tokens=9)
-    add_request(trace, clock, number=None, tokens=4)
-    assert list(facts.tokens(facts.request(trace))) == [0, 1, 2, 3]
-    assert "3 × decode step" in charts.timeline(trace).alt
 
 
 def test_a_request_of_one_token_is_drawn_without_a_close_look() -> None:

@@ -1,11 +1,14 @@
-"""minillm/config.py and hf_config.py: what a config.json means, and what is refused."""
+"""minillm/config: model.py and huggingface.py: what a config.json means, and what is refused."""
 
 import json
 import os
 import random
+import shutil
 
 import pytest
+import torch
 import transformers
+from conftest import ours, random_ids, reference
 
 from minillm.config import (
     EngineConfig,
@@ -96,6 +99,49 @@ HUB = {
 FAMILIES = {
     "LlamaForCausalLM": transformers.LlamaConfig, "MistralForCausalLM": transformers.MistralConfig,
     "Qwen2ForCausalLM": transformers.Qwen2Config, "Qwen3ForCausalLM": transformers.Qwen3Config,
+}  # fmt: skip
+
+
+# What LlamaConfig().to_dict() holds in transformers 4.45 beside the keys above.
+SAVED_WHOLE = {
+    "add_cross_attention": False, "bad_words_ids": None, "begin_suppress_tokens": None,
+    "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None, "diversity_penalty": 0.0, "do_sample": False,
+    "early_stopping": False, "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None, "finetuning_task": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False,
+    "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "length_penalty": 1.0,
+    "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+    "num_beams": 1, "num_return_sequences": 1, "output_attentions": False,
+    "output_hidden_states": False, "output_scores": False, "pad_token_id": None, "prefix": None,
+    "problem_type": None, "pruned_heads": {}, "remove_invalid_values": False,
+    "repetition_penalty": 1.0, "return_dict": True, "return_dict_in_generate": False,
+    "sep_token_id": None, "suppress_tokens": None, "task_specific_params": None,
+    "temperature": 1.0, "tf_legacy_loss": False, "tie_encoder_decoder": False,
+    "tokenizer_class": None, "top_k": 50, "top_p": 1.0, "torchscript": False, "typical_p": 1.0,
+    "use_bfloat16": False,
+}  # fmt: skip
+# Family, and what may stand in its config.json without a change of one logit.
+NEUTRAL = {
+    "saved whole": ("llama", SAVED_WHOLE),
+    "other order of sums": ("llama", {"pretraining_tp": 2}),
+    "first spelling": ("llama", {"architectures": ["LLaMAForCausalLM"]}),
+    "ids of no token": ("llama", {"bos_token_id": 384, "eos_token_id": [384, -1]}),
+    "pad of no token": ("llama", {"pad_token_id": -1}),
+    "linear 1": ("llama", {"rope_scaling": {"type": "linear", "factor": 1.0}}),
+    "linear 1, int": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 1}}),
+    "linear 1, new": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 1.0,
+                                                    "rope_theta": 10000.0}}),
+    "linear 1, mixed": ("llama", {"rope_parameters": {"type": "linear", "factor": 1.0}}),
+    "newer name": ("llama", {"rope_scaling": {"rope_type": "default", "type": "linear"}}),
+    "dynamic 1": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 1.0}}),
+    "dynamic 2.5": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.5}}),
+    "window": ("llama", {"sliding_window": 8, "use_sliding_window": True,
+                         "layer_types": ["sliding_attention"] * 3}),
+    "no biases": ("mistral", {"attention_bias": True, "mlp_bias": True}),
+    "its biases": ("qwen2", {"attention_bias": False, "mlp_bias": True}),
+    "swish": ("qwen3", {"hidden_act": "swish", "mlp_bias": True}),
 }  # fmt: skip
 
 
@@ -192,7 +238,12 @@ def test_end_tokens_come_from_the_generation_config_first(tmp_path):
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_interleaved": True}, "rope_interleaved"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"sliding_window": 4096}, "sliding_window"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}, "alpha"),
+    ({"rope_scaling": {"type": "default", "rope_type": "linear", "factor": 2.0}}, "linear"),
+    ({"rope_scaling": {"type": "dynamic"}}, "dynamic"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+    ({"prefix": "Answer: "}, "prefix"),
+    ({"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config"),
     ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
     ({"num_experts": 8}, "num_experts"),
     ({"logit_scale": 0.5}, "logit_scale"),
@@ -209,7 +260,6 @@ def test_end_tokens_come_from_the_generation_config_first(tmp_path):
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
     ({"torch_dtype": 16}, "16"),
-    ({"eos_token_id": 999999}, "eos_token_id"),
     ({"eos_token_id": "</s>"}, "eos_token_id"),
     ({"num_hidden_layers": 10**7}, "num_hidden_layers.* 2,000, found 10000000"),
     ({"vocab_size": 2**62}, "vocab_size"),
@@ -243,6 +293,47 @@ def test_a_value_of_any_kind_is_taken_or_refused_and_never_breaks_the_reader():
             assert ModelConfig.from_dict(settings, {"eos_token_id": draw.choice(values)})
         except ConfigError as error:
             assert "wanted" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_changes_no_logit_is_taken(tiny, tmp_path, name):
+    """Catches a model refused for a key that says nothing, and one that is read and should not be;
+    up to the last position, where a dynamic RoPE has still to be the plain one."""
+    family, change = NEUTRAL[name]
+    shutil.copytree(tiny(family), tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | change))
+    ids = random_ids(1, 256)
+    with torch.no_grad():
+        theirs, with_it = reference(tiny(family)), reference(tmp_path)
+        assert torch.equal(with_it(ids, use_cache=False).logits, theirs(ids).logits)
+        expected = ours(theirs, tiny(family))(ids[0])
+        assert torch.equal(ours(with_it, tmp_path)(ids[0]), expected)
+
+
+def test_a_config_saved_whole_by_transformers_4_means_the_same():
+    """Catches any of its 48 further keys taken for an unknown one, which refuses the model."""
+    assert ModelConfig.from_dict(LLAMA_3_2_1B | SAVED_WHOLE) == ModelConfig.from_dict(LLAMA_3_2_1B)
+    null = dict.fromkeys(["quantization_config", "auto_map", "a_key_of_next_year"])
+    assert ModelConfig.from_dict(LLAMA_3_2_1B | null) == ModelConfig.from_dict(LLAMA_3_2_1B)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_key_that_transformers_knows_is_taken_at_its_default(architecture):
+    """Catches a key that a new version of transformers writes into every config.json."""
+    settings = json.loads(FAMILIES[architecture]().to_json_string(use_diff=False))
+    config = ModelConfig.from_dict(settings | {"architectures": [architecture]})
+    assert config == ModelConfig.from_dict({"architectures": [architecture]})
+
+
+def test_ids_of_no_token_are_left_out():
+    """Catches a model refused for an end that it can never choose, and a real end lost with it."""
+    change = {"bos_token_id": 128256, "eos_token_id": [128001, 128256, -1]}
+    config = ModelConfig.from_dict(LLAMA_3_2_1B | change)
+    assert (config.bos_token_id, config.eos_token_ids) == (None, (128001,))
+    assert ModelConfig.from_dict(LLAMA_3_2_1B, {"eos_token_id": 999999}).eos_token_ids == ()
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        ModelConfig.from_dict(LLAMA_3_2_1B | {"eos_token_id": "</s>"})
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "nul", "[" * 100_000])
@@ -326,7 +417,8 @@ def test_stop_becomes_a_tuple_so_that_params_can_be_a_key():
 
 
 @pytest.mark.parametrize("bad", [
-    {"dtype": "int8"}, {"max_context": 0}, {"prefill_chunk": 0}, {"prefill_chunk": None},
+    {"kv": "ring"}, {"page_size": 0}, {"kv_hbm": 0}, {"kv_hbm": True}, {"max_running": 0},
+    {"dtype": "int8"}, {"max_context": 0}, {"max_batch_tokens": 0}, {"max_batch_tokens": None},
     {"reader": "gds"},
 ])  # fmt: skip
 def test_an_engine_setting_out_of_range_is_refused(bad):

@@ -347,9 +347,10 @@ def test_the_exported_model_is_the_trained_one(trainer, tokens, tmp_path: Path, 
     weights = {name: w.bfloat16().float() for name, w in trained.model.state_dict().items()}
     ours.load_state_dict(weights)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    ids = torch.tensor([tokens.encode("Where is the red key?").ids])
+    ids = torch.tensor(tokens.encode("Where is the red key?").ids)
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+        wanted = theirs(ids[None]).logits[0]
+        torch.testing.assert_close(ours(ids), wanted, rtol=1e-4, atol=1e-5)
     assert theirs.generation_config.eos_token_id == 1
 
 

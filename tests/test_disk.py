@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm import disk
+from minillm import cgroups, disk
 from minillm.disk import (
     PAGE,
     aligned,
@@ -74,9 +75,10 @@ def test_every_byte_is_asked_for_once_with_any_number_in_flight(file, opened, mo
     monkeypatch.setattr(disk, "read_at", counted)
     memory = memoryview(aligned(4 * PAGE))
     for depth in (1, 3, 4):
+        reader = opened(file)  # which reads a page on trial
         asked.clear()
         blocks = [memory[i * PAGE : (i + 1) * PAGE] for i in range(depth)]
-        read_all(opened(file).fd, 9 * PAGE, blocks)
+        read_all(reader.fd, 9 * PAGE, blocks)
         assert sorted(asked) == [(i * PAGE, PAGE) for i in range(9)]
     with pytest.raises(OSError, match="ended early"):
         read_all(opened(file).fd, 12 * PAGE, blocks)
@@ -121,6 +123,61 @@ def test_a_file_system_without_o_direct_is_read_through_the_page_cache(file, ope
     assert opened(file).how
 
 
+def test_a_file_system_that_refuses_only_when_it_is_read_is_found_out(file, opened, monkeypatch):
+    """Catches a load that dies of EINVAL with a descriptor that O_DIRECT had opened."""
+    if not hasattr(os, "O_DIRECT"):
+        pytest.skip("no O_DIRECT here")
+    import fcntl
+
+    def refuse(fd, view, offset):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "not here")
+        return read_at(fd, view, offset)
+
+    monkeypatch.setattr(disk, "read_at", refuse)
+    monkeypatch.setattr(disk, "filesystem", lambda path: "fuse")
+    before = set(os.listdir("/proc/self/fd"))
+    reader, buffer = opened(file), memoryview(aligned(PAGE))
+    assert not reader.direct and "no O_DIRECT" in reader.how
+    assert refuse(reader.fd, buffer, 0) == PAGE and bytes(buffer) == file.read_bytes()[:PAGE]
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    with scratch_file(file.parent, 2**20) as scratch:
+        assert not scratch.reader.direct and "no O_DIRECT" in scratch.reader.how
+
+
+def mount_table(monkeypatch, tmp_path, *places: tuple[str, str]) -> None:
+    """The kernel tells of these mounts, (where, kind), in this order."""
+    lines = [f"1 2 0:1 / {where} rw - {kind}  rw" for where, kind in places]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("\n".join(lines))
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+
+
+def test_a_mount_path_with_a_space_is_the_place_it_names(monkeypatch, tmp_path):
+    """Catches a disk of memory taken for an SSD, since its name has a space."""
+    monkeypatch.setattr(os.path, "realpath", lambda path: path)
+    mount_table(
+        monkeypatch, tmp_path, ("/", "ext4"), (r"/my\040disk", "btrfs"), ("/data", "xfs"),
+        ("/data", "tmpfs"), (r"/data/a\134b", "fuse"),
+    )  # fmt: skip
+    asked = ("/my disk/file", "/my disk", "/my disks", "/data/file", "/data/a\\b/file", "/x")
+    assert [filesystem(path) for path in asked] == [
+        "btrfs", "btrfs", "ext4", "tmpfs", "fuse", "ext4"
+    ]  # fmt: skip
+
+
+def test_where_nobody_tells_the_file_system_it_is_unknown(monkeypatch, tmp_path, file, opened):
+    """Catches a crash of every read where /proc says less, or where the working folder is gone."""
+    mount_table(monkeypatch, tmp_path, ("rubbish", ""))
+    assert filesystem(file) == "" and opened(file).how
+
+    def gone(path):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os.path, "realpath", gone)
+    assert filesystem("file") == ""
+
+
 def test_a_missing_file_is_missing_and_not_read_otherwise(tmp_path):
     """Catches a fallback that hides the real fault."""
     with pytest.raises(FileNotFoundError):
@@ -133,6 +190,48 @@ def test_dropping_the_cache_leaves_the_file_as_it_was(file):
     with open(file, "rb") as stream:
         assert drop_cache(stream.fileno()) == hasattr(os, "posix_fadvise")
     assert file.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+@pytest.mark.parametrize("name", ["fsync", "posix_fadvise"])
+def test_a_cache_that_cannot_be_dropped_is_said_to_stay(file, monkeypatch, name):
+    """Catches a bench or a probe that dies where a file system has no such call."""
+
+    def refused(*arguments):
+        raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(os, name, refused)
+    monkeypatch.setattr(disk, "filesystem", lambda path: "9p")
+    with open(file, "rb") as stream:
+        assert not drop_cache(stream.fileno())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_while_its_cache_is_dropped_is_no_missing_call(
+    file, monkeypatch, number
+):  # fmt: skip
+    """Catches a full or broken disk that is found at this moment, and then by nobody."""
+
+    def broken(fd):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(disk, "filesystem", lambda path: "ext4")
+    with open(file, "rb") as stream, pytest.raises(OSError, match="not here"):
+        drop_cache(stream.fileno())
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux only")
+def test_memory_is_made_where_the_kernel_has_no_huge_pages(monkeypatch):
+    """Catches a probe that asks a kernel for what it was built without."""
+
+    class Small(mmap.mmap):
+        def madvise(self, *advice):
+            raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(disk.mmap, "mmap", Small)
+    assert len(aligned(4 * 2**20)) == 4 * 2**20
 
 
 def test_a_scratch_file_is_random_whole_and_nameless(tmp_path):

@@ -8,12 +8,12 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, reference
-from minillm.engine.batch import groups
 
 from minillm import (
     CheckpointError,
@@ -21,11 +21,13 @@ from minillm import (
     Engine,
     EngineConfig,
     Machine,
+    MinillmError,
     OutOfMemory,
     PromptError,
     SamplingParams,
     Trace,
 )
+from minillm.kv import drop_oldest
 
 PROMPTS = [
     "Mia put the red key in the chest.",
@@ -59,7 +61,7 @@ def test_the_shipped_model_gives_transformers_numbers():
     ids = torch.tensor([engine.tokenizer.encode(prompt)])
     theirs = reference(Path(__file__).parent.parent / "data" / "town")
     with torch.inference_mode():
-        wanted, got = theirs(ids).logits, engine.model(ids)
+        wanted, got = theirs(ids).logits[0], engine.model(ids[0])
         written = theirs.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert ((got - wanted).abs() / wanted.abs().amax(-1, keepdim=True)).max() < 1e-4
     ours = engine.generate(prompt, SamplingParams(max_tokens=12, temperature=0.0))[0]
@@ -98,28 +100,52 @@ def test_streamed_text_is_generated_text_is_decoded_ids(engine, params):
 
 
 @pytest.mark.parametrize("params", [GREEDY, WARM])
-@pytest.mark.parametrize("drop_oldest", [0.0, 0.5])
-def test_a_batch_equals_one_by_one(engine, params, drop_oldest):
-    """Catches a pad that is attended, a wrong row, or chance shared between requests."""
-    together = engine.generate(PROMPTS, params, drop_oldest=drop_oldest)
+@pytest.mark.parametrize("forget", [None, drop_oldest(0.5)])
+def test_a_batch_equals_one_by_one(engine, params, forget):
+    """Catches a text that sees another, a wrong row, or chance shared between requests."""
+    engine.kv.forget = forget
+    together = engine.generate(PROMPTS, params)
     for prompt, completion in zip(PROMPTS, together, strict=True):
-        alone = engine.generate([prompt], params, drop_oldest=drop_oldest)[0]
+        alone = engine.generate([prompt], params)[0]
         assert completion.token_ids == alone.token_ids
         assert completion.logprobs == pytest.approx(alone.logprobs, rel=1e-4)
+
+
+def test_each_prompt_may_have_its_own_params(engine):
+    """Catches settings of one request that act on another; and lists of unequal length."""
+    params = [GREEDY, WARM, SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)]
+    together = engine.generate(PROMPTS[:3], params)
+    alone = [engine.generate(p, q)[0] for p, q in zip(PROMPTS[:3], params, strict=True)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert [len(c.token_ids) for c in together] == [12, 12, 3]
+    with pytest.raises(ConfigError, match="one for each of 2 prompts, found 3"):
+        engine.generate(PROMPTS[:2], params)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_prefill_in_chunks_equals_prefill_at_once(tiny, chunk):
     """Catches a chunk that does not see the one before, or logits of the wrong chunk."""
     whole = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"))
-    config = EngineConfig(prefill_chunk=chunk)
+    config = EngineConfig(max_batch_tokens=chunk)
     parts = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"), config)
     for a, b in zip(*(e.generate(PROMPTS, GREEDY) for e in (whole, parts)), strict=True):
         assert a.token_ids == b.token_ids
         assert a.logprobs == pytest.approx(b.logprobs, rel=1e-4)
-    chunks = parts.trace.select(name="prefill")
-    longest = max(len(parts.tokenizer.encode(prompt)) for prompt in PROMPTS)
-    assert len(chunks) == -(-longest // max(1, chunk // len(PROMPTS)))
+    parts.trace.clear()
+    parts.generate(PROMPTS[2], GREEDY)
+    assert len(parts.trace.select(name="prefill")) == -(-len(ids_of(parts, 2)) // chunk)
+
+
+def ids_of(engine: Engine, number: int) -> list[int]:
+    return engine.tokenizer.encode(PROMPTS[number])
+
+
+@pytest.mark.parametrize("config", [{"kv": "contiguous"}, {"page_size": 1}, {"page_size": 100}])
+def test_where_keys_lie_changes_no_text(tiny, engine, config):
+    """Catches a table that is read wrongly at the ends of pages."""
+    other = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"), EngineConfig(**config))
+    wanted = [c.token_ids for c in engine.generate(PROMPTS, GREEDY)]
+    assert [c.token_ids for c in other.generate(PROMPTS, GREEDY)] == wanted
 
 
 def test_same_seed_same_text_and_another_seed_another(engine):
@@ -171,13 +197,16 @@ def test_completion_tells_times_and_counts(engine):
     assert engine.generate("Mia", SamplingParams(max_tokens=1, seed=1))[0].tpot is None
 
 
-def test_dropping_the_oldest_half_changes_what_follows(engine):
-    """Catches a drop that does nothing; the first token comes from prefill and stays the same."""
+def test_forgetting_the_oldest_half_changes_what_follows(engine):
+    """Catches a policy that does nothing; the first token comes from prefill and stays the same."""
     whole = engine.generate(PROMPTS[2], GREEDY)[0]
-    half = engine.generate(PROMPTS[2], GREEDY, drop_oldest=0.5)[0]
+    engine.kv.forget = drop_oldest(0.5)
+    half = engine.generate(PROMPTS[2], GREEDY)[0]
     assert whole.token_ids[0] == half.token_ids[0]
     assert whole.logprobs[0] == half.logprobs[0]
     assert whole.logprobs[1:] != half.logprobs[1:]
+    engine.kv.forget = None
+    assert engine.generate(PROMPTS[2], GREEDY)[0].token_ids == whole.token_ids
 
 
 # -- memory -----------------------------------------------------------------------------------
@@ -188,12 +217,10 @@ def held(engine: Engine) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def test_a_request_gives_back_what_it_held(engine):
-    """Catches a KV cache kept after the end, after `break`, after an error, after Ctrl-C."""
+    """Catches pages kept after the end, after `break`, after an error, after Ctrl-C."""
     before = held(engine)
-    assert before == (
-        {"weights": engine.model.model.embed_tokens.weight.untyped_storage().nbytes()},
-        {},
-    )
+    weights = engine.model.model.embed_tokens.weight.untyped_storage().nbytes()
+    assert before[0] == {"weights": weights, "ids": 8 * engine.config.max_batch_tokens}
     engine.generate(PROMPTS, GREEDY)
     assert held(engine) == before
     stream = engine.stream("Mia", GREEDY)
@@ -218,21 +245,70 @@ def test_a_failure_inside_a_step_gives_all_back(engine, monkeypatch):
     def fails(*arguments, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.model, "forward", fails)
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(PROMPTS, GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "forward", fails)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(PROMPTS, GREEDY)
     assert held(engine) == before
+    assert engine.generate("Mia", GREEDY)[0].finish_reason == "length"
 
 
-def test_kv_bytes_are_tokens_times_bytes_per_token(engine):
+def test_an_interrupted_stream_leaves_the_others_right(engine, monkeypatch):
+    """Catches a pass that was broken off and half counted: the others would skip a token."""
+    wanted = [engine.generate(prompt, GREEDY)[0].text for prompt in PROMPTS[:2]]
+    a, b = (engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
+    first = next(a).text + next(a).text
+    found = next(b).text
+    real = engine.model.forward
+
+    def fails(*arguments, **more):
+        real(*arguments, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "forward", fails)
+        with pytest.raises(KeyboardInterrupt):
+            list(a)
+    assert found + "".join(piece.text for piece in b) == wanted[1]
+    assert wanted[0].startswith(first)
+
+
+def test_one_request_that_fails_does_not_stop_the_others(engine, monkeypatch):
+    """Catches an error that reaches whoever happens to ask for the next step."""
+    wanted = engine.generate(PROMPTS[1], GREEDY)[0].text
+    a, b = (engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
+    next(a), next(b)
+    real = engine._chooser._sample
+
+    def sample(request, row, top):
+        if request.number == 1:  # the number of the first stream: 0 was the wanted text
+            raise MinillmError("wanted logits that are numbers, found NaN")
+        return real(request, row, top)
+
+    monkeypatch.setattr(engine._chooser, "_sample", sample)
+    stream = engine.stream(PROMPTS[1], GREEDY)
+    assert "".join(piece.text for piece in stream) == wanted
+    with pytest.raises(MinillmError, match="NaN"):
+        list(a)
+    list(b)
+    assert "kv" not in engine.machine.hbm.by_label
+
+
+def test_kv_grows_by_pages_to_the_bytes_that_arithmetic_predicts(engine):
     """Catches a counter that is estimated: the trace, the tier and arithmetic must agree."""
     completion = engine.generate(PROMPTS[0], GREEDY)[0]
     config = engine.model_config
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert engine.kv_bytes_per_token == per_token
-    tokens = completion.prompt_tokens + GREEDY.max_tokens
+    page = 16 * per_token
+    tokens = completion.prompt_tokens + GREEDY.max_tokens - 1  # the last is never read
+    first, last = -(-completion.prompt_tokens // 16), -(-tokens // 16)
+    assert last > first, "it must grow while it decodes"
     counters = engine.trace.select(kind="counter", name="hbm", label="kv")
-    assert [event.nbytes for event in counters] == [tokens * per_token, 0]
+    up, down = [n * page for n in range(1, last + 1)], [n * page for n in reversed(range(last))]
+    assert [event.nbytes for event in counters] == up + down
+    reserved = engine.trace.select(kind="counter", name="hbm", label="kv reserved")
+    assert max(event.nbytes for event in reserved) == last * page
 
 
 def test_streams_may_take_turns(engine):
@@ -243,19 +319,56 @@ def test_streams_may_take_turns(engine):
     assert ["".join(piece.text for piece in side) for side in zip(*turns, strict=True)] == alone
 
 
-def test_groups_fit_what_hbm_has_left(engine, tiny):
-    """Catches a batch that overdraws HBM where smaller ones would fit; the order is kept."""
-    requests = [engine._admit(prompt, GREEDY) for prompt in PROMPTS * 2]
-    largest = max(request.slots for request in requests)
-    room = 3 * largest * (engine.kv_bytes_per_token + 8)
-    machine = Machine.here(hbm=engine.machine.hbm.used + room, device="cpu")
+def test_streams_share_steps(engine):
+    """Catches streams that run one after the other: two together need one step more than one."""
+    list(engine.stream(PROMPTS[0], GREEDY))
+    alone = engine.steps
+    a, b = (engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
+    next(a), list(b), list(a)
+    assert engine.steps - alone == alone + 1  # the second joins one step later
+
+
+def test_streams_of_several_threads_share_an_engine(engine):
+    """Catches two threads in one pass."""
+    alone = [engine.generate(prompt, GREEDY)[0].text for prompt in PROMPTS]
+
+    def read(prompt: str) -> str:
+        return "".join(piece.text for piece in engine.stream(prompt, GREEDY))
+
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        assert list(threads.map(read, PROMPTS)) == alone
+    assert "kv" not in engine.machine.hbm.by_label
+
+
+def test_a_small_cache_gives_the_same_texts(engine, tiny):
+    """Catches a request that is lost, or begins anew with other words, when pages run out."""
+    weights = engine.machine.hbm.used
+    slots = max(len(ids_of(engine, n)) for n in range(5)) + GREEDY.max_tokens - 1
+    page = 16 * engine.kv_bytes_per_token
+    machine = Machine.here(hbm=weights + -(-slots // 16) * page, device="cpu")
     small = Engine.load(tiny("llama3"), machine)
-    sizes = [len(g) for g in groups(requests, small.kv_bytes_per_token, machine.hbm)]
-    assert sum(sizes) == 10 and sizes[0] == 3
-    wanted = engine.generate(PROMPTS * 2, GREEDY)
-    found = small.generate(PROMPTS * 2, GREEDY)
+    wanted, found = (e.generate(PROMPTS * 2, GREEDY) for e in (engine, small))
     assert [c.token_ids for c in found] == [c.token_ids for c in wanted]
     assert machine.hbm.peak <= machine.hbm.capacity
+
+
+def test_kv_hbm_is_taken_at_once_and_kept(tiny):
+    """Catches a pool that is made anew for each request though its size was given."""
+    machine = Machine.here("64 MiB", "cpu")
+    engine = Engine.load(tiny("llama3"), machine, EngineConfig(kv_hbm="1 MiB"))
+    page = 16 * engine.kv_bytes_per_token
+    pool = 2**20 // page * page
+    assert machine.hbm.by_label["kv reserved"] == pool
+    next(engine.stream("Mia", GREEDY))
+    engine.generate("Mia", GREEDY)
+    assert machine.hbm.by_label["kv reserved"] == pool
+    engine.close()
+    assert machine.hbm.used == machine.dram.used == 0
+    with pytest.raises(ConfigError, match="kv_hbm of at least one page"):
+        Engine.load(tiny("llama3"), machine, EngineConfig(kv_hbm=page - 1))
+    with pytest.raises(OutOfMemory):
+        Engine.load(tiny("llama3"), machine, EngineConfig(kv_hbm="1 GiB"))
+    assert machine.hbm.used == machine.dram.used == 0
 
 
 def test_hbm_too_small_for_the_weights_is_said_before_reading(tiny):
@@ -269,13 +382,13 @@ def test_hbm_too_small_for_the_weights_is_said_before_reading(tiny):
 
 def test_hbm_too_small_for_the_cache_is_said_and_the_engine_goes_on(tiny):
     """Catches a first failure that spoils the engine for the next, smaller request."""
-    weights = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu")).machine.hbm.used
-    engine = Engine.load(tiny("llama3"), Machine.here(weights + 20_000, "cpu"))
+    loaded = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu")).machine.hbm.used
+    engine = Engine.load(tiny("llama3"), Machine.here(loaded + 15_000, "cpu"))
     with pytest.raises(OutOfMemory, match="HBM"):
         next(engine.stream(PROMPTS[2], GREEDY))
     with pytest.raises(OutOfMemory):
         engine.generate(PROMPTS, GREEDY)
-    assert engine.machine.hbm.used == weights and engine.machine.dram.used == 0
+    assert engine.machine.hbm.used == loaded
     assert engine.generate("Tom", GREEDY)[0].finish_reason == "length"
 
 
@@ -335,10 +448,10 @@ def test_a_smaller_context_can_be_asked_for_and_a_larger_one_not(tiny, machine):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_is_between_0_and_1(engine, share):
-    """Catches a negative slice that would drop the newest tokens."""
-    with pytest.raises(ConfigError, match="drop_oldest"):
-        engine.generate("Mia", GREEDY, drop_oldest=share)
+def test_a_share_is_between_0_and_1(share):
+    """Catches a negative slice that would forget the newest tokens."""
+    with pytest.raises(ConfigError, match="a share from 0 to 1"):
+        drop_oldest(share)
 
 
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -379,7 +492,7 @@ def test_weights_travel_once_from_ssd_to_dram_to_hbm(traced, tiny):
     for source, target in (("ssd", "dram"), ("dram", "hbm")):
         moves = engine.trace.select(label="weights", source=source, target=target, stage="load")
         assert sum(move.nbytes for move in moves) == stored
-    assert engine.machine.hbm.by_label == {"weights": stored}
+    assert engine.machine.hbm.by_label["weights"] == stored
 
 
 def test_every_stage_of_every_token_is_in_the_trace(traced):
@@ -400,8 +513,10 @@ def test_every_stage_of_every_token_is_in_the_trace(traced):
         [logits] = [e for e in mine if e.label == "logits"]
         assert (logits.stage, logits.source, logits.target) == ("decode", "hbm", "dram")
         assert logits.nbytes == 4 * vocabulary
-    shown = sum(e.nbytes for e in events if e.name == "detokenize")
-    assert shown == len(engine.trace.meta["text"].encode())
+    shown = "".join(e.detail for e in events if e.name == "detokenize")
+    assert shown == engine.generate(PROMPTS[0], GREEDY)[0].text
+    assert {e.step for e in events if e.stage == "model"} == set(range(12))
+    assert {e.model for e in events if e.stage == "model"} == {engine.name}
     assert {e.stage for e in events if e.kind != "counter"} == {"load", "tokens", "model", "decode"}
 
 
@@ -445,7 +560,7 @@ def test_a_saved_trace_of_a_request_comes_back_equal(traced, tmp_path):
     again = Trace.load(tmp_path / "run.json")
     assert list(again.events) == events
     assert again.meta == engine.trace.meta
-    assert {"model", "machine", "dtype", "prompt", "text"} <= again.meta.keys()
+    assert {"model", "machine", "dtype"} <= again.meta.keys()
 
 
 # -- the shape of the code --------------------------------------------------------------------
@@ -456,7 +571,7 @@ def test_step_is_at_most_15_lines_of_calls():
     source = inspect.getsource(Engine.step)
     assert len(source.splitlines()) <= 15
     nodes = list(ast.walk(ast.parse(source.strip())))
-    assert not any(isinstance(node, (ast.If, ast.For, ast.While)) for node in nodes)
+    assert not any(isinstance(node, (ast.For, ast.While)) for node in nodes)
 
 
 def test_importing_minillm_starts_nothing():
@@ -495,7 +610,9 @@ def test_the_shipped_model_recalls_and_forgets(town):
     prompt = f"The code of Mia's chest is 4713. {filler}\nWhat is the code of Mia's chest?"
     params = SamplingParams(max_tokens=14, temperature=0.0, stop="\n")
     assert "4713" in town.generate(prompt, params)[0].text
-    assert "4713" not in town.generate(prompt, params, drop_oldest=0.5)[0].text
+    town.kv.forget = drop_oldest(0.5)
+    assert "4713" not in town.generate(prompt, params)[0].text
+    town.kv.forget = None
 
 
 def test_the_shipped_models_text_streams_as_it_generates(town):

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, random_ids
 
-from minillm.config import EngineConfig, SamplingParams
+from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.weights import WAIT, Hidden, hidden
+from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, readers
+from minillm.load.shard import Checkpoint
 from minillm.machine import Machine
-from minillm.trace import Event, Trace
+from minillm.machine.prefetch import waiting
+from minillm.model.layers import Linear
+from minillm.model.llama import Block, Llama
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 PROMPTS = ["Mia put the red key in the chest.", "Where", "The code of the chest is"]
@@ -62,7 +65,7 @@ def test_streamed_and_resident_say_the_same(tiny, machine, expected, family, hom
 @pytest.mark.parametrize("home", HOMES)
 def test_any_reader_will_do_and_prompts_in_chunks_too(tiny, machine, expected, reader, home):
     """Would catch a second pass of one prompt that finds the first one's last layers."""
-    engine = streamed(tiny("llama"), machine, home, reader=reader, prefill_chunk=4)
+    engine = streamed(tiny("llama"), machine, home, reader=reader, max_batch_tokens=4)
     assert answers(engine) == expected("llama")
     engine.close()
 
@@ -71,30 +74,88 @@ def test_two_layers_and_the_rest_are_all_that_hbm_holds(tiny):
     """Would catch weights that stay, so that a model larger than HBM does not run after all."""
     machine = Machine.here(hbm="64 MiB", device="cpu")
     resident = Engine.load(tiny("llama"), machine)
-    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in resident.model.model.layers]
-    everything = machine.hbm.used
+    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in resident.model.blocks]
+    weights, everything = machine.hbm.by_label["weights"], machine.hbm.used
     resident.close()
     kv = 200 * resident.kv_bytes_per_token
     budget = everything - sizes[0] + kv  # of three layers, two fit
     machine = Machine.here(hbm=budget, device="cpu")
     engine = streamed(tiny("llama"), machine)
-    assert machine.hbm.by_label == {"weights": everything - sizes[0]}
+    assert machine.hbm.by_label["weights"] == weights - sizes[0]
     answers(engine)
     assert machine.hbm.peak <= budget
-    assert machine.dram.by_label == {"weights": sum(sizes)}
+    assert machine.dram.by_label["weights"] == sum(sizes)
     engine.close()
     assert machine.hbm.used == machine.dram.used == 0
+
+
+def alone(folder: Path, machine: Machine, home: str, **more) -> tuple[Llama, Resident | Streamed]:
+    """A model without an engine, its weights streamed from `home`; or in HBM, if that is "hbm"."""
+    with torch.device("meta"):
+        model = Llama(ModelConfig.from_pretrained(folder)).eval()
+    config = EngineConfig() if home == "hbm" else EngineConfig(stream_from=home)
+    hold = Resident if home == "hbm" else Streamed
+    return model, hold(model, Checkpoint.open(folder), machine, torch.float32, config, **more)
+
+
+def pack(block: Block) -> None:
+    for linear in block.modules():
+        if isinstance(linear, Linear):
+            linear.pack()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("home", HOMES)
+def test_layers_may_be_rearranged_once_at_home(tiny, machine, family, home):
+    """Would catch weights that are packed at home and computed with as if they were not, packed at
+    every pass, or packed in a slot, where the next layer comes as the file has it."""
+    ids, packed = random_ids(7), []
+    model, weights = alone(tiny(family), machine, "hbm")
+    right = model(ids)
+    weights.close()
+    model, weights = alone(
+        tiny(family), machine, home, at_home=lambda block: [pack(block), packed.append(block.layer)]
+    )
+    for _ in range(3):
+        assert torch.equal(model(ids), right)
+    assert packed == ([0, 1, 2] if home == "dram" else [])
+    weights.close()
+    assert machine.hbm.used == machine.dram.used == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("home", HOMES)
+def test_each_layer_is_told_where_its_parameters_lie_before_it_computes(tiny, machine, home):
+    """Would catch a kernel that reads the slot in which the layer's weights lay a pass ago."""
+    told, computed = [], []
+
+    def addresses(block: Block) -> list[int]:
+        return [block.layer, *(parameter.data_ptr() for parameter in block.parameters())]
+
+    def lent(block: Block) -> None:
+        told.append(addresses(block))
+
+    model, weights = alone(tiny("llama"), machine, home, on_lend=lent)
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, *_: computed.append(addresses(block)))
+    for _ in range(2):
+        model(random_ids(5))
+    assert told == computed and [layer for layer, *_ in told] == [0, 1, 2, 0, 1, 2]
+    assert told[0][1:] != told[1][1:] and told[0][1:] == told[2][1:] != told[3][1:]
+    weights.close()
 
 
 @pytest.mark.parametrize("home", HOMES)
 def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
     """Would catch a layer fetched twice, or a slot that is mistaken for the layer's home."""
     engine = streamed(tiny("llama"), machine, home)
-    layers = list(engine.model.model.layers)
+    layers = engine.model.blocks
     layer = sum(p.nbytes for p in layers[0].parameters())
     engine.trace.clear()
     engine.generate("Mia", GREEDY)
-    engine._weights._coming.join()  # what was sent for last
+    for _, wait in engine._runner._weights._prefetch._coming.values():  # what was sent for last
+        wait()
     engine.close()
     steps = GREEDY.max_tokens
     to_hbm = engine.trace.select(kind="transfer", target="hbm", label="weights")
@@ -103,13 +164,13 @@ def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
     assert sum(event.nbytes for event in to_hbm if event.token == 2) == len(layers) * layer
     from_ssd = engine.trace.select(kind="transfer", source="ssd")
     assert bool(from_ssd) == (home == "ssd")
-    assert len(engine.trace.select(name=WAIT)) == steps * len(layers)
+    assert len(engine.trace.select(name=waiting("weights"))) == steps * len(layers)
 
 
 def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatch):
     """Would catch prefetching in name only: sent for when needed, or on the computing thread."""
     engine = streamed(tiny("llama"), machine)
-    arrived, home = {}, engine._weights._home
+    arrived, home = {}, engine._runner._weights._home
     bring = home.bring
     events = {n: threading.Event() for n in range(3)}
 
@@ -119,7 +180,7 @@ def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatc
         events[layer].set()
 
     monkeypatch.setattr(home, "bring", bringing)
-    layers = list(engine.model.model.layers)
+    layers = engine.model.blocks
     for one, two in zip(layers, layers[1:], strict=False):
 
         def compute(module, arguments, two=two):  # layer `one` cannot end before `two` is there
@@ -137,7 +198,7 @@ def test_a_step_of_few_tokens_leaves_the_link_a_core(tiny, machine, weights):
     """Would catch copies that starve beside compute, and a core that is never given back."""
     engine = Engine.load(tiny("llama"), machine, EngineConfig(weights=weights))
     cores, before = [], torch.get_num_threads()
-    layer = engine.model.model.layers[0]
+    layer = engine.model.blocks[0]
     layer.register_forward_hook(lambda *_: cores.append(torch.get_num_threads()))
     torch.set_num_threads(3)
     try:
@@ -155,7 +216,7 @@ def test_a_step_of_few_tokens_leaves_the_link_a_core(tiny, machine, weights):
 def test_a_pass_that_was_broken_off_leaves_the_next_one_right(tiny, machine, expected):
     """Would catch a layer taken for another because it was the one that was on its way."""
     engine = streamed(tiny("llama"), machine)
-    hook = engine.model.model.layers[1].register_forward_hook(lambda *_: 1 / 0)
+    hook = engine.model.blocks[1].register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.generate("Mia", GREEDY)
     hook.remove()
@@ -236,28 +297,6 @@ def test_an_unknown_place_for_weights_is_told(setting):
     """Would catch a typing error that silently loads all of the model into HBM."""
     with pytest.raises(ConfigError, match=f"wanted {next(iter(setting))} to be one of"):
         EngineConfig(**setting)
-
-
-def trace_of(*spans: tuple[str, float, float]) -> Trace:
-    """Weights moving (for token 0, or in the load) and compute waiting: (what, from, to)."""
-    fields = {"stage": "load", "label": "weights"}
-    return Trace.of(
-        [
-            Event("span", WAIT, "load", "cpu", a, b - a) if what == "wait"
-            else Event("transfer", "copy", resource="copy", start=a, seconds=b - a, source="dram",
-                       target="hbm", token=0 if what == "move" else None, **fields)
-            for what, a, b in spans
-        ], {},
-    )  # fmt: skip
-
-
-def test_hidden_is_the_share_of_moving_that_compute_did_not_wait_for():
-    """Would catch transfers at the same time counted twice, and the load counted as streaming."""
-    found = hidden(trace_of(("move", 0, 2), ("move", 1, 3), ("load", 5, 9), ("wait", 0, 1.5)))
-    assert found == Hidden(3.0, 1.5) and found.share == 0.5
-    assert hidden(trace_of(("move", 0, 2))).share == 1.0
-    assert hidden(trace_of(("move", 0, 2), ("wait", 0, 2.5))).share == 0.0
-    assert hidden(trace_of(("load", 0, 2))).share == 0.0
 
 
 @pytest.mark.gpu

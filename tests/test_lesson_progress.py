@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from minillm.lesson import guess, progress
 
+ROOT = Path(__file__).resolve().parent.parent
 PROGRESS = sys.modules["minillm.lesson.progress"]  # the name itself is the function
 
 
@@ -29,10 +31,15 @@ def kept(home: Path) -> dict:
     return json.loads((home / "progress.json").read_text("utf-8"))
 
 
+def seen(home: Path) -> list[str]:
+    """What a learner sees there; the lock is hidden."""
+    return sorted(name for name in os.listdir(home) if name != ".progress.json.lock")
+
+
 def test_it_is_written_where_minillm_home_says_and_nowhere_else(home, tmp_path, monkeypatch):
     """Catches a file in the home of someone who asked for another place."""
     PROGRESS.attempted("00.1", False)
-    assert [path.name for path in home.iterdir()] == ["progress.json"]
+    assert seen(home) == ["progress.json"]
     assert not (tmp_path / "user").exists()
     monkeypatch.delenv("MINILLM_HOME")
     PROGRESS.attempted("00.1", False)
@@ -94,12 +101,52 @@ def test_a_damaged_file_is_kept_aside_and_the_lesson_goes_on(home, capsys, conte
     assert capsys.readouterr().out.count("kept as progress.json.bad") == 1
 
 
+def test_a_second_damaged_file_does_not_take_the_place_of_the_first(home, capsys):
+    """Catches the only copy of somebody's progress thrown away by the next accident."""
+    home.mkdir()
+    for content in (b"one", b"two", b"three"):
+        (home / "progress.json").write_bytes(content)
+        PROGRESS.attempted("00.1", True)
+    assert seen(home) == ["progress.json", "progress.json.bad", "progress.json.bad2",
+                          "progress.json.bad3"]  # fmt: skip
+    assert (home / "progress.json.bad").read_bytes() == b"one"
+    assert "kept as progress.json.bad3" in capsys.readouterr().out
+
+
+NOTES = """
+import sys
+from minillm.lesson.progress import attempted, hinted
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(40):
+    attempted(f"{sys.argv[1]}.{number}", True)
+    attempted("00.1", False)
+"""
+
+
+def test_notes_from_two_kernels_at_once_are_all_kept(home):
+    """Catches a note that is lost because the other kernel had read the file just before it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    kernels = [
+        subprocess.Popen([sys.executable, "-c", NOTES, lesson], cwd=ROOT, **pipes)
+        for lesson in ("10", "11")
+    ]
+    assert [kernel.stdout.readline() for kernel in kernels] == ["ready\n"] * 2
+    for kernel in kernels:
+        kernel.stdin.write("go\n")
+        kernel.stdin.flush()
+    assert [kernel.communicate()[0] for kernel in kernels] == [""] * 2
+    exercises = kept(home)["exercises"]
+    assert exercises.pop("00.1")["attempts"] == 80
+    assert set(exercises) == {f"{lesson}.{n}" for lesson in ("10", "11") for n in range(40)}
+
+
 def test_a_home_that_cannot_be_written_is_said_once(home, monkeypatch, capsys):
     """Catches a read-only home that stops a lesson, or complains under every cell."""
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     for hints in (1, 2):
         PROGRESS.hinted("00.1", hints)
         PROGRESS.attempted("00.1", True)
@@ -153,12 +200,12 @@ def test_an_interrupted_write_leaves_the_old_file_whole(home, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(PROGRESS.os, "replace", interrupt)
+        patched.setattr("os.replace", interrupt)
         PROGRESS.attempted("00.2", True)
     assert kept(home) == before
     PROGRESS.attempted("00.3", True)
     assert set(kept(home)["exercises"]) == {"00.1", "00.3"}
-    assert os.listdir(home) == ["progress.json"]
+    assert seen(home) == ["progress.json"]
 
 
 def test_reset_forgets_everything(home):

@@ -184,3 +184,105 @@ def test_the_page_cache_forgets_a_file_and_the_note_says_so(path):
     warm = WeightFile(path, "read")
     assert "held 100% of the file" in warm.note
     warm.close()
+
+
+class Liar:
+    """A C library in which the page cache holds all there is."""
+
+    def mincore(self, address, length, answer):
+        answer[:] = [1] * 64
+        return 0
+
+
+def notes(path: Path) -> dict[str, tuple[bool, str]]:
+    found = {}
+    for how in ("read", "mmap"):
+        file = WeightFile(path, how)
+        assert fetch(file, info(path, 3, 5000)) == path.read_bytes()[3:5003]
+        found[how] = file.warm, file.note
+        file.close()
+    return found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells nothing anyway")
+def test_all_cached_is_not_believed_of_another_users_file(path, monkeypatch):
+    """Catches a cold load told as a warm one: the kernel hides what others have read."""
+    owner = os.stat(path).st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    access = lambda path, mode, effective_ids: False  # noqa: E731
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(os, "supports_effective_ids", {access})
+    for warm, note in notes(path).values():
+        assert not warm and "held an unknown share of the file" in note
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can act as another user"
+)
+def test_another_user_is_told_nothing_of_the_page_cache(path):
+    """Catches a check of who we were when the process began, in a program that gave root up."""
+    path.chmod(0o644)
+    with open(path, "rb") as stream:
+        os.seteuid(65534)
+        try:
+            assert cached(stream.fileno(), NBYTES) is None
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells nothing anyway")
+def test_a_system_that_says_cached_of_everything_is_not_believed(path, monkeypatch):
+    """Catches a sandbox in which every load is warm."""
+    monkeypatch.setattr(readers.ctypes, "CDLL", lambda name: Liar())
+    for warm, note in notes(path).values():
+        assert not warm and "held an unknown share of the file" in note
+
+
+def test_a_file_that_cannot_be_mapped_is_read_and_its_cache_unknown(path, monkeypatch):
+    """Catches a load that dies because a file was to be mapped, only to annotate it."""
+    real = readers.mmap.mmap
+
+    def refused(fd, *arguments, **more):
+        if fd >= 0:
+            raise OSError(errno.ENODEV, "No such device")
+        return real(fd, *arguments, **more)
+
+    monkeypatch.setattr(readers.mmap, "mmap", refused)
+    file = WeightFile(path, "read")
+    assert fetch(file, info(path, 0, NBYTES)) == path.read_bytes()
+    assert not file.warm and "unknown" in file.note
+    file.close()
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    with pytest.raises(CheckpointError, match='can be mapped, found “No such device”.*"read"'):
+        WeightFile(path, "mmap")
+    assert not before or len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+def test_advice_that_is_refused_changes_nothing(path, monkeypatch):
+    """Catches a load that dies because nobody takes its advice to read ahead."""
+
+    def refused(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+    assert notes(path)
+
+
+@has_direct
+def test_a_disk_that_refuses_direct_reads_late_is_read_through_the_page_cache(path, monkeypatch):
+    """Catches a load that dies of EINVAL, and a note that says O_DIRECT all the same."""
+    import fcntl
+
+    def refuse(fd, view, offset):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, view, offset)
+
+    real = disk.read_at
+    for module in (disk, readers):
+        monkeypatch.setattr(module, "read_at", refuse)
+    file = WeightFile(path, "direct")
+    assert fetch(file, info(path, 1, NBYTES - 1)) == path.read_bytes()[1:]
+    assert "no O_DIRECT" in file.note or "is memory" in file.note
+    file.close()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_ids, reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
+from minillm.config import EngineConfig, ModelConfig
+from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, Checkpoint, load, stream
 from minillm.machine import Machine
+from minillm.model import Llama
 
 BF16 = torch.bfloat16
 
@@ -34,6 +39,7 @@ class Small(nn.Module):
 
 NAMES = ["embed_tokens.weight", "proj.weight", "proj.bias", "norm.weight"]
 NBYTES = (40 + 24 + 6 + 4) * 2  # in bfloat16
+HELD = 128 + 64 + 64 + 64  # the same, each at a multiple of 64
 
 
 def on_meta() -> Small:
@@ -97,10 +103,10 @@ def test_loaded_parameters_equal_the_files(tmp_path, machine, reader, shards, dt
 @pytest.mark.parametrize("reader", READERS)
 def test_hbm_holds_exactly_the_weights_and_dram_nothing(tmp_path, machine, reader):
     """Would catch weights counted twice, or staging that is kept; and free() that frees less."""
-    block = load(on_meta(), Checkpoint.open(save(tmp_path, *two_shards())), machine, BF16, reader)
-    assert machine.hbm.by_label == {"weights": NBYTES}
+    arena = load(on_meta(), Checkpoint.open(save(tmp_path, *two_shards())), machine, BF16, reader)
+    assert machine.hbm.by_label == {"weights": HELD}
     assert machine.dram.used == 0 and machine.dram.peak <= 64 * 2**10  # no more than it takes
-    machine.free(block)
+    arena.close()
     assert machine.hbm.used == 0
 
 
@@ -113,15 +119,11 @@ def test_each_byte_moves_once_over_each_link(tmp_path, machine, cold):
         assert sum(event.nbytes for event in moved) == checkpoint.nbytes == NBYTES
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
-def test_spare_tensors_are_not_read(tmp_path, machine, name):
-    """Would catch a checkpoint of a tied model refused because it stores the embedding twice."""
-    load(
-        on_meta(),
-        Checkpoint.open(save(tmp_path, random_tensors() | {name: torch.ones(9)})),
-        machine,
-        BF16,
-    )
+def test_spare_tensors_are_not_read(tmp_path, machine):
+    """Would catch RoPE's frequencies, which old checkpoints store, taken for a tensor too many."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors = random_tensors() | {name: torch.ones(9)}
+    load(on_meta(), Checkpoint.open(save(tmp_path, tensors)), machine, BF16)
     assert not [event for event in machine.trace.events if name in event.detail]
 
 
@@ -152,10 +154,10 @@ def test_what_does_not_fit_the_model_is_refused_before_a_byte_is_read(
 
 def test_too_little_hbm_is_told_before_a_byte_is_read(tmp_path):
     """Would catch an error that asks for the last tensor's bytes instead of the model's."""
-    machine = Machine.here(hbm=NBYTES - 1, device="cpu")
+    machine = Machine.here(hbm=HELD - 1, device="cpu")
     with pytest.raises(OutOfMemory) as caught:
         load(on_meta(), Checkpoint.open(save(tmp_path, random_tensors())), machine, BF16)
-    assert (caught.value.asked, caught.value.free) == (NBYTES, NBYTES - 1)
+    assert (caught.value.asked, caught.value.free) == (HELD, HELD - 1)
     assert not machine.trace.select(kind="transfer") and machine.hbm.used == 0
 
 
@@ -209,6 +211,100 @@ def test_some_names_of_a_checkpoint_keep_the_order_of_the_bytes(tmp_path):
     assert part.nbytes == (40 + 4) * 2 and len(part.files) == 2
 
 
+# -- what config.json says, against what the files hold ------------------------------------------
+
+INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def changed(tiny_folder: Path, folder: Path, config: dict, tensors: dict) -> Path:
+    """The tiny checkpoint with other settings and tensors; None deletes."""
+    shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)
+    file = folder / "model.safetensors"
+    held = {n: t for n, t in (load_file(file) | tensors).items() if t is not None}
+    save_file(held, file, metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | config))
+    return folder
+
+
+def loaded(folder: Path, machine: Machine, hold: type = Resident, **config: str) -> Llama:
+    with torch.device("meta"):
+        model = Llama(ModelConfig.from_pretrained(folder))
+    hold(model, Checkpoint.open(folder), machine, torch.float32, EngineConfig(**config))
+    return model
+
+
+def assert_as_transformers(folder: Path, machine: Machine) -> None:
+    ids = random_ids(1, 30)
+    model = loaded(folder, machine)
+    with torch.no_grad():
+        expected = reference(folder)(ids).logits[0]
+        torch.testing.assert_close(model(ids[0]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", ["input", "output", "both", "safetensors"])
+def test_a_tied_table_is_found_under_either_of_its_names(tiny, tmp_path, machine, kept):
+    """Would catch a model refused whose file holds only lm_head.weight: save_model keeps one of
+    two names, and not the one that we would."""
+    table = load_file(tiny("llama3") / "model.safetensors")[INPUT]
+    names = {"input": [INPUT], "output": [OUTPUT]}.get(kept, [INPUT, OUTPUT])
+    tables = dict.fromkeys([INPUT, OUTPUT]) | {name: table.clone() for name in names}
+    folder = changed(tiny("llama3"), tmp_path, {}, tables)
+    if kept == "safetensors":
+        save_model(reference(folder), str(folder / "model.safetensors"), {"format": "pt"})
+        assert INPUT not in load_file(folder / "model.safetensors")
+    assert_as_transformers(folder, machine)
+
+
+@pytest.mark.parametrize("hold", [Resident, Streamed])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_tied_model_of_two_tables_is_refused(tiny, tmp_path, machine, hold, reader):
+    """Would catch the second of them left out without a word. (Transformers uses both.)"""
+    table = load_file(tiny("llama3") / "model.safetensors")[INPUT]
+    other = table.clone()
+    other[-1, -1] += 1
+    folder = changed(tiny("llama3"), tmp_path / "tied", {}, {OUTPUT: other})
+    with pytest.raises(CheckpointError, match=f'tie_word_embeddings.*{OUTPUT}.*": false'):
+        loaded(folder, machine, hold, reader=reader)
+    assert machine.hbm.used == machine.dram.used == 0
+    assert_as_transformers(
+        changed(folder, tmp_path / "untied", {"tie_word_embeddings": False}, {}), machine
+    )
+
+
+@pytest.mark.parametrize(("family", "config", "tensors", "says"), [
+    ("llama", {}, {OUTPUT: None}, f'none for .{OUTPUT}.*tie_word_embeddings": true'),
+    ("llama", {}, {INPUT: None}, f'none for .{OUTPUT}.*tie_word_embeddings": true'),
+    ("llama3", {}, {INPUT: None, OUTPUT: None}, f"none for .{INPUT}"),
+    ("llama3", {"tie_word_embeddings": False}, {}, f"none for .{OUTPUT}"),
+    ("llama-bias", {"attention_bias": False}, {}, f"also .*{Q}.bias"),
+    ("llama-bias", {"mlp_bias": False}, {}, "also .*down_proj.bias"),
+    ("llama", {"attention_bias": True}, {}, f"none for .*{Q}.bias"),
+    ("llama", {"mlp_bias": True}, {}, "none for .*gate_proj.bias"),
+    ("mistral", {"attention_bias": True}, {f"{Q}.bias": torch.ones(64)}, f"also .*{Q}.bias"),
+    ("qwen2", {}, {f"{Q}.bias": None}, f"none for .*{Q}.bias"),
+    ("qwen2", {}, {Q.replace("q_", "o_") + ".bias": torch.ones(64)}, "also .*o_proj.bias"),
+    ("llama", {}, {"model.layers.1.self_attn.q_norm.weight": torch.ones(16)}, "also .*q_norm"),
+    ("qwen3", {}, {"model.layers.0.self_attn.k_norm.weight": None}, "none for .*k_norm"),
+    ("qwen3", {"head_dim": 16}, {}, "shape .*_proj"),
+    ("llama", {"num_key_value_heads": 4}, {}, "shape .*[kv]_proj"),
+    ("llama", {"num_hidden_layers": 2}, {}, "also .*layers.2"),
+    ("llama", {"num_hidden_layers": 4}, {}, "none for .*layers.3"),
+    ("llama", {"vocab_size": 400}, {}, f"shape .400.*{INPUT}"),
+    ("llama", {"intermediate_size": 64}, {}, "shape .64.*gate_proj"),
+    ("llama", {}, {f"{Q}.weight_scale": torch.ones(1)}, "also .*weight_scale"),
+])  # fmt: skip
+def test_a_config_that_the_files_do_not_bear_out_is_refused(
+    tiny, tmp_path, machine, family, config, tensors, says
+):
+    """Would catch a bias or a norm that is in the files and in no sum, and the other way round."""
+    folder = changed(tiny(family), tmp_path, config, tensors)
+    with pytest.raises(CheckpointError, match=says):
+        loaded(folder, machine)
+    assert machine.hbm.used == 0 and not machine.trace.select(kind="transfer")
+
+
 # -- folders and indexes ------------------------------------------------------------------------
 
 
@@ -253,26 +349,32 @@ def test_index_names_only_files_beside_it(tmp_path, file):
     refused(tmp_path / "in", "index.json", "tensor 'norm.weight'")
 
 
-def test_link_out_of_the_folder_is_refused(tmp_path):
-    """Would catch the same by a link that came with the checkpoint; a link inside is harmless."""
-    home = tmp_path / "home"
+def test_links_are_followed_to_files_anywhere(tmp_path, machine):
+    """Would catch a model refused because its owner keeps the large files on another disk."""
+    home, disk = tmp_path / "home", tmp_path / "disk"
     home.mkdir()
-    save_file(random_tensors(), tmp_path / "out.safetensors")
-    (home / "model.safetensors").symlink_to("../out.safetensors")
-    refused(home, "model.safetensors", "a link to")
-    (home / "model.safetensors").rename(home / "s0.safetensors")
-    index(home, dict.fromkeys(NAMES, "s0.safetensors"))
-    refused(home, "s0.safetensors", "a link to")
-    (tmp_path / "out.safetensors").rename(home / "real.safetensors")
-    (home / "model.safetensors").symlink_to("real.safetensors")
-    assert len(Checkpoint.open(home).tensors) == 4
+    disk.mkdir()
+    save(disk, *two_shards())
+    for name in ("s0.safetensors", "s1.safetensors", "model.safetensors.index.json"):
+        (home / name).symlink_to(disk / name)
+    load(on_meta(), Checkpoint.open(home), machine, BF16)
+    save_file(random_tensors(), disk / "whole")
+    (home / "model.safetensors").symlink_to("../disk/whole")
+    assert Checkpoint.open(home).files == [home / "model.safetensors"]
+    load(on_meta(), Checkpoint.open(home), machine, BF16)
 
 
-def test_hub_cache_and_linked_folder_are_legal(tmp_path, machine):
-    """Would catch a rule so strict that no model a hub has cached can be opened."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_hub_cache_and_linked_folder_are_legal(tmp_path, machine, elsewhere):
+    """Would catch a rule so strict that no model a hub has cached can be opened, here or with its
+    `blobs` on another disk."""
     blobs, snapshot = tmp_path / "models--a" / "blobs", tmp_path / "models--a" / "snapshots" / "0f"
-    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
+    if elsewhere:
+        (tmp_path / "disk").mkdir()
+        blobs.symlink_to(tmp_path / "disk")
+    else:
+        blobs.mkdir()
     save_file(random_tensors(), blobs / "1234")
     (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
     (tmp_path / "shortcut").symlink_to(snapshot)
@@ -280,19 +382,33 @@ def test_hub_cache_and_linked_folder_are_legal(tmp_path, machine):
         load(on_meta(), Checkpoint.open(folder), machine, BF16)
 
 
-def test_index_and_shards_must_agree(tmp_path):
-    """Would catch a shard from another download: a tensor gone, moved, or there twice."""
+def test_a_tensor_that_the_index_lists_must_be_there(tmp_path):
+    """Would catch a shard from another download: a tensor gone, or moved."""
     first, second = two_shards()
     save(tmp_path, first, second, absent="s1.safetensors")
     refused(tmp_path, "s1.safetensors, tensor 'absent'")
-    save(tmp_path, first, second | {"proj.weight": first["proj.weight"]})
-    refused(tmp_path, "s0.safetensors, tensor 'proj.weight'")
     save(tmp_path, first, second, **{"norm.weight": "s0.safetensors"})
     refused(tmp_path, "s0.safetensors, tensor 'norm.weight'")
     save(tmp_path, first, second, other="s2.safetensors")
     refused(tmp_path, "s2.safetensors")
     index(tmp_path, dict.fromkeys(first, "s0.safetensors"))
     assert list(Checkpoint.open(tmp_path).tensors) == list(first)
+
+
+@pytest.mark.parametrize("newer", ["s0.safetensors", "s1.safetensors"])
+def test_of_a_tensor_in_two_shards_the_index_says_which(tmp_path, machine, newer):
+    """Would catch a shard laid over an older one taken for damage, or the wrong of the two read;
+    and a tensor that no shard should have, found in the model after all."""
+    first, second = two_shards()
+    changed = {"proj.weight": torch.full((6, 4), 7, dtype=BF16), "left.over": torch.ones(1)}
+    save(tmp_path, first, second | changed, **{"proj.weight": newer})
+    index_file = tmp_path / "model.safetensors.index.json"
+    weight_map = json.loads(index_file.read_text())["weight_map"]
+    index(tmp_path, {name: file for name, file in weight_map.items() if name != "left.over"})
+    model = on_meta()
+    load(model, Checkpoint.open(tmp_path), machine, BF16)
+    expected = first if newer == "s0.safetensors" else changed
+    assert torch.equal(model.proj.weight, expected["proj.weight"])
 
 
 @pytest.mark.parametrize(
@@ -312,7 +428,7 @@ def test_name_told_twice_in_the_index_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["loop", "folder", "/dev/zero", "pipe", "absent"])
-def test_what_a_shard_links_to_must_be_a_file_of_the_folder(tmp_path, target):
+def test_what_a_shard_links_to_must_be_a_file(tmp_path, target):
     """Would catch a load that never ends: /dev/zero has no end, and a pipe waits for a writer."""
     home = tmp_path / "home"
     home.mkdir()
@@ -321,7 +437,8 @@ def test_what_a_shard_links_to_must_be_a_file_of_the_folder(tmp_path, target):
     (home / "loop").symlink_to("s0.safetensors")
     (home / "s0.safetensors").symlink_to(target)
     index(home, dict.fromkeys(NAMES, "s0.safetensors"))
-    refused(home, "s0.safetensors")
+    leads = target in ("folder", "/dev/zero", "pipe")
+    refused(home, "s0.safetensors", f"a link to {home / target}, a folder" if leads else "")
 
 
 def test_an_index_as_large_as_a_disk_is_not_read(tmp_path):

@@ -14,9 +14,10 @@ from minillm.errors import CheckpointError, ConfigError
 from minillm.load import share, stream
 from minillm.load.pieces import BLOCK
 from minillm.load.readers import READERS
-from minillm.load.shard import Checkpoint, allocate, bring
+from minillm.load.shard import Checkpoint, bring
 from minillm.load.share import Split, broadcast, megatron, slices
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
 
 FAMILIES = sorted(TINY)
 
@@ -32,11 +33,12 @@ def small_chunks(monkeypatch):
 
 def read(checkpoint: Checkpoint, machine: Machine, how="read", arriving=None, dtype=torch.float32):
     """Every tensor of a checkpoint, by name."""
-    shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
-    block, places = allocate(shapes, machine, dtype, "hbm")
-    block.fill_(7)
-    bring(places, checkpoint, machine, how, arriving)
-    machine.free(block)
+    wanted = {name: (info.shape, dtype) for name, info in checkpoint.tensors.items()}
+    arena = Arena(machine, wanted, "hbm", "weights")
+    arena.block.fill_(7)
+    bring(arena.places, checkpoint, machine, how, arriving)
+    places = dict(arena.places)
+    arena.close()
     assert machine.dram.used == 0
     return places
 

@@ -21,9 +21,10 @@ from minillm.load import readers
 from minillm.load.pieces import BLOCK
 from minillm.load.readers import READERS
 from minillm.load.safetensors import read_header
-from minillm.load.shard import Checkpoint, allocate, bring
+from minillm.load.shard import Checkpoint, bring
 from minillm.load.stream import Reader
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
 
 CHUNK = 2 * BLOCK
 MIB = 2**20
@@ -44,8 +45,9 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 def places(checkpoint: Checkpoint, machine: Machine, tier: str = "hbm", dtype=torch.bfloat16):
-    shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
-    return allocate(shapes, machine, dtype, tier)
+    wanted = {name: (info.shape, dtype) for name, info in checkpoint.tensors.items()}
+    arena = Arena(machine, wanted, tier, "weights")
+    return arena.block, arena.places
 
 
 def stored(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""minillm/machine.py: budgets hold, copies are real, and both are in the trace."""
+"""minillm/machine/machine.py: budgets hold, copies are real, and both are in the trace."""
 
 import copy
 import pickle

@@ -17,6 +17,7 @@ from minillm.__main__ import _bar, main
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Mia put the red key"
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
 
 
 @pytest.fixture
@@ -128,7 +129,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
 @pytest.mark.parametrize("live", [True, False])
 def test_a_bar_moves_on_a_terminal_only(live, monkeypatch):
     """Catches a log file with a hundred bars in it, and a terminal that shows nothing."""
@@ -141,20 +141,83 @@ def test_a_bar_moves_on_a_terminal_only(live, monkeypatch):
     assert said.count("\n") == 1 and said.endswith("3/3\n")
 
 
-@pytest.mark.parametrize("interrupted", [True, False])
-def test_a_real_interrupt_or_a_closed_pipe_is_quiet(model, interrupted):
-    """Catches a traceback at interpreter exit, which only a process of its own shows."""
+@posix
+@pytest.mark.parametrize(
+    ("end", "status"), [("Ctrl-C", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("closed pipe", 0)]
+)
+def test_whatever_ends_a_run_is_quiet_and_keeps_the_trace(model, tmp_path, end, status):
+    """Catches a traceback at interpreter exit, which only a process of its own shows, and the
+    trace of a run that a scheduler or a closed terminal ended."""
     command = [sys.executable, "-c", SLOWLY, "generate", PROMPT, "--model", model]
     command += ["--max-tokens", "200", "--temperature", "1", "--seed", "1"]
+    command += ["--trace", str(tmp_path / "run.json")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout.read(1)
-        if interrupted:
-            process.send_signal(signal.SIGINT)
-        else:
+        if end == "closed pipe":
             process.stdout.close()
+        else:
+            process.send_signal(getattr(signal, end.replace("Ctrl-C", "SIGINT")))
         assert process.stderr.read() == b""
-        assert process.wait() == (130 if interrupted else 0)
+        assert process.wait() == status
+    assert 0 < len(Trace.load(tmp_path / "run.json").select(name="sample")) < 200
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+@posix
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_signal_ends_a_run_whose_keyboard_is_ignored(model, tmp_path, ignored):
+    """Catches a job in the background, where Ctrl-C is ignored, that SIGTERM cannot end; and one
+    that was told to ignore a closed terminal (nohup) and ends with it."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    if ignored:
+        code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    command = [sys.executable, "-c", code + SLOWLY, "generate", PROMPT, "--model", model]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
+    with subprocess.Popen([*command, "--max-tokens", "20"], **pipes) as process:
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGHUP if ignored else signal.SIGTERM)
+        assert process.stderr.read() == b""
+        assert process.wait() == (0 if ignored else 143)
+
+
+COMMANDS = {
+    "help": ["--help"], "doctor": ["doctor"], "generate": ["generate", PROMPT, "--max-tokens", "3"],
+    "replay": ["replay", "run.json", "--html", "run.html"], "wrong": ["generate", ""],
+}  # fmt: skip
+CLOSE = {"gone": "", "closed": ">&-", "all closed": "<&- >&- 2>&-", "full": ">/dev/full"}
+
+
+@posix
+@pytest.mark.parametrize(("name", "how", "status"), [
+    ("help", "gone", 0), ("doctor", "gone", 0), ("generate", "gone", 0), ("replay", "gone", 0),
+    ("generate", "closed", 0), ("replay", "closed", 0), ("wrong", "closed", 2),
+    ("wrong", "all closed", 2), ("doctor", "full", 2), ("generate", "full", 2),
+])  # fmt: skip
+def test_where_nobody_takes_what_is_printed_the_end_is_quiet(tiny, tmp_path, name, how, status):
+    """Catches a traceback of Python's own at exit, `None` for a stream, and an error message that
+    lands in standard output, or in a file that has got its number."""
+    if how == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("needs Linux's /dev/full")
+    arguments = list(COMMANDS[name])
+    if name == "replay":
+        engine = Engine.load(tiny("llama3"), Machine.here("64 MiB", "cpu"))
+        engine.generate(PROMPT, SamplingParams(max_tokens=2))
+        engine.trace.save(tmp_path / "run.json")
+    if arguments[0] == "generate":
+        arguments += ["--model", str(tiny("llama3"))]
+    read, write = os.pipe()
+    os.close(read)  # whoever would read is gone before anything is printed
+    shell = ["sh", "-c", f'exec "$@" {CLOSE[how]}', "sh", sys.executable, "-m", "minillm"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": write, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": env}
+    done = subprocess.run([*shell, *arguments], **pipes)
+    os.close(write)
+    assert done.returncode == status, done.stderr
+    told = status == 2 and how != "all closed"  # an error, and somebody to tell it to
+    assert done.stderr.count(b"\n") == told and done.stderr.startswith(b"minillm: " * told)
+    written = {file.name: file.read_bytes()[:1] for file in tmp_path.iterdir()}
+    assert written == ({"run.json": b"{", "run.html": b"<"} if name == "replay" else {})
 
 
 def test_evaluate_prints_a_table_and_its_control(tiny, tmp_path, capfd):

@@ -1,20 +1,21 @@
-"""The model gives transformers' numbers, however its tokens are cut, batched or cached."""
+"""The model gives transformers' numbers, however its tokens are packed, cut or cached."""
 
 from __future__ import annotations
-
-from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import TINY, ours, random_ids, reference
 from safetensors import safe_open
+from torch import nn
 
 from minillm.config import ModelConfig
-from minillm.kv import ContiguousKV
+from minillm.kv import PagedKV, Step
+from minillm.kv.plan import Hidden
 from minillm.model import Llama
+from minillm.model.attention import causal_rows
+from minillm.model.layers import Linear
 
 NAMES = sorted(TINY)
-CAPACITY = 64
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +35,31 @@ def pair(tiny):
     return make
 
 
-@pytest.fixture
-def cache(machine):
-    """`cache(model, batch)`: an empty KV cache for `model`, in its dtype."""
+class Texts:
+    """Texts that grow in a paged cache; `run({number: ids})` gives the new tokens' logits."""
 
-    def make(model: Llama, batch: int = 1) -> ContiguousKV:
+    def __init__(self, model: Llama, machine, page_size: int = 4):
         dtype = model.model.norm.weight.dtype
-        return ContiguousKV(model.config, batch, CAPACITY, machine, dtype)
+        self.model, self.ids = model, {}
+        self.kv = PagedKV(model.config, machine, dtype, page_size, pages=64)
+        model.prepare(model.config.max_position_embeddings)
 
-    return make
-
-
-def span(start: int, stop: int) -> torch.Tensor:
-    """Positions start … stop - 1 of one row, (1, T)."""
-    return torch.arange(start, stop)[None]
+    def run(self, new: dict[int, list[int]]) -> dict[int, torch.Tensor]:
+        starts = []
+        for number, ids in new.items():
+            if number not in self.ids:
+                self.ids[number] = []
+                self.kv.find(number, ids)
+            starts.append(len(self.ids[number]))
+            self.ids[number] += ids
+            assert self.kv.reserve(number, len(self.ids[number]))
+        counts = tuple(map(len, new.values()))
+        plan = self.kv.plan(Step(tuple(new), tuple(starts), counts, counts))
+        packed = torch.tensor([token for ids in new.values() for token in ids])
+        logits = self.model(packed, plan.place, plan)
+        for number in new:
+            self.kv.commit(number, self.ids[number])
+        return dict(zip(new, logits.split(counts), strict=True))
 
 
 def assert_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -55,14 +67,6 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-
     scale = wanted.abs().amax(-1, keepdim=True)
     assert got.shape == wanted.shape
     assert ((got - wanted).abs() / scale).max() < tolerance
-
-
-def greedy(model: Llama, kv: ContiguousKV, ids: torch.Tensor, tokens: int) -> list[int]:
-    logits, found = model(ids, span(0, ids.shape[1]), kv, torch.tensor([ids.shape[1] - 1])), []
-    for position in range(ids.shape[1], ids.shape[1] + tokens):
-        found.append(int(logits.argmax()))
-        logits = model(torch.tensor([found[-1:]]), span(position, position + 1), kv, None)[:, 0]
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,131 +85,188 @@ def test_logits_equal_transformers(name, pair):
     """Catches a wrong rotation, scaling, norm, bias or head grouping, past the trained length."""
     theirs, model = pair(name)
     ids = random_ids(2, 200)
-    assert_close(model(ids), theirs(ids).logits)
+    model.prepare(200)
+    packed = model(ids.flatten(), torch.arange(200).repeat(2), causal_rows(2))
+    assert_close(packed.view(2, 200, -1), theirs(ids).logits)
+    assert_close(model(ids[1]), theirs(ids[1:]).logits[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_ids_equal_transformers(name, pair, cache):
+def test_greedy_ids_equal_transformers(name, pair, machine):
     """Catches a cache that loses, shifts or repeats a position while it grows."""
     theirs, model = pair(name)
     ids = random_ids(1, 12, seed=1)
     options = dict(max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
     wanted = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, 12:].tolist()
-    assert greedy(model, cache(model), ids, 40) == wanted
+    texts, new, found = Texts(model, machine), ids[0].tolist(), []
+    while len(found) < 40:
+        new = [int(texts.run({7: new})[7][-1].argmax())]
+        found += new
+    assert found == wanted
     assert len(set(wanted)) > 5, "a loop of a few words would hide an error"
 
 
 @pytest.mark.parametrize("cuts", [[0, 48], [0, 1, 2, 48], [0, 16, 32, 48], [0, 47, 48]])
-def test_prefill_in_chunks_equals_prefill_at_once(cuts, pair, cache):
+@pytest.mark.parametrize("page_size", [1, 7, 64])
+def test_prefill_in_chunks_equals_prefill_at_once(cuts, page_size, pair, machine):
     """Catches a chunk that cannot see the chunks before it, or that sees its own future."""
     _, model = pair("qwen3")
-    ids, kv = random_ids(1, 48, seed=2), cache(model)
+    ids, texts = random_ids(48, seed=2), Texts(model, machine, page_size)
     chunks = zip(cuts, cuts[1:], strict=False)
-    parts = [model(ids[:, a:b], span(a, b), kv) for a, b in chunks]
-    assert_close(torch.cat(parts, 1), model(ids))
+    parts = [texts.run({0: ids[a:b].tolist()})[0] for a, b in chunks]
+    assert_close(torch.cat(parts), model(ids))
 
 
-def test_right_padded_batch_equals_one_by_one(pair, cache):
-    """Catches a pad that is attended, and rows of different length that share a position."""
+def test_packed_texts_equal_one_by_one(pair, machine):
+    """Catches tokens that see another text, and texts of different length that share a position."""
     _, model = pair("llama3")
-    lengths, steps = torch.tensor([3, 20, 11]), 12
-    ids = random_ids(3, 20 + steps, seed=3)
-    padded = torch.where(torch.arange(20) < lengths[:, None], ids[:, :20], 0)
-    kv = cache(model, batch=3)
-    found = [model(padded, torch.arange(20).expand(3, 20), kv, lengths - 1)]
+    lengths, steps = [3, 20, 11], 12
+    ids, texts = random_ids(3, 20 + steps, seed=3), Texts(model, machine)
+    found = [texts.run({n: ids[n, :length].tolist() for n, length in enumerate(lengths)})]
     for step in range(steps):
-        positions = (lengths + step)[:, None]
-        found.append(model(ids.gather(1, positions), positions, kv, torch.zeros_like(lengths)))
-    for row, length in enumerate(lengths.tolist()):
-        alone = model(ids[row : row + 1, : length + steps])[0, length - 1 :]
-        assert_close(torch.stack(found)[:, row], alone)
+        found.append(texts.run({n: [int(ids[n, at + step])] for n, at in enumerate(lengths)}))
+    for n, length in enumerate(lengths):
+        packed = torch.cat([logits[n] for logits in found])
+        assert_close(packed, model(ids[n, : length + steps]))
 
 
-def test_dropped_positions_are_invisible(pair, cache):
+def test_forgotten_positions_are_invisible(pair, machine):
     """Catches a forgotten half that still speaks, against transformers with a 4D mask."""
     theirs, model = pair("mistral")
-    ids, kv = random_ids(1, 40, seed=4), cache(model)
-    model(ids[:, :24], span(0, 24), kv)
-    kv.drop(1, 13)
-    chunk = model(ids[:, 24:30], span(24, 30), kv)
-    steps = [model(ids[:, p : p + 1], span(p, p + 1), kv) for p in range(30, 40)]
+    ids, texts = random_ids(40, seed=4), Texts(model, machine)
+    cuts = [0, 20, 30, *range(31, 41)]  # the second chunk has tokens that see, and that do not
+    parts = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        parts.append(texts.run({0: ids[a:b].tolist()})[0])
+        texts.kv.hide(0, Hidden(24, range(1, 13)))
     mask = torch.ones(40, 40, dtype=torch.bool).tril()
     mask[24:, 1:13] = False
-    wanted = theirs(ids, attention_mask=mask[None, None]).logits[:, 24:]
-    assert_close(torch.cat([chunk, *steps], 1), wanted)
-    assert (wanted - theirs(ids).logits[:, 24:]).abs().max() > 0.1, "the mask must matter"
+    wanted = theirs(ids[None], attention_mask=mask[None, None]).logits[0]
+    assert_close(torch.cat(parts), wanted)
+    assert (wanted - theirs(ids[None]).logits[0])[24:].abs().max() > 0.1, "the mask must matter"
 
 
-def test_last_picks_one_token_a_row(pair, cache):
-    """Catches an index that is taken from the padded end instead of the row's own last token."""
+def test_wanted_picks_rows(pair):
+    """Catches an index that is taken from another text's end."""
     _, model = pair("qwen2")
-    ids, last = random_ids(3, 9), torch.tensor([8, 0, 4])
+    ids = random_ids(9)
     everything = model(ids)
     assert everything.dtype == torch.float32
-    picked = model(ids, torch.arange(9).expand(3, 9), cache(model, batch=3), last)
-    assert_close(picked, everything[torch.arange(3), last])
-    assert_close(model.logits(model.hidden(ids)), everything)
+    assert_close(model(ids, wanted=torch.tensor([8, 0, 4])), everything[[8, 0, 4]])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_stays_near_float32(name, pair, cache):
+def test_bfloat16_stays_near_float32(name, pair, machine):
     """Catches a table or norm that is rounded to 8 bits: no further off than transformers is."""
     exact, _ = pair(name)
     theirs, model = pair(name, torch.bfloat16)
     ids = random_ids(1, 60, seed=5)
     wanted = exact(ids).logits
-    found = model(ids, span(0, 60), cache(model))
+    found = Texts(model, machine).run({0: ids[0].tolist()})[0]
     assert found.dtype == torch.float32
 
     def error(logits: torch.Tensor) -> torch.Tensor:
         return (logits.float() - wanted).norm() / wanted.norm()
 
-    assert error(found) < 1.25 * error(theirs(ids).logits)
+    assert error(found[None]) < error(theirs(ids).logits)
 
 
-def test_meta_construction_loses_nothing(pair, tiny):
+def test_meta_construction_loses_nothing(pair):
     """Catches a rotary table left on meta, or rounded by `.to(bfloat16)`, when weights arrive."""
     _, model = pair("llama3")
     with torch.device("meta"):
         shell = Llama(model.config)
     assert all(p.is_meta for p in shell.parameters())
     shell.load_state_dict(model.state_dict(), assign=True)
-    ids = random_ids(1, 30)
+    ids = random_ids(30)
     assert torch.equal(shell(ids), model(ids))
-    frequency = model.model.rope.frequency.clone()
-    assert torch.equal(model.to(torch.bfloat16).model.rope.frequency, frequency)
-    assert torch.equal(shell.to_empty(device="cpu").model.rope.frequency, frequency)
+    angles = model.angles.clone()
+    assert torch.equal(model.to(torch.bfloat16).angles, angles)
+    model.prepare(100)  # a longer table begins as the shorter one did
+    assert torch.equal(model.angles[: len(angles)], angles)
 
 
 def test_training_compiles_in_one_graph_and_reaches_every_weight(tiny):
     """Catches a graph break, a recompilation for every length, and a weight without gradient."""
     torch._dynamo.reset()
     model = Llama(ModelConfig.from_pretrained(tiny("llama-bias")))
-    hidden = torch.compile(model.hidden, fullgraph=True, backend="eager", dynamic=True)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.prepare(64)
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager", dynamic=True)
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
         for T in (16, 24, 32):
-            ids = random_ids(2, T)
-            loss = model.logits(hidden(ids)).logsumexp(-1).mean()
-            assert abs(loss.item() - model(ids).logsumexp(-1).mean().item()) < 0.05
+            batch = random_ids(2, T).flatten(), torch.arange(T).repeat(2), causal_rows(2)
+            loss = compiled(*batch).logsumexp(-1).mean()
+            assert abs(loss.item() - model(*batch).logsumexp(-1).mean().item()) < 0.05
         loss.backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
 
-def test_reduce_and_observe_see_every_half_layer(tiny):
-    """Catches a hook that a layer forgets: ranks would add too little, charts show too little."""
-    seen: list = []
+# -- the seams: halves, sums over ranks, stages, the way a weight lies -------------------------
 
-    @contextmanager
-    def observe(name: str, layer: int):
-        yield
-        seen.append((name, layer))
+
+def test_reduce_sees_every_half_layer_in_order(tiny):
+    """Catches a half that ranks would not add up."""
+    seen: list = []
 
     def reduce(x: torch.Tensor) -> torch.Tensor:
         seen.append("reduce")
         return x
 
-    model = Llama(ModelConfig.from_pretrained(tiny("llama")), reduce, observe)
-    model(random_ids(1, 4))
+    def watched(half, *what):
+        return lambda *arguments: (seen.append(what), half(*arguments))[1]
+
+    model = Llama(ModelConfig.from_pretrained(tiny("llama")), reduce=reduce)
+    for block in model.blocks:
+        block.attention_half = watched(block.attention_half, "attention", block.layer)
+        block.ffn_half = watched(block.ffn_half, "ffn", block.layer)
+    model(random_ids(4))
     halves = [(name, layer) for layer in range(3) for name in ("attention", "ffn")]
-    assert seen == [entry for half in halves for entry in ("reduce", half)]
+    assert seen == [entry for half in halves for entry in (half, "reduce")]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_bias_is_added_once_however_many_ranks_add_their_parts(ranks, pair):
+    """Catches a bias inside the part: each rank would bring it along."""
+    _, model = pair("llama-bias")
+    ids = random_ids(20)
+    wanted = model(ids)
+    # Each of N equal ranks holds an Nth of what o and down yield; the sum brings it together.
+    model.reduce = lambda part: sum(part / ranks for _ in range(ranks))
+    assert_close(model(ids), wanted, 1e-5)
+    for block in model.blocks:  # and without the biases the answer would be another
+        block.self_attn.o_proj.bias.zero_()
+    assert (model(ids) - wanted).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama"])
+def test_stages_of_layers_equal_the_whole(name, pair):
+    """Catches a stage that numbers its layers anew, or one that lacks the tied output."""
+    _, model = pair(name)
+    ids, weights = random_ids(20), model.state_dict()
+    x = ids
+    for layers in (range(0, 1), range(1, 2), range(2, 3)):
+        stage = Llama(model.config, layers=layers)
+        stage.load_state_dict({key: weights[key] for key in stage.state_dict()})
+        stage.prepare(20)
+        x = stage(x, torch.arange(20))
+    assert torch.equal(x, model(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_is_the_same_matrix(dtype):
+    """Catches pieces that lie in another order than they are read back."""
+    linear = Linear(48, 20, bias=True).to(dtype).requires_grad_(False)
+    linear.weight.normal_()
+    linear.bias.normal_()
+    x, ids, before = torch.randn(5, 48), torch.tensor([19, 0, 7]), linear.weight.clone()
+    wanted, address = linear(x), linear.weight.data_ptr()
+    assert linear.packable
+    linear.pack()
+    assert not torch.equal(linear.weight, before) and linear.weight.data_ptr() == address
+    assert torch.equal(linear.rows(), before)
+    assert torch.equal(linear.look_up(ids), before[ids])
+    assert torch.equal(linear(x), wanted)
+    assert not Linear(40, 20).packable and not Linear(48, 18).packable

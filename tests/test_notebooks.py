@@ -169,17 +169,22 @@ for source, raises in json.loads(sys.argv[1]):
 """
 
 
+# A folder that takes no file, not even root's; elsewhere than on Linux, where the notebooks lie.
+NO_FILES = Path("/proc") if sys.platform.startswith("linux") else ROOT / "notebooks"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen]]:
     """A process for each source, side by side: much of their time they wait for scaled links."""
     home = str(tmp_path_factory.mktemp("home"))
-    env = os.environ | {"MINILLM_HOME": home, "OMP_NUM_THREADS": "1"}
+    more = {"MINILLM_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | more
     started = {}
     for source in SOURCES:
         cells = code_cells(build.read_source(source))
         told = json.dumps([(cell.source, "raises-exception" in tags(cell)) for cell in cells])
         started[source.stem] = subprocess.Popen(
-            [sys.executable, "-c", TWICE, told], cwd=ROOT / "notebooks", env=env, text=True,
+            [sys.executable, "-c", TWICE, told], cwd=NO_FILES, env=env, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
     yield started
@@ -191,7 +196,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subproc
 @pytest.mark.parametrize("name", [source.stem for source in SOURCES])
 def test_every_cell_may_be_run_again(runs: dict[str, subprocess.Popen], name: str) -> None:
     """Catches a cell that takes memory a second time, or frees what it has freed before: a learner
-    who changes a number runs a cell twice."""
+    who changes a number runs a cell twice. And one that wants to write beside the notebooks, which
+    on a server may be a disk for reading only."""
     errors = runs[name].communicate(timeout=300)[1]
     assert runs[name].returncode == 0, errors
 
@@ -290,6 +296,28 @@ def test_tests_keep_out_of_the_learners_home() -> None:
     """Catches a test run that resets somebody's progress: what nbval starts inherits this too."""
     home = Path(os.environ["MINILLM_HOME"])
     assert home.is_dir() and home.parent == Path(tempfile.gettempdir())
+
+
+def test_a_killed_kernel_leaves_nothing_when_the_tests_are_over(tmp_path: Path) -> None:
+    """Catches a gigabyte beside the notebooks after `make test`: nbval kills its kernels, so that
+    nothing which they would do at their exit is done."""
+    source = "from minillm.files import temporary_folder\nkept = temporary_folder('.')\n"
+    source += "open(kept.name + '/weights', 'w').close()\nopen('tour_run.json', 'w').close()"
+    made = [nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / "a.ipynb")
+    (tmp_path / "tour_run.html").write_text("a learner's")
+    (tmp_path / "conftest.py").write_text(
+        "from pathlib import Path\nimport tests.conftest as ours\n"
+        "ours.NOTEBOOKS = Path(__file__).parent\npytest_configure = ours.pytest_configure\n"
+        "def pytest_unconfigure():\n    print(len(list(ours.NOTEBOOKS.glob('.minillm-*'))), 'left')"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", "--nbval",
+               "--nbval-current-env", f"--rootdir={tmp_path}", str(tmp_path)]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "1 passed" in done.stdout and "1 left" in done.stdout, done.stdout + done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["a.ipynb", "conftest.py", "tour_run.html"]
+    assert (tmp_path / "tour_run.html").read_text() == "a learner's"
 
 
 def test_nbval_fails_at_once_where_it_used_to_hang_or_pass(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import measure, probe_compute, probe_links, probe_memory, probe_ssd
+from minillm import host, measure, probe_compute, probe_links, probe_memory, probe_ssd
+from minillm.cgroups import Least
 from minillm.disk import filesystem
 from minillm.errors import MinillmError, OutOfMemory
 from minillm.machine import Machine
@@ -251,6 +252,37 @@ def test_threads_are_set_back_after_measuring():
     list(probe_compute.compute(torch.device("cpu"), 0.01))
     probe_memory.copy_bandwidth(0.01)
     assert torch.get_num_threads() == before
+
+
+def test_where_no_memory_is_left_the_chase_still_has_a_cycle(monkeypatch):
+    """Catches a pointer to nowhere, which ends the process: a container can be full."""
+    monkeypatch.setattr(probe_memory, "available_dram", lambda: 0)
+    assert [m.name for m in probe_memory.latencies(0.01)] == ["latency 16 KiB"]
+
+
+def test_busy_counts_the_machines_cores_and_0_where_nobody_tells(monkeypatch):
+    """Catches a quiet server called busy, since of its 64 cores a container may use one."""
+    monkeypatch.setattr("minillm.probe.n_cores", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "getloadavg", lambda: (16.0, 0, 0), raising=False)
+    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([]))
+    assert probe(0.1, save=False).busy == 0.25
+
+    def unknown():
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr(os, "getloadavg", unknown)
+    assert probe(0.1, save=False).busy == 0
+
+
+def test_every_measurement_uses_as_many_threads_as_the_quota_pays_for(monkeypatch):
+    """Catches a ceiling measured with threads that stand still, and so beaten by every run."""
+    monkeypatch.setattr(host, "_affinity", lambda: 8)
+    for quota in (1.5, 3):
+        monkeypatch.setattr(host, "cpu_quota", lambda: Least(quota, Path()))  # noqa: B023
+        found = [probe_memory.dram_bandwidth(0.01), probe_memory.copy_bandwidth(0.01)]
+        found += probe_compute.compute(torch.device("cpu"), 0.01)
+        assert all(f" {int(quota)} threads" in m.how for m in found)
 
 
 def test_the_best_run_is_the_ceiling_and_a_number_comes_with_it():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError, MinillmError
+from minillm.links import Way, Ways
 from minillm.machine import Machine
 from minillm.measure import Measurement
 from minillm.predict import HARDWARE, Wire
@@ -53,9 +54,8 @@ def model(clock: Clock, name: str = "H100", pace: float = 33.5e9) -> tuple[Scale
     return ScaleModel(HARDWARE[name], pace, trace, clock.until), trace
 
 
-def fields(nbytes: int, source: str = "dram", target: str = "hbm") -> dict:
-    return {"name": "copy", "stage": "load", "label": "weights", "nbytes": nbytes,
-            "source": source, "target": target}  # fmt: skip
+def way(trace: Trace, source: str = "dram", target: str = "hbm", link: str = "") -> Way:
+    return Ways(trace, True, True)["copy", "load", "weights", source, target, link]
 
 
 def threads() -> list[threading.Thread]:
@@ -219,16 +219,16 @@ def test_each_way_between_tiers_has_its_own_link():
 
 def test_what_a_server_does_not_have_is_refused_and_what_it_needs_not_is_free():
     """Catches an RTX 4090 with NVLink, and a copy within a Mac's one memory that takes time."""
-    scale, _ = model(Clock(), "RTX 4090")
+    scale, trace = model(Clock(), "RTX 4090")
     with pytest.raises(ConfigError, match="wanted nvlink.*RTX 4090 has none"):
         scale.link("hbm:0", "hbm:1")
     for name in ("token ring", "name", "hbm_bandwidth"):
         with pytest.raises(ConfigError, match=f"wanted {name}, but RTX 4090 has none"):
-            scale.carry(lambda: None, fields(1) | {"link": name})
+            scale.carry(lambda: None, 1, way(trace, link=name))
     assert set(scale.ceilings()) == {"ssd", "copy", "hbm"}
     unified, trace = model(Clock(), "M1 Max")
     assert unified.link("dram", "hbm") is None
-    unified.copy(torch.ones(4), torch.empty(4), fields(16))
+    unified.copy(torch.ones(4), torch.empty(4), way(trace))
     assert [e.nbytes for e in trace.events] == [16]
 
 
@@ -238,8 +238,8 @@ def test_the_trace_tells_the_links_times_and_that_they_are_emulated():
     scale, trace = model(clock)
     clock.now = 5.0
     with trace.at(token=3, request=1):
-        scale.copy(torch.ones(64), torch.empty(64), fields(256))
-        sending = scale.send(torch.ones(64), torch.empty(64), fields(256) | {"detail": "layer 2"})
+        scale.copy(torch.ones(64), torch.empty(64), way(trace))
+        sending = scale.send(torch.ones(64), torch.empty(64), way(trace), "layer 2")
     with trace.at(token=9):
         sending.join()
         scale.settle()
@@ -313,7 +313,7 @@ def test_without_a_profile_the_pace_is_measured(monkeypatch, tmp_path):
     """Catches a scale model that only works after a probe."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path))
     measured = Measurement("dram.read", "bytes/s", 5e10, 5e10, 6e10, 3, "made up")
-    monkeypatch.setattr("minillm.machine.dram_bandwidth", lambda seconds: measured)
+    monkeypatch.setattr("minillm.machine.machine.dram_bandwidth", lambda seconds: measured)
     assert Machine.scale_model("H100", hbm="1 MiB").scale.hbm_bandwidth == 6e10
 
 

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from data.build import corpus
 from data.build.tokenizer import BOS, EOS, VOCAB_SIZE, save, train_tokenizer
 from minillm.config import ModelConfig
+from minillm.host import n_cores
 from minillm.model.attention import causal_rows
 from minillm.model.llama import Llama
 
@@ -359,7 +360,7 @@ def options() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--scale", type=float, default=1.0, help="times the tokens of the schedule")
     add("--lr", type=float, default=2e-3)
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--threads", type=int, default=min(torch.get_num_threads(), n_cores()))
     add("--minutes", type=float, default=1e9, help="stop (resumable) after this long")
     add("--eager", action="store_true", help="do not compile: slower, needs no C++ compiler")
     return parser.parse_args()

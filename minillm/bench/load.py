@@ -18,7 +18,6 @@ all; what that costs is told as the time of the arena.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,14 +34,16 @@ from torch import Tensor
 from minillm.bench.load_report import COPIED, RAW, STOCK, LoadReport
 from minillm.bench.memory import private_memory
 from minillm.disk import PAGE, aligned, open_direct, read_all
-from minillm.host import home, huge_pages, n_cores
+from minillm.files import home, temporary_folder
+from minillm.host import huge_pages, n_cores
 from minillm.load.make import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
 from minillm.load.safetensors import damaged
-from minillm.load.shard import Checkpoint, allocate, bring
+from minillm.load.shard import Checkpoint, bring
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
 
 ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
 OURS = ("direct", "read", "mmap")
@@ -75,7 +76,7 @@ def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
         yield Path(model)
         return
     home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=home()) as folder:
+    with temporary_folder(home()) as folder:
         make_checkpoint(shape, Path(folder) / shape)
         yield Path(folder) / shape
 
@@ -84,19 +85,18 @@ def _measure(
     checkpoint: Checkpoint, rounds: int, progress: Callable[[int, int], None], machine: Machine
 ) -> LoadReport:
     report = LoadReport(checkpoint.nbytes, machine.describe())
-    shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
-    dtype = next(iter(checkpoint.tensors.values())).dtype
+    wanted = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
     report.notes.append(f"raw, cold: the files read and forgotten, {_how(checkpoint.files[0])}")
     report.notes.append("raw, warm: as many bytes copied to HBM out of memory in use")
     if not drop(checkpoint.files):
         report.notes.append("this system cannot drop its page cache: cold is no colder than warm")
     begin = time.perf_counter()
-    arena, places = allocate(shapes, machine, dtype, "hbm")
+    arena = Arena(machine, wanted, "hbm", "weights")
     try:
-        arena.zero_()
+        arena.block.zero_()
         machine.sync()
         report.arena = time.perf_counter() - begin
-        ways = _Ways(checkpoint, arena, places, machine).by_state
+        ways = _Ways(checkpoint, arena.block, arena.places, machine).by_state
         for number in range(rounds + 1):  # the first one warms up, and measures memory
             for way, state, prepare in ways:
                 seconds, extra = _once(prepare, checkpoint, machine, state, number == 0)
@@ -107,7 +107,7 @@ def _measure(
                     report.extra[way] = extra - (way in ALL) * arena.nbytes
             progress(number, rounds)
     finally:
-        machine.free(arena)
+        arena.close()
     return report
 
 
@@ -134,7 +134,7 @@ class _Ways:
     @contextmanager
     def copy(self) -> Iterator[Go]:
         source = self.machine.empty((_SOURCE,), torch.uint8, "dram", "bench")
-        parts = list(self.arena.view(-1).view(torch.uint8).split(_PART))
+        parts = list(self.arena.split(_PART))
         pairs = list(zip(parts, source.zero_().split(_PART) * len(parts), strict=False))
 
         def one(pair: tuple[Tensor, Tensor]) -> None:
@@ -174,9 +174,10 @@ class _Ways:
         with ExitStack() as stack:
 
             def go() -> None:
-                shapes = {name: place.shape for name, place in self.places.items()}
-                block, fresh = allocate(shapes, self.machine, self.infos[0].dtype, "hbm")
-                stack.callback(self.machine.free, block)
+                wanted = {name: (place.shape, place.dtype) for name, place in self.places.items()}
+                arena = Arena(self.machine, wanted, "hbm", "weights")
+                stack.callback(arena.close)
+                fresh = arena.places
                 if how in OURS:
                     bring(fresh, self.checkpoint, self.machine, how)
                 else:

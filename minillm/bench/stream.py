@@ -17,8 +17,8 @@ from statistics import median
 from minillm.bench.load import given_or_random
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.weights import hidden
 from minillm.machine import Machine
+from minillm.machine.prefetch import hidden
 
 SHAPE = "135m"
 PROMPT, TOKENS = 512, 8  # tokens of the prompt, tokens decoded
@@ -87,7 +87,7 @@ def _measure(engine: Engine) -> dict[str, tuple[float, float, float]]:
         engine.generate([[2] * length], params)
         name = "prefill" if work == "prefill" else "decode step"
         passes = engine.trace.select(name=name)
-        share = hidden(engine.trace)
+        share = hidden(engine.trace, "weights")
         seconds = sum(event.seconds for event in passes) / len(passes)
         found[work] = (seconds, share.moving / tokens, share.share)  # a pass for each token
     return found

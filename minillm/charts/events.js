@@ -4,6 +4,8 @@ export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", 
   "target", "label", "step", "token", "request", "model", "rank", "link", "how", "bytes_how",
   "detail"];
 
+export const RESERVED = "kv reserved"; // the label of a pool's empty pages: taken, and not in use
+
 export const baseOf = (unit) => unit.split(":")[0];
 export const rankOf = (unit) => Number(unit.split(":")[1] || 0);
 export const plain = (unit) => (unit.endsWith(":0") ? unit.slice(0, -2) : unit);

@@ -15,14 +15,25 @@ from statistics import median
 from minillm.errors import MinillmError
 from minillm.trace import Event, Trace, bare
 
+RESERVED = "kv reserved"  # the label of a pool's empty pages: taken, and not in use
+
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of the run and the events in it. Times are seconds since the trace began."""
+    """A stretch of the run and the events in it. Times are seconds since the trace began.
+
+    number: of the request that it shows, if it is a part of one.
+    """
 
     start: float
     stop: float
     events: tuple[Event, ...]
+    number: int | None = None
+
+    def done_for(self, event: Event) -> bool:
+        """Whether an event was done for this request, alone or with others; weights come apart."""
+        mine = self.number is None or event.request in (self.number, None)
+        return mine and event.stage != "load"
 
     @property
     def seconds(self) -> float:
@@ -44,17 +55,24 @@ class Memory:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        return tuple(map(sum, zip(*self.levels.values(), strict=True)))
+        """What was in use; of a pool only the pages that are."""
+        some = [held for label, held in self.levels.items() if label != RESERVED]
+        return tuple(map(sum, zip(*some, strict=True))) if some else (0,) * len(self.times)
+
+    @property
+    def most(self) -> int:
+        """The peak of what was taken, be it in use or reserved."""
+        return max(map(sum, zip(*self.levels.values(), strict=True)))
 
     @property
     def peak(self) -> int:
         return max(self.totals)
 
     def at_peak(self) -> dict[str, int]:
-        """What each label holds at the moment of the peak, largest first."""
+        """What each label holds at the moment of the peak, largest first, what is reserved last."""
         moment = self.totals.index(self.peak)
         held = {label: values[moment] for label, values in self.levels.items()}
-        return dict(sorted(held.items(), key=lambda item: -item[1]))
+        return dict(sorted(held.items(), key=lambda item: (item[0] == RESERVED, -item[1])))
 
 
 def work(trace: Trace) -> list[Event]:
@@ -68,32 +86,37 @@ def work(trace: Trace) -> list[Event]:
     return events
 
 
+def served(event: Event) -> bool:
+    """Whether it was done for a token, or in a step; a load is before any."""
+    return event.token is not None or event.step is not None
+
+
 def asked(trace: Trace) -> bool:
-    """Whether the trace holds a request, or a batch, and not a load alone."""
-    return any(e.stage == "model" and e.token is not None for e in trace.events)
+    """Whether the trace holds a request, and not a load alone."""
+    return any(e.stage == "model" and served(e) for e in trace.events)
 
 
 def request(trace: Trace) -> Window:
-    """The window of the last run, be it a request or a batch, with the weights moved for it."""
-    events = [e for e in work(trace) if e.stage != "load" or e.token is not None]
-    passes = [e for e in events if e.stage == "model" and e.token is not None]
-    if not passes:
+    """The window of the request that made the last token, with the weights moved for it.
+
+    It holds its own events and, while it ran, all of each step that it shared with others: such a
+    step's pass belongs to no single request.
+    """
+    events = [e for e in work(trace) if e.stage != "load" or served(e)]
+    made = [e.request for e in events if e.stage in ("model", "decode") and served(e)]
+    if not made:
         raise MinillmError(
             "wanted a request in the trace, found none; "
             "stream a prompt first: for piece in engine.stream(prompt): …"
         )
-    number = passes[-1].request
-    if number is not None:
-        mine = [e for e in events if e.request == number]
-    else:
-        first = len(passes) - 1  # a batch: go back to where its token 0 was made
-        while first and (passes[first - 1].token or 0) <= (passes[first].token or 0):
-            first -= 1
-        before = max((e.end for e in passes[:first]), default=0.0)
-        begin = min(e.start for e in events if e.start >= before and e.token == 0)
-        mine = [e for e in events if e.start >= begin and e.token is not None]
-    own = Window.around(e for e in mine if e.stage != "load")
-    return Window(own.start, own.stop, tuple(mine))
+    number = next((one for one in reversed(made) if one is not None), None)
+    own = Window.around(e for e in events if e.request == number and e.stage != "load")
+    meanwhile = [e for e in events if own.start <= e.start + e.seconds / 2 <= own.stop]
+    steps = {e.step for e in meanwhile if e.request is None}
+    shared = (e for e in meanwhile if served(e) and (e.request is None or e.step in steps - {None}))
+    mine = [e for e in events if e.request == number]
+    every = {*mine, *shared}
+    return Window(own.start, own.stop, tuple(e for e in events if e in every), number)
 
 
 def prompt(trace: Trace) -> str:
@@ -110,7 +133,7 @@ def tokens(window: Window) -> dict[int, Window]:
     """
     ends: dict[int, float] = {}
     for event in window.events:
-        if event.token is not None and event.stage != "load":
+        if event.token is not None and window.done_for(event):
             ends[event.token] = max(event.end, ends.get(event.token, 0.0))
     order = sorted(ends)
     stops = [*accumulate((ends[token] for token in order[:-1]), max), window.stop][: len(order)]
@@ -123,12 +146,18 @@ def tokens(window: Window) -> dict[int, Window]:
             inside[piece].append(event)
             piece += 1
     cut = zip(order, starts, stops, inside, strict=True)
-    return {token: Window(start, stop, tuple(mine)) for token, start, stop, mine in cut}
+    number = window.number
+    return {token: Window(start, stop, tuple(mine), number) for token, start, stop, mine in cut}
 
 
 def own(token: int, piece: Window) -> Window:
-    """A token from its own first event to its last, without what the caller did before it."""
-    mine = [e for e in piece.events if e.token == token and e.stage != "load"]
+    """A token from its own first event to its last, without what the caller did before it.
+
+    The step that it was made in is its own too, whoever shared it.
+    """
+    some = [e for e in piece.events if piece.done_for(e)]
+    steps = {e.step for e in some if e.token == token} - {None}
+    mine = [e for e in some if e.token == token or (e.token is None and e.step in steps)]
     if not mine:
         return piece
     start, stop = min(e.start for e in mine), max(e.end for e in mine)
@@ -189,6 +218,11 @@ def name_of(event: Event) -> str:
     if event.kind == "transfer":
         return f"{event.label or event.name} → {bare(event.target).upper()}"
     return f"page cache ({event.name})" if from_cache(event) else event.name
+
+
+def said(label: str) -> str:
+    """A label of memory, as a reader calls it."""
+    return {"kv": "KV cache", RESERVED: "KV reserved"}.get(label, label)
 
 
 def from_cache(event: Event) -> bool:

@@ -17,7 +17,7 @@ def load(trace: Trace) -> Window | None:
     were moved for a token belong to its request.
     """
     events = facts.work(trace)
-    moving = [e for e in events if _brings_weights(e) and e.token is None]
+    moving = [e for e in events if _brings_weights(e) and not facts.served(e)]
     # An engine that streams sends for its first layer ahead of any token. That is no load.
     if not moving or sum(e.nbytes for e in moving) < bytes_per_token(streamed(events)):
         return None
@@ -34,12 +34,12 @@ def _brings_weights(event: Event) -> bool:
 def streamed(events: Iterable[Event]) -> list[Event]:
     """The transfers that brought weights to HBM for a token: there they did not stay."""
     return [e for e in events if e.kind == "transfer" and e.stage == "load"
-            and e.token is not None and facts.bare(e.target) == "hbm"]  # fmt: skip
+            and facts.served(e) and facts.bare(e.target) == "hbm"]  # fmt: skip
 
 
 def count_tokens(events: Iterable[Event]) -> int:
-    """For how many tokens they were made; those of a batch are made together."""
-    return len({(e.request, e.token) for e in events})
+    """For how many tokens they were made; those of one step are made together."""
+    return len({(e.request, e.step if e.token is None else e.token) for e in events})
 
 
 def bytes_per_token(moves: list[Event]) -> float:

@@ -7,10 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
+from minillm.charts.facts import RESERVED
 from minillm.charts.style import FAINT, PAPER, RULE, width_of
 
 POINTS = 7.2  # of most words
 RAISED = "#F3F4F7"
+LOWEST = ("weights", "kv", RESERVED)  # in a tank; the rest on top of them
 TINTS = (0.28, 0.55, 0.75, 0.95)  # what is large is pale, what is thin is strong
 
 
@@ -63,8 +65,8 @@ def scale(peak: int, capacity: int | None) -> tuple[float, bool]:
 
 
 def order(levels: dict[str, int]) -> dict[str, int]:
-    """Weights lowest, on them the KV cache, then the rest; of more than four the small together."""
-    first = {label: levels[label] for label in ("weights", "kv") if label in levels}
+    """Labels from the bottom up; of more than four the small ones together."""
+    first = {label: levels[label] for label in LOWEST if label in levels}
     rest = [(label, n) for label, n in levels.items() if label not in first]
     room = len(TINTS) - len(first)
     if len(rest) > room:

@@ -115,7 +115,7 @@ export class MachinePicture {
   _peak(tier) {
     if (this.view.live) return this.scene.tiers[tier].peak;
     const { peaks } = this._facts();
-    if (!peaks.has(tier)) peaks.set(tier, this.run.peak(tier).nbytes);
+    if (!peaks.has(tier)) peaks.set(tier, this.run.peak(tier).taken);
     return peaks.get(tier);
   }
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.patches import Rectangle
 
+from minillm.charts import facts
 from minillm.charts.machine_pen import RAISED, TINTS, Pen, arrow, order, scale, visible
 from minillm.charts.show import Chart
 from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, amount, percent
@@ -103,19 +104,23 @@ def _tank(pen: Pen, box: dict, peak: Peak, emulated: bool) -> None:
     """Layers up to the peak; of a memory of which little was used only the lower part is drawn."""
     x, y, w, h = box["tank"]
     up, ink, card = box["fill"] == "up", INK[box["kind"]].colour, pen.card(box)
-    top, magnified = scale(peak.nbytes, peak.capacity)
+    top, magnified = scale(sum(peak.levels.values()), peak.capacity)
     if not up:
         pen.ax.add_patch(Rectangle((x, y), w, h, facecolor=RAISED))
     low, long, edges = 0.0, h if up else w, []
     for (label, nbytes), tint in zip(order(peak.levels).items(), TINTS, strict=False):
         size = min(long - low, max(1.5, nbytes / top * long))
         corner, wide, high = ((x, y + h - low - size), w, size) if up else ((x + low, y), size, h)
-        layer = pen.ax.add_patch(Rectangle(corner, wide, high, facecolor=ink, alpha=tint, lw=0))
+        look = {"facecolor": ink, "alpha": tint, "linewidth": 0}
+        if label == facts.RESERVED:
+            look = {"fill": False, "edgecolor": ink, "linestyle": ":"}
+        layer = pen.ax.add_patch(Rectangle(corner, wide, high, **look))
         layer.set_clip_path(card)
         edges.append((label, nbytes, low, size))
         low += size
     if low and up:
-        line = pen.ax.plot((x, x + w), (y + h - low,) * 2, color=ink, linewidth=1.3)[0]
+        level = next((edge[2] for edge in edges if edge[0] == facts.RESERVED), low)
+        line = pen.ax.plot((x, x + w), (y + h - level,) * 2, color=ink, linewidth=1.3)[0]
         line.set_clip_path(card)
     _say_held(pen, box, peak, emulated, amount(top, "B") if magnified else "")
     if up:
@@ -160,11 +165,12 @@ def _label(pen: Pen, box: dict, edges: list[tuple[str, int, float, float]]) -> N
         if middle > h - 20:
             continue
         free = middle
-        said = "KV cache" if label == "kv" else label
-        words = [f"{said} {amount(nbytes, 'B')}", f"{label} {amount(nbytes, 'B')}", said]
+        name, size = facts.said(label), amount(nbytes, "B")
+        words = [f"{name} {size}", f"{label} {size}", name]
         tint = TINTS[[edge[0] for edge in edges].index(label)]
         ink = INK[box["kind"]].colour
-        pen.ax.add_patch(Rectangle((x + 9, y + h - middle - 3), 6, 6, facecolor=ink, alpha=tint))
+        pen.ax.add_patch(Rectangle((x + 9, y + h - middle - 3), 6, 6, facecolor=ink, alpha=tint,
+                                   fill=label != facts.RESERVED))  # fmt: skip
         pen.fit(x + 19, y + h - middle + 4, words, w - 26, color=TEXT)
 
 

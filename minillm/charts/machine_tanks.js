@@ -1,11 +1,12 @@
 // The memories of the machine diagram: tanks that fill, a layer for each label.
 
 import { INSET, LINES, WordBox } from "./machine_boxes.js";
+import { RESERVED } from "./events.js";
 import { formatBytes } from "./formats.js";
 import { labelSaid, memorySaid } from "./machine_words.js";
 import { fitting, setAttr, setText, svgPart } from "./machine_svg.js";
 
-const LOWEST = ["weights", "kv"]; // in a tank; the rest on top of them
+const LOWEST = ["weights", "kv", RESERVED]; // in a tank; the rest on top of them
 const TINTS = [0.28, 0.55, 0.75, 0.95]; // what is large is pale, what is thin is strong
 const UNNAMED = 2000; // a layer this many times smaller than the whole is seen, but not named
 const tankCount = { made: 0 };
@@ -68,7 +69,8 @@ export class MemoryBox extends WordBox {
     let low = 0;
     this.edges = layersOf(tank.levels, tank.arrived).map((one) => {
       const size = Math.min(this.long - low, Math.max(1.5, (one.nbytes / this.top) * this.long));
-      const edge = { ...one, low, size, full: (size * one.there) / one.nbytes };
+      const filled = one.label === RESERVED ? 0 : one.there / one.nbytes;
+      const edge = { ...one, low, size, full: size * filled };
       low += size;
       return { ...edge, named: one.nbytes * UNNAMED >= tank.used };
     });
@@ -125,7 +127,7 @@ export class MemoryBox extends WordBox {
     let free = -Infinity; // up to here, from the bottom, words stand
     this.labels.forEach((label, i) => {
       const one = this.edges[i];
-      const thick = one && one.full >= 1.5 * em && one.full === one.size;
+      const thick = one && one.size >= 1.5 * em && one.there === one.nbytes;
       const wanted = one && (thick ? one.low + one.size / 2 : total + 0.9 * em);
       const middle = one ? Math.max(wanted, free + LINES * em) : 0;
       const shown = one && one.named && (thick || middle <= highest);
@@ -139,6 +141,7 @@ export class MemoryBox extends WordBox {
         : memorySaid("", arriving).map((words) => `${name} ${words}`);
       const said = [...part, `${name} ${nbytes}`, `${brief} ${nbytes}`, name];
       setText(label.lastChild, fitting(said, room));
+      setAttr(label.firstChild, "fill-opacity", one.full ? TINTS[i] : 0);
       setAttr(label, "transform",
         `translate(${x + INSET} ${(y + h - middle + 0.34 * em).toFixed(1)})`);
     });

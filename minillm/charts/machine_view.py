@@ -38,14 +38,15 @@ class Flow:
 
 @dataclass
 class Peak:
-    """A memory at the moment it held most: bytes by label, largest first; its capacity if known."""
+    """A memory when most of it was in use: bytes by label, largest first; its capacity if known."""
 
     levels: dict[str, int]
     capacity: int | None
 
     @property
     def nbytes(self) -> int:
-        return sum(self.levels.values())
+        """What was in use; of a pool only the pages that were."""
+        return sum(n for label, n in self.levels.items() if label != facts.RESERVED)
 
 
 @dataclass
@@ -105,8 +106,8 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
             continue
         levels = held.setdefault(box, {})
         levels[event.name, event.label] = event.nbytes
-        if sum(levels.values()) > most[box].nbytes:
-            most[box].levels = _by_label(levels)
+        now = Peak(_by_label(levels), most[box].capacity)
+        most[box] = max(most[box], now, key=lambda peak: peak.nbytes)
     return most
 
 

@@ -1,6 +1,6 @@
 // What the machine diagram says: of each part in a sentence, of each link in a few short lines.
 
-import { baseOf, formatBytes, formatPercent, formatRate } from "./run.js";
+import { RESERVED, baseOf, formatBytes, formatPercent, formatRate } from "./run.js";
 
 const PART_SAYS = {
   ssd: "The disk. Weights rest here as files: large, slow, and kept without power.",
@@ -23,8 +23,10 @@ const PIPE_NAMES = {
 const CACHED = 1.1; // of the disk's ceiling: what is read faster than that was in DRAM already
 const ARROWS = { across: ["→", "←"], down: ["↓", "↑"] };
 
+const SAID = { kv: "KV cache", [RESERVED]: "KV reserved" };
+
 export const partSays = (kind) => PART_SAYS[kind] || "";
-export const labelSaid = (label) => ({ kv: "KV cache" }[label] || label || "bytes");
+export const labelSaid = (label) => SAID[label] || label || "bytes";
 export const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
 // On a machine without a GPU a link to HBM is a copy inside DRAM: it is not called PCIe.

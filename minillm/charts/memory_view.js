@@ -1,5 +1,5 @@
 // Memory: how full each tier was, by label, over the run.
-import { baseOf, formatBytes, formatPercent } from "./run.js";
+import { RESERVED, baseOf, formatBytes, formatPercent } from "./run.js";
 import { dashed, line } from "./sheet.js";
 import { clipTo, crisp } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
@@ -7,6 +7,7 @@ import { labelSaid } from "./machine_words.js";
 import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
 const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
+const PALE = [0.1, ""]; // what is reserved, and empty
 
 export class MemoryView extends TimeView {
   constructor(el, run, { onSeek }) {
@@ -72,6 +73,7 @@ export class MemoryView extends TimeView {
   }
 }
 
+const shadeOf = (label, i) => (label === RESERVED ? PALE : SHADES[i]);
 const hasMargin = (sheet, scale) => sheet.width - scale.right > 60;
 
 // Gives each panel its y and height; without a margin its words need a line above it.
@@ -93,7 +95,7 @@ function paintAreas(g, sheet, scale, panel, end) {
   if (!points.length) return;
   const floor = points.map(() => 0);
   panel.labels.forEach((label, i) => {
-    const [strength, hatch] = SHADES[i];
+    const [strength, hatch] = shadeOf(label, i);
     g.beginPath();
     points.forEach(({ x0, x1, held }, k) => {
       const y = heightOf(panel, floor[k] + held[i]);
@@ -150,7 +152,7 @@ function paintLevels(g, sheet, scale, panel, emulated) {
   if (!small) {
     Object.assign(g, { fillStyle: ink.text, strokeStyle: ink.text, font: sheet.font(10) });
     dashed(g, [1, 3], scale.left, top, scale.right, top);
-    g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, top);
+    g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, Math.min(top, low - 36));
   }
   if (x >= scale.left && x <= scale.right) {
     g.fillStyle = ink.text;
@@ -195,7 +197,7 @@ function shineValues(g, sheet, scale, panel, at) {
 }
 
 function paintSwatch(g, sheet, panel, i, x, middle) {
-  const [strength, hatch] = SHADES[i];
+  const [strength, hatch] = shadeOf(panel.labels[i], i);
   Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
   g.fillRect(x, middle - 4, 8, 8);
   g.globalAlpha = 1;

@@ -51,9 +51,8 @@ def memory(trace: Trace) -> Chart:
 def _views(trace: Trace) -> list[tuple[str, Window]]:
     """What is worth a panel: the load and the last request; without both, everything."""
     moved = any(e.kind == "transfer" for e in trace.events)
-    asked = any(e.token is not None for e in trace.events)
     views = [(loading.panel_title(trace), loading.load(trace))] if moved else []
-    views += [("one request", facts.request(trace))] if asked else []
+    views += [("one request", facts.request(trace))] if facts.asked(trace) else []
     whole = Window(0.0, max(e.end for e in trace.events) or 1.0, trace.events)
     return [(title, window) for title, window in views if window] or [("the whole run", whole)]
 
@@ -65,7 +64,8 @@ def _tier_name(tier: Memory, count: int) -> str:
 
 def _fullest(tier: Memory, name: str, count: int) -> str:
     """What the tier holds at its peak, and of several such tiers that it is the fullest."""
-    held = [(format_size(n), _said(label)) for label, n in tier.at_peak().items() if n]
+    held = [(format_size(n), facts.said(label)) for label, n in tier.at_peak().items()
+            if n and label != facts.RESERVED]  # fmt: skip
     name += f", the fullest of {count}," if count > 1 else ""
     whole = f"{name} holds {format_size(tier.peak)} at its peak"
     if len(held) < 2:
@@ -93,13 +93,15 @@ def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> N
         area = ax.fill_between(times, floor, roof, step="post", linewidth=0.4, edgecolor=PAPER)
         area.set(facecolor=INK[facts.bare(tier.tier)].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
         area.set(hatch=("", "////", "....")[min(rank, 2)])
+        if label == facts.RESERVED:
+            area.set(hatch="", alpha=0.12)
         floor = roof
 
 
 def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
     """One height for all panels; the peak on the left, labels on the right."""
     for ax in axes:
-        ax.set_ylim(0, 1.12 * tier.peak or 1.0)
+        ax.set_ylim(0, 1.12 * tier.most or 1.0)
         ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
     name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
     name_row(axes[0], tier.peak / 3, name)
@@ -107,7 +109,7 @@ def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
     for label, nbytes in _largest(tier.at_peak()).items():
         size = f" {format_size(nbytes)}"
         room = 1.28 - width_of(size, 8)  # of the margin on the right
-        labels.append((floor + nbytes / 2, cut(_said(label), room, 8) + size))
+        labels.append((floor + nbytes / 2, cut(facts.said(label), room, 8) + size))
         floor += nbytes
     _beside(axes[-1], labels)
 
@@ -129,15 +131,12 @@ def _beside(ax: Axes, labels: list[tuple[float, str]]) -> None:
 
 def _largest(held: dict[str, int]) -> dict[str, int]:
     """The two or three largest labels by name, the rest together: they add up to the whole."""
-    labels = [label for label, nbytes in held.items() if nbytes]
-    if len(labels) <= 3:
-        return {label: held[label] for label in labels}
-    shown = {label: held[label] for label in labels[:2]}
-    return {**shown, "other": sum(held[label] for label in labels[2:])}
-
-
-def _said(label: str) -> str:
-    return "KV cache" if label == "kv" else label
+    used = {label: nbytes for label, nbytes in held.items() if nbytes}
+    empty = {facts.RESERVED: used.pop(facts.RESERVED)} if facts.RESERVED in used else {}
+    if len(used) > 3:
+        first, rest = list(used)[:2], list(used)[2:]
+        used = {label: used[label] for label in first} | {"other": sum(used[k] for k in rest)}
+    return used | empty
 
 
 def stages(trace: Trace) -> Table:

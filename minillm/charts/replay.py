@@ -9,8 +9,6 @@ import base64
 import hashlib
 import html
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from minillm.charts import bundle, facts
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
 from minillm.charts.style import amount
 from minillm.charts.wire import Packer
-from minillm.errors import MinillmError
+from minillm.files import save
 from minillm.trace import Trace
 
 # Filled by `page`. The policy lets the page run its own script and nothing else, and load nothing.
@@ -65,21 +63,7 @@ def replay(source: str | Path | Trace, *views: str) -> RunView:
 
 def save_page(trace: Trace, path: str | Path, views: Sequence[str] = ()) -> None:
     """Write the page of a run to `path`, all of it or nothing. Raises MinillmError."""
-    text, path = page(trace, checked(views)), Path(path)
-    try:
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.chmod(draft, 0o666 & ~_umask())  # mkstemp lets nobody else read
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
-    except OSError as error:
-        raise MinillmError(
-            f"wanted to write a page to {path}, found {error}; choose another file"
-        ) from error
+    save(path, page(trace, checked(views)), "a page")
 
 
 def page(trace: Trace, views: Sequence[str]) -> str:
@@ -107,9 +91,3 @@ def _inline(data: dict) -> str:
     """JSON inside a script element: no text in it may look like the element's end."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,9 +3,10 @@
 // An event is an object with the fields of minillm.trace.Event, and its end and rank. Times are
 // seconds since the trace began. Rank 0 is written without its suffix: "hbm:0" becomes "hbm".
 
-import { asEvent, baseOf, findParents, meaningOf, nameOf, plain, rankOf } from "./events.js";
+import { RESERVED, asEvent, baseOf, findParents, meaningOf, nameOf, plain,
+  rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
+export { FIELDS, RESERVED, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
@@ -106,7 +107,8 @@ export class Run {
     return given[tier] ?? given[`${tier}:0`] ?? given[baseOf(tier)] ?? null;
   }
 
-  // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time.
+  // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time. What a pool
+  // reserved is not used, but the peak has it.
   series(tier) {
     return this._once(`series ${tier}`, () => {
       const series = [];
@@ -114,8 +116,9 @@ export class Run {
       for (const e of this.events) {
         if (e.kind !== "counter" || e.name !== tier) continue;
         levels = { ...levels, [e.label]: e.nbytes };
-        peak = Math.max(peak, total(levels));
-        series.push({ t: e.start, levels, used: total(levels), peak });
+        const taken = total(levels), used = taken - (levels[RESERVED] || 0);
+        peak = Math.max(peak, taken);
+        series.push({ t: e.start, levels, used, peak });
       }
       return series;
     });
@@ -129,7 +132,7 @@ export class Run {
   peak(tier) {
     const series = this.series(tier);
     const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
-    return { nbytes: top.used, t: top.t, levels: top.levels };
+    return { nbytes: top.used, t: top.t, levels: top.levels, taken: series.at(-1)?.peak || 0 };
   }
 
   // -- answers for the views ---------------------------------------------------------------------
@@ -193,7 +196,11 @@ export class Run {
 // A request is cut at the end of each generated token, so that its tokens add up to the whole.
 // `own` is a token from its first event to its last, without what the caller did before it.
 function findRequests(work) {
-  const found = new Map();
+  const found = new Map(), begins = new Map(); // begins: of a step that several share
+  for (const { request, step, stage, start } of work) {
+    const shared = request === null && step !== null && stage !== "load";
+    if (shared) begins.set(step, Math.min(start, begins.get(step) ?? Infinity));
+  }
   for (const e of work) {
     if (e.request === null || e.stage === "load") continue;
     if (!found.has(e.request)) {
@@ -205,6 +212,7 @@ function findRequests(work) {
     if (e.name === "tokenize") one.prompt = e.detail;
     if (e.token === null) continue;
     const token = (one.ends[e.token] ||= { text: "", begin: e.start, stop: 0 });
+    token.begin = Math.min(token.begin, begins.get(e.step) ?? Infinity);
     token.stop = Math.max(token.stop, e.end);
     if (e.name === "detokenize") token.text += e.detail;
   }

@@ -15,6 +15,7 @@ from PIL import Image
 
 from minillm.charts.style import FAINT, HEIGHT, PAPER, TEXT, WIDTH, fit_title, width_of
 from minillm.errors import MinillmError
+from minillm.files import save
 
 
 class Chart(Figure):
@@ -56,11 +57,11 @@ class Chart(Figure):
         return pack(drawn(self))
 
     def save(self, path: str | Path) -> None:
-        """Write a `.png`, else MinillmError; the same chart gives the same bytes."""
+        """Write a `.png`, whole, else MinillmError; the same chart gives the same bytes."""
         path = Path(path)
         if path.suffix != ".png":
             raise MinillmError(f"wanted a path that ends in .png, found {str(path)!r}; name one")
-        path.write_bytes(self.png())
+        save(path, self.png(), "a chart")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         _stand_before_pyplot()

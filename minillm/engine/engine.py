@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,15 @@ from torch import Tensor
 
 from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
-from minillm.decode.sampling import generator, sample
+from minillm.decode.sampling import generator
+from minillm.engine.assemble import Parts, assemble
+from minillm.engine.chooser import Chooser
 from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
-from minillm.engine.runner import Runner
 from minillm.engine.scheduler import Scheduler
-from minillm.engine.weights import Resident, Streamed
-from minillm.errors import CheckpointError, ConfigError, MinillmError, parse_size
-from minillm.kv import ContiguousKV, PagedKV, Step
-from minillm.load.shard import Checkpoint
+from minillm.errors import ConfigError
+from minillm.kv.plan import Step
 from minillm.machine import Machine
-from minillm.model.llama import Llama
-from minillm.predict import kv_bytes_per_token
-from minillm.tokens.tokenizer import Tokenizer
+from minillm.machine.interrupt import held
 
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 
@@ -46,30 +42,17 @@ class Engine:
     likely may change places). A request that ends or is abandoned gives its pages back.
     """
 
-    def __init__(
-        self, name: str, model: Llama, weights: Resident | Streamed, tokenizer: Tokenizer,
-        machine: Machine, config: EngineConfig,
-    ) -> None:  # fmt: skip
-        self.name = name  # stamped on the trace: several engines may share a machine
-        self.model, self.tokenizer, self.machine, self.config = model, tokenizer, machine, config
-        self.model_config: ModelConfig = model.config
-        self.trace, self.dtype = machine.trace, weights.dtype
-        self.max_context = _context(config, model.config)
-        self.kv_bytes_per_token = kv_bytes_per_token(model.config, weights.dtype)
-        with ExitStack() as stack:
-            stack.callback(weights.close)
-            most = config.max_batch_tokens, config.max_running
-            self._runner = Runner(model, weights, machine, *most)
-            stack.callback(self._runner.close)
-            self.kv = _kv(config, model.config, machine, weights.dtype, self.max_context)
-            stack.callback(self.kv.close)
-            self._held: ExitStack | None = stack.pop_all()  # until we are closed
-        self.scheduler = Scheduler(self.kv, *most)
+    def __init__(self, parts: Parts, machine: Machine, config: EngineConfig) -> None:
+        self.name, self.model, self.dtype = parts.name, parts.model, parts.dtype
+        self.machine, self.trace, self.config = machine, machine.trace, config
+        self.model_config: ModelConfig = parts.model.config
+        self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
+        self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
+        self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
         self.steps = 0  # forward passes so far
+        self._chooser = Chooser(self.kv, self.trace)
         self._numbers = 0  # requests so far
-        decode = {"stage": "decode", "resource": "cpu"}
-        self._sampled = self.trace.recorder("span", "sample", **decode)
-        self._detokenized = self.trace.recorder("span", "detokenize", label="text", **decode)
+        self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
 
     @classmethod
@@ -82,33 +65,16 @@ class Engine:
         A relative directory is looked for here, then beside the package. Raises CheckpointError,
         ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
         """
-        folder, machine = locate(directory), machine or Machine.here()
-        trace = machine.trace
-        with trace.span("read config and headers", stage="load", resource="cpu"):
-            model_config = ModelConfig.from_pretrained(folder)
-            _context(config, model_config)
-            checkpoint = Checkpoint.open(folder)
-        with trace.span("read tokenizer", stage="tokens", resource="cpu"):
-            tokenizer = Tokenizer.from_pretrained(folder)
-            _check_vocabulary(tokenizer, model_config, folder)
-        with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
-            model = Llama(model_config).eval()  # shapes and names, no memory
-        dtype = model_config.dtype if config.dtype == "auto" else config.dtype
-        hold = Streamed if config.weights == "stream" else Resident
-        weights = hold(model, checkpoint, machine, getattr(torch, dtype), config)
-        trace.describe_model(
-            Path(directory).name, dtype=dtype, weight_bytes=weights.nbytes,
-            kv_bytes_per_token=kv_bytes_per_token(model_config, weights.dtype),
-        )  # fmt: skip
-        return cls(model, weights, tokenizer, machine, config)
+        machine = machine or Machine.here()
+        return cls(assemble(directory, machine, config), machine, config)
 
     def close(self) -> None:
         """Give all memory back; the engine answers no more. A second call does nothing."""
-        if self._held is not None:
+        if not self._closed:
+            self._closed = True
             self._held.close()
             self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory
-        self._held = None
 
     def stream(self, prompt: Prompt, params: SamplingParams = _SAMPLING) -> Iterator[Piece]:
         """Yield each token as it is chosen. `prompt` is a text, or token ids as they are.
@@ -120,14 +86,13 @@ class Engine:
 
         def pieces() -> Iterator[Piece]:
             with self._present([request]):
-                while True:
-                    while not (request.pieces or request.over):
+                while request.pieces or not request.over:
+                    if request.pieces:
+                        yield request.pieces.popleft()
+                    else:
                         self.step()
-                    if request.error:
-                        raise request.error
-                    if not request.pieces:
-                        return
-                    yield request.pieces.popleft()
+                if request.error:
+                    raise request.error
 
         return pieces()
 
@@ -135,15 +100,12 @@ class Engine:
         self, prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] = _SAMPLING,
     ) -> list[Completion]:  # fmt: skip
-        """Complete every prompt, all with `params` or each with its own, together.
-
-        Errors of prompts come before any work is done.
-        """
-        prompts = prompts if isinstance(prompts, (list, tuple)) else [prompts]
+        """Complete every prompt, with `params` or each with its own; a bad one is told at once."""
+        prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             wanted = f"one SamplingParams, or one for each of {len(prompts)} prompts"
-            raise ConfigError(f"wanted {wanted}, found {len(each)}; make the lists equally long")
+            raise ConfigError(f"wanted {wanted}, found {len(each)}; give as many")
         requests = [self._admit(*pair) for pair in zip(prompts, each, strict=True)]
         with self._present(requests):
             for request in requests:
@@ -163,55 +125,27 @@ class Engine:
                     ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
                     logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
                     logits = self._runner.fetch_logits(logits)  # HBM → DRAM
-                    self._choose(step, requests, logits)  # CPU: a token each, and its text
-                self._hand_out(requests)
+                    self._hand_out(step, requests, logits)  # CPU: a token each, and its text
 
     def _stamps(self, requests: list[Request]) -> dict[str, Any]:
         """What the events of a pass say of it; request and token only if there is just one."""
-        number, self.steps = self.steps, self.steps + 1
-        if len(requests) > 1:
-            return {"step": number, "model": self.name}
-        [alone] = requests
-        token = len(alone.token_ids)
-        return {"step": number, "model": self.name, "request": alone.number, "token": token}
+        stamps: dict[str, Any] = {"step": self.steps, "model": self.name}
+        self.steps += 1
+        if len(requests) == 1:
+            stamps |= {"request": requests[0].number, "token": len(requests[0].token_ids)}
+        return stamps
 
-    def _choose(self, step: Step, requests: list[Request], logits: Tensor) -> None:
-        """Sample and detokenize a token for each request with a row of logits."""
-        rows = iter(logits)
-        for request, count, wanted in zip(requests, step.counts, step.wanted, strict=True):
-            try:
-                chosen = self._sample(request, next(rows)) if wanted else None
-            except MinillmError as error:  # of this request alone; the others go on
-                request.error = error
-                continue
-            request.cached += count
-            self.kv.commit(request.number, request.ids[: request.cached])
-            if chosen is not None:
-                self._take(request, *chosen)
-
-    def _sample(self, request: Request, row: Tensor) -> tuple[int, float]:
-        began = self.trace.now()
-        chosen = sample(row, request.params, request.chance)
-        mine = {"request": request.number, "token": len(request.token_ids)}
-        self._sampled(began, self.trace.now() - began, **mine)
-        return chosen
-
-    def _take(self, request: Request, token_id: int, logprob: float) -> None:
-        began, mine = self.trace.now(), {"request": request.number, "token": len(request.token_ids)}
-        piece = request.take(token_id, logprob, began)
-        request.pieces.append(piece)
-        size, detail = len(piece.text.encode()), piece.text
-        self._detokenized(began, self.trace.now() - began, size, detail=detail, **mine)
-
-    def _hand_out(self, requests: list[Request]) -> None:
-        """Whoever has ended leaves."""
-        for request in requests:
-            if request.over:
-                self.scheduler.remove(request)
+    def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:
+        """A token for each; who has ended leaves. An interrupt waits, for all or none count."""
+        with held():
+            self._chooser.choose(step, requests, logits, self._runner.tops)
+            for request in requests:
+                if request.over:
+                    self.scheduler.remove(request)
 
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A prompt becomes a request, or a PromptError; nothing is reserved yet."""
-        assert self._held is not None, "this engine was closed: load it again"
+        assert not self._closed, "this engine was closed: load it again"
         number, started = self._numbers, self.trace.now()
         with (
             self.trace.at(token=0, request=number, model=self.name),
@@ -224,7 +158,7 @@ class Engine:
         self._numbers += 1
         return Request(
             number, prompt, ids, params, self.model_config.eos_token_ids, generator(params),
-            Detokenizer(self.tokenizer, params.stop), started,
+            Detokenizer(self.tokenizer, ids, params.stop), started,
         )  # fmt: skip
 
     @contextmanager
@@ -244,47 +178,3 @@ class Engine:
                     self.scheduler.remove(request)
                     if not request.over:
                         request.finish_reason = "abort"
-
-
-def _kv(
-    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
-) -> PagedKV:
-    """The cache that the settings ask for; its pool is taken now only if its size is given."""
-    size = context if config.kv == "contiguous" else config.page_size
-    page = size * kv_bytes_per_token(model, dtype)
-    pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
-    if pages == 0:
-        raise ConfigError(
-            f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
-            "ask for more, or for a smaller page_size"
-        )
-    if config.kv == "contiguous":
-        return ContiguousKV(model, machine, dtype, context, pages)
-    return PagedKV(model, machine, dtype, config.page_size, pages)
-
-
-def locate(path: str | PathLike[str]) -> Path:
-    """A relative path from here, or else from the folder that holds the package.
-
-    So `"data/town"` is found from the repository and from its notebooks alike.
-    """
-    beside = Path(__file__).resolve().parents[2] / path
-    return beside if beside.exists() and not Path(path).exists() else Path(path)
-
-
-def _context(config: EngineConfig, model: ModelConfig) -> int:
-    longest = model.max_position_embeddings
-    if (config.max_context or 0) > longest:
-        raise ConfigError(
-            f"wanted max_context of at most {longest:,}, the model's, found "
-            f"{config.max_context:,}; ask for less, or take a model with a longer context"
-        )
-    return config.max_context or longest
-
-
-def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
-        raise CheckpointError(
-            f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
-            f"{tokenizer.vocab_size:,} in {folder}; take tokenizer.json and weights of one model"
-        )

@@ -15,6 +15,7 @@ from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
+from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
 from minillm.trace import Record
 
@@ -28,10 +29,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: Llama, weights: Resident | Streamed, machine: Machine, max_tokens: int,
-        max_rows: int,
+        self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
+        machine: Machine, max_tokens: int, max_rows: int,
     ) -> None:  # fmt: skip
-        self._model, self._weights, self._machine = model, weights, machine
+        self._model, self._weights, self._kernels = model, weights, kernels
+        self._machine = machine
         # Of an embedding that is not the output too, one row a token is read, not the table.
         tied = model.config.tie_word_embeddings
         unread = 0 if tied else model.model.embed_tokens.weight.nbytes
@@ -49,6 +51,7 @@ class Runner:
             self._logits = hold(shape, torch.float32, "dram", "logits")
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
         self._batch = machine.trace.recorder("span", "batch", stage="tokens", resource="cpu")
+        self._halves: list[Record] = []  # of each layer attention, then FFN
         if machine.emulated:  # on a card a span would time launches
             for block in model.blocks:
                 self._watch(block)
@@ -64,6 +67,7 @@ class Runner:
             half, detail = getattr(block, f"{name}_half"), f"layer {block.layer}"
             record = trace.recorder("span", name, stage="model", resource="compute", detail=detail)
             setattr(block, f"{name}_half", _spanned(half, trace.now, record))
+            self._halves.append(record)
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
@@ -87,8 +91,22 @@ class Runner:
         with self._weights.step(step.tokens), span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
+            self._tell_halves()
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
+
+    def _tell_halves(self) -> None:
+        """The spans of halves that ran in one call: the kernels stamped when each began."""
+        if self._kernels is not None and self._kernels.stamps is not None:
+            zero = self._machine.trace.origin
+            began = [stamp - zero for stamp in self._kernels.stamps]
+            for record, start, end in zip(self._halves, began, began[1:], strict=False):
+                record(start, end - start)
+
+    @property
+    def tops(self) -> Tops | None:
+        """Of the last pass's logits the largest of each row, where the kernels told it."""
+        return None if self._kernels is None else self._kernels.tops
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """Logits (rows, V), HBM → DRAM, where the CPU can choose from them."""
@@ -105,6 +123,7 @@ def _spanned(half: Half, now: Callable[[], float], record: Record) -> Half:
         record(began, now() - began)
         return part
 
+    run.watches = half  # says to kernels: this only looks on
     return run
 
 

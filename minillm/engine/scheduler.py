@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 
 from minillm.engine.request import Request
-from minillm.errors import OutOfMemory
 from minillm.kv.pages import PagedKV
 from minillm.kv.plan import Hidden, Step
 
@@ -33,7 +32,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn. OutOfMemory if the cache can never hold it."""
-        self.kv.check(request.slots)
+        if error := self.kv.too_large(request.slots):
+            raise error
         self.waiting.append(request)
 
     def schedule(self) -> tuple[Step, list[Request]]:
@@ -78,7 +78,7 @@ class Scheduler:
             if not self._take_in(request):
                 if self.running:
                     return
-                self._fail(self.waiting.popleft())
+                self.waiting.popleft().error = self.kv.too_large(request.slots)
                 continue
             self.running.append(self.waiting.popleft())
             count = min(len(request.ids) - request.cached, budget)
@@ -94,11 +94,6 @@ class Scheduler:
             return True
         self.kv.release(request.number)
         return False
-
-    def _fail(self, request: Request) -> None:
-        needed = self.kv.pages_for(len(request.ids)) * self.kv.page_nbytes
-        hbm = self.kv.machine.hbm
-        request.error = OutOfMemory("hbm", needed, self.kv.most * self.kv.page_nbytes, hbm.by_label)
 
     def fork(self, request: Request, twin: Request) -> None:
         """A twin of a running request goes on from the same past; pages are copied when written."""

@@ -2,7 +2,8 @@
 
 plan.py        one forward pass as the cache sees it; what a cache must be able to do
 attention.py   attention over pages, written once, whatever store the pages lie in
-pages.py       a pool of pages, block tables, reference counts, copy on write
+pool.py        the pool that pages come from: free pages, reference counts
+pages.py       a block table for each request; sharing, copy on write
 contiguous.py  the simplest cache, as pages that are as long as the longest text
 """
 

@@ -4,22 +4,24 @@
      "guesses": {"11_load_stream": {"time to load": {"value": 2.0, "unit": "s"}}}}
 
 It is written when a learner attempts an exercise, asks for a hint or guesses; a notebook that
-only runs writes nothing. A damaged file is kept aside as `progress.json.bad`; one that cannot be
-read or written is said once, and the session goes on with what it remembers.
+only runs writes nothing. Of two notebooks that write, one waits for the other. A damaged file is
+kept aside as `progress.json.bad`; one that cannot be read or written is said once, and the session
+goes on with what it remembers.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from minillm.charts.show import Table
 from minillm.errors import MinillmError
+from minillm.files import home, locked, read_json, write_json
 from minillm.lesson import exercises
 
 ABOUT = "Progress in the minillm course. progress(reset=True) in a notebook starts anew."
@@ -54,21 +56,20 @@ def progress(reset: bool = False) -> Table:
 
 def progress_file() -> Path:
     """`progress.json` in the folder MINILLM_HOME, which is ~/.minillm if it is not set."""
-    try:
-        home = Path(os.environ.get("MINILLM_HOME") or "~/.minillm").expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        home = Path(tempfile.gettempdir()) / "minillm"
-    return home / "progress.json"
+    return home() / "progress.json"
 
 
 def attempted(number: str, right: bool) -> None:
     """Note an attempt. Once right, an exercise stays right, and is not written again for it."""
-    with _lock:
-        entry = _read()["exercises"].get(number, {})
-        if not (right and entry.get("right") is True):
-            seen = {"right": right or entry.get("right") is True,
-                    "attempts": entry.get("attempts", 0) + 1}  # fmt: skip
-            _change(lambda kept: kept["exercises"].setdefault(number, {}).update(seen))
+
+    def note(kept: dict[str, Any]) -> None:
+        entry = kept["exercises"].setdefault(number, {})
+        was_right = entry.get("right") is True
+        entry.update(right=right or was_right)
+        if not (right and was_right):
+            entry.update(attempts=entry.get("attempts", 0) + 1)
+
+    _change(note)
 
 
 def hints_seen(number: str) -> int:
@@ -87,30 +88,34 @@ def last_guess(notebook: str, quantity: str) -> float | None:
 def guessed(notebook: str, quantity: str, value: float, unit: str) -> None:
     """Note a guess, in place of an earlier one of the same quantity in that notebook."""
     entry = {"value": value, "unit": unit}
-    if last_guess(notebook, quantity) != value:
-        _change(lambda kept: kept["guesses"].setdefault(notebook, {}).update({quantity: entry}))
+    _change(lambda kept: kept["guesses"].setdefault(notebook, {}).update({quantity: entry}))
 
 
 def _read() -> dict[str, Any]:
     """What the file says, or what this session remembers; empty if there is neither."""
-    with _lock:
-        path = progress_file()
-        if path in _remembered:
-            return _remembered[path]
-        try:
-            return _load(path)
-        except OSError as error:
-            return _go_without(_sound({}), "could not be read", error)
+    path = progress_file()
+    with _lock, locked(path):
+        return _look(path)
+
+
+def _look(path: Path) -> dict[str, Any]:
+    if path in _remembered:
+        return _remembered[path]
+    try:
+        return _load(path)
+    except OSError as error:
+        return _go_without(_sound({}), "could not be read", error)
 
 
 def _load(path: Path) -> dict[str, Any]:
     """What the file says; a damaged one is put aside, and a new one begins."""
     try:
-        return _sound(json.loads(path.read_bytes()))
+        return _sound(read_json(path))
     except FileNotFoundError:
         return _sound({})
-    except (ValueError, TypeError, AttributeError, RecursionError):  # not the JSON that we write
-        os.replace(path, bad := path.with_name(f"{path.name}.bad"))
+    except (ValueError, TypeError, AttributeError):  # not the JSON that we write
+        names = (path.with_name(f"{path.name}.bad{number}") for number in ("", *range(2, 1000)))
+        os.replace(path, bad := next(name for name in names if not name.exists()))
         print(f"Progress could not be read. The file is kept as {bad.name}, and a new one begins.")
         return _sound({})
 
@@ -126,20 +131,20 @@ def _sound(kept: dict) -> dict[str, Any]:
 
 
 def _change(change: Callable[[dict], Any]) -> None:
-    """Read, change, write. The file is replaced in one step, so it is never half written."""
-    with _lock:
-        path, kept = progress_file(), _read()
+    """Read, change, write, while no other notebook does; not written if nothing changed."""
+    path = progress_file()
+    with suppress(OSError):  # if there can be no such folder, that is told in a moment
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock, locked(path):
+        kept = _look(path)
+        before = deepcopy(kept)
         change(kept)
-        if path in _remembered:
+        if kept == before or path in _remembered:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            text = json.dumps(kept, indent=2, ensure_ascii=False)
-            fresh.write_text(text + "\n", encoding="utf-8")
-            os.replace(fresh, path)
-        except OSError as error:
-            _go_without(kept, "is not kept", error)
+            write_json(path, kept, "progress", indent=2)
+        except MinillmError as error:
+            _go_without(kept, "is not kept", error.__cause__)
 
 
 def _forget() -> None:

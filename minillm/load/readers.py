@@ -16,6 +16,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,8 +36,9 @@ class WeightFile:
     """An open file, and how to bring bytes of it to DRAM. `fetch` may be called by any thread.
 
     how: one of READERS. note: for the trace, by what way the bytes come. warm: when it was opened
-    the page cache held all of it, so the SSD is not asked. Raises CheckpointError if there is no
-    such file. Holds a file descriptor until `close`.
+    the page cache held all of it, so the SSD is not asked; False where nobody tells. Raises
+    CheckpointError if there is no such file, or it should be mapped and cannot be. Holds a file
+    descriptor until `close`.
     """
 
     def __init__(self, path: Path, how: str):
@@ -45,17 +48,27 @@ class WeightFile:
             file = open_direct(path, how == "direct")
         self.fd, self.step, self.note = file.fd, BLOCK if file.direct else 1, file.how
         if how == "read" and hasattr(os, "posix_fadvise"):  # the kernel may read ahead by more
-            os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            with suppress(OSError):  # advice: where nobody takes it, nothing is lost
+                os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         held = None if file.direct else cached(file.fd, size)
         self.warm = held is not None and held > 0.99  # all but the header, perhaps
-        if held is not None:
-            self.note += f", which held {held:.0%} of the file"
-        self.pages = _map(self.fd, size) if how == "mmap" else None
+        if not file.direct:
+            share = "an unknown share" if held is None else f"{held:.0%}"
+            self.note += f", which held {share} of the file"
+        self.pages = self._mapped(size) if how == "mmap" else None
 
     def close(self) -> None:
         """Tensors that `fetch` made of a mapped file stay good for as long as they are held."""
         self.pages = None
         os.close(self.fd)
+
+    def _mapped(self, size: int) -> Tensor:
+        try:
+            return _map(self.fd, size)
+        except OSError as error:  # some network file systems
+            self.close()
+            found, do = f"“{error.strerror}”", 'take reader="read"'
+            raise damaged(self.path, "a file that can be mapped", found, do=do) from error
 
     def ranges(self, pieces: list[Piece], gap: int) -> list[tuple[int, int]]:
         """What is asked for to bring `pieces`: one range of whole steps, or one for each run."""
@@ -155,20 +168,45 @@ def cached(fd: int, size: int) -> float | None:
     """The share of a file's pages that the page cache holds (0 to 1); None where nobody tells.
 
     A large file is sampled, 64 pages in each of 64 places: asking for all costs a GB 20 ms. The
-    kernel tells only who owns the file or may write it, for it shows what others have read.
+    kernel tells only who owns the file or may write it, for it shows what others have read; to
+    anybody else it says "all of it", which is not believed.
     """
     mincore = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mincore", None)
-    if mincore is None or not size:
+    if mincore is None or not size or not _may_ask(fd) or _tells_all(mincore):
         return None
-    pages, length = _map(fd, size), 64 * mmap.PAGESIZE
-    here, found = (ctypes.c_ubyte * 64)(), []
+    try:
+        pages, length = _map(fd, size), 64 * mmap.PAGESIZE
+    except OSError:  # some network file systems map no files
+        return None
+    found = []
     for place in range(0, size, max(length, size // 64 // mmap.PAGESIZE * mmap.PAGESIZE)):
-        nbytes = min(length, size - place)
-        address = ctypes.c_void_p(pages.data_ptr() + place)
-        if mincore(address, ctypes.c_size_t(nbytes), here):
+        here = _in_memory(mincore, pages.data_ptr() + place, min(length, size - place))
+        if not here:
             return None
-        found += [byte & 1 for byte in here[: -(-nbytes // mmap.PAGESIZE)]]
+        found += here
     return sum(found) / len(found)
+
+
+def _may_ask(fd: int) -> bool:
+    """Whether this process, as what it now acts as, owns the file or may write it."""
+    acts = os.access in os.supports_effective_ids
+    may_write = os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=acts)
+    return may_write or os.fstat(fd).st_uid == os.geteuid()
+
+
+def _tells_all(mincore: Callable[..., int]) -> bool:
+    """Whether memory that nobody has touched is in memory, too: some sandboxes always say so."""
+    with mmap.mmap(-1, mmap.PAGESIZE, access=mmap.ACCESS_COPY) as untouched:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(untouched))
+        return _in_memory(mincore, address, mmap.PAGESIZE) != [0]
+
+
+def _in_memory(mincore: Callable[..., int], address: int, nbytes: int) -> list[int]:
+    """For each page from `address` on, at most 64, whether it is; [] where nobody tells."""
+    answer = (ctypes.c_ubyte * 64)()
+    if mincore(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), answer):
+        return []
+    return [byte & 1 for byte in answer[: -(-nbytes // mmap.PAGESIZE)]]
 
 
 def drop(files: list[Path]) -> bool:

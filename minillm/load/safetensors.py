@@ -158,7 +158,8 @@ def opened(file: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file, unbuffered, and its size in bytes. What the system refuses is CheckpointError."""
     try:
         if os.path.exists(file) and not os.path.isfile(file):  # a pipe would have us wait for ever
-            raise damaged(file, "a file", "a folder or a device", do="check the path")
+            link = f"a link to {os.path.realpath(file)}, " * os.path.islink(file)
+            raise damaged(file, "a file", f"{link}a folder or a device", do="check the path")
         try:
             stream = open(file, "rb", buffering=0)
         except ValueError as error:  # a zero byte

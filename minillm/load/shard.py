@@ -4,24 +4,26 @@ Shards are safetensors files. An index beside them says which holds what:
 
     model.safetensors.index.json   {"weight_map": {"lm_head.weight": "model-00002-of-00002.…", …}}
 
-The index comes from outside, so it may name files of its own folder only.
+What the index says counts: a shard may hold more than it lists, older tensors that another shard
+has anew. It comes from outside, so it may name files of its own folder only; a link there, which
+somebody made on this machine, is followed wherever it leads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from minillm.errors import CheckpointError
-from minillm.load.interrupt import breathe, held
 from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
     TensorInfo,
@@ -33,6 +35,8 @@ from minillm.load.safetensors import (
 )
 from minillm.load.stream import Reader
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
+from minillm.machine.interrupt import breathe, held
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_INDEX = 32 * 2**20  # bytes: a line for each of 300,000 tensors
@@ -40,6 +44,7 @@ _WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Tensors that some checkpoints carry and no model needs: RoPE's frequencies, which are computed,
 # and an output layer that is the embedding again (only where the model has none of its own).
 _SPARE = re.compile(r".*\brotary_emb\.inv_freq|lm_head\.weight")
+_INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # of a tied model: one tensor
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,22 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> Checkpoint:
         """Read the header of `model.safetensors`, or else of each shard that the index names.
 
-        Raises CheckpointError if there is neither, or if index and shards do not agree.
+        A tied model's one table may be under either of its names: it is found as the embedding.
+        Raises CheckpointError if there are no such files, or a tensor is not where the index says.
         """
         folder = Path(folder)
         if os.path.exists(folder / _SINGLE):
-            return cls(folder, read_header(_inside(folder, _SINGLE)))
+            return cls(folder, _either_name(read_header(folder / _SINGLE)))
         if not os.path.exists(folder / _INDEX):
             raise _no_weights(folder)
         tensors: dict[str, TensorInfo] = {}
         for file, listed in sorted(_read_index(folder / _INDEX).items()):
-            held = read_header(_inside(folder, file))
-            for name in sorted(listed ^ held.keys()):
+            held = read_header(folder / file)
+            for name in sorted(listed - held.keys()):
                 wanted = f"what {_INDEX} lists in each shard"
-                found = "a tensor that it does not list" if name in held else "no such tensor"
-                raise damaged(folder / file, wanted, found, name)
-            tensors |= held
-        return cls(folder, tensors)
+                raise damaged(folder / file, wanted, "no such tensor", name)
+            tensors |= {name: info for name, info in held.items() if name in listed}
+        return cls(folder, _either_name(tensors))
 
     @property
     def nbytes(self) -> int:
@@ -96,48 +101,34 @@ def load(
     machine: Machine,
     dtype: torch.dtype,
     reader: str = "read",
-) -> Tensor:
+) -> Arena:
     """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
 
-    The model may be on the meta device, where it costs no memory. Returns the one block of HBM
-    that all parameters are views of: `machine.free(block)` gives it back. Before a byte is read:
+    The model may be on the meta device, where it costs no memory. Returns the arena in HBM that
+    all parameters are places of: its `close` gives the memory back. Before a byte is read:
     CheckpointError unless names and shapes agree, nothing missing and nothing left over; and
-    OutOfMemory unless all of it fits. Whatever fails, memory and model are as they were before.
+    OutOfMemory unless all of it fits. If a tied model's files hold its table twice, both are read
+    once more: CheckpointError unless they are equal. Whatever fails, all is as it was before.
     Peak: the weights once in HBM, and at most 64 MiB of staging in DRAM.
     reader: one of READERS.
     """
     before = dict(model.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
     check_fit(shapes, checkpoint)
-    block, places = None, {}
+    arena = None
     try:
         with held():
-            block, places = allocate(shapes, machine, dtype, "hbm")
-            bring(places, checkpoint, machine, reader)
-            assign(model, places)
+            wanted = {name: (shape, dtype) for name, shape in shapes.items()}
+            arena = Arena(machine, wanted, "hbm", "weights")
+            bring(arena.places, checkpoint, machine, reader)
+            assign(model, arena.places)
             assert not any(p.is_meta for p in model.parameters())
     except BaseException:  # an interrupt too
-        if block is not None:
+        if arena is not None:
             assign(model, before)
-            machine.free(block)
-        places.clear()  # a notebook keeps the last error, and with it what its frames hold
-        del block
+            arena.close()
         raise
-    return block
-
-
-def allocate(
-    shapes: Mapping[str, torch.Size], machine: Machine, dtype: torch.dtype, tier: str
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A block of memory for weights, and the place in it for each name. Raises OutOfMemory.
-
-    One block without gaps: one reservation, and exactly the bytes that arithmetic predicts. Sizes
-    of real models are multiples of 64, so each place still begins well aligned.
-    """
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    block = machine.empty((sum(sizes),), dtype, tier, "weights")
-    pieces = zip(shapes.items(), block.split(sizes), strict=True)
-    return block, {name: piece.view(shape) for (name, shape), piece in pieces}
+    return arena
 
 
 def bring(
@@ -157,9 +148,24 @@ def bring(
                 put(arrived, places, machine)
                 breathe()
         return
+    if _INPUT in places and _OUTPUT not in places and _OUTPUT in checkpoint.tensors:
+        _check_tied(checkpoint.only((_INPUT, _OUTPUT)), machine, reader)
     infos = list(checkpoint.only(places).tensors.values())
     with Reader(machine, reader, infos) as source:
         source.fill(places, infos)
+
+
+def _check_tied(tables: Checkpoint, machine: Machine, reader: str) -> None:
+    """The output layer that a tied model has no place for is the embedding again, byte for byte."""
+    infos = list(tables.tensors.values())
+    digests = {info.name: hashlib.sha256(repr((info.dtype, info.shape)).encode()) for info in infos}
+    with Reader(machine, reader, infos) as source, closing(source.chunks(infos)) as arriving:
+        for piece, raw in (both for arrived in arriving for both in arrived):
+            digests[piece.info.name].update(raw.numpy())
+    if digests[_INPUT].digest() != digests[_OUTPUT].digest():
+        wanted = f"{_INPUT} once more, for config.json says tie_word_embeddings"
+        do = 'if they are two tables, write "tie_word_embeddings": false there'
+        raise damaged(tables.tensors[_OUTPUT].file, wanted, "other numbers", _OUTPUT, do)
 
 
 def assign(model: nn.Module, places: Mapping[str, Tensor]) -> None:
@@ -173,6 +179,8 @@ def check_fit(shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
     tensors = checkpoint.tensors
     missing = [name for name in shapes if name not in tensors]
     if missing:
+        if missing == [_OUTPUT]:
+            do = 'if the model is tied, write "tie_word_embeddings": true in config.json'
         wanted = f"a tensor for each of {len(shapes)} parameters"
         raise damaged(checkpoint.folder, wanted, f"none for {_list(missing)}", do=do)
     extra = [name for name in tensors if name not in shapes and not _SPARE.fullmatch(name)]
@@ -209,16 +217,13 @@ def _read_index(index: Path) -> dict[str, set[str]]:
     return tensors_of
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file that lies in the folder or, as hub caches link it, in a `blobs` folder above.
-
-    Other links are refused: a checkpoint from outside must not reach into the reader's own files.
-    """
-    home, real = (Path(os.path.realpath(path)) for path in (folder, folder / name))
-    if real.parent not in (home, *(up / "blobs" for up in home.parents)):
-        do = "put the file itself there, or give the folder that holds it"
-        raise damaged(folder / name, "a file in its folder", f"a link to {real}", do=do)
-    return folder / name
+def _either_name(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """An output layer without an embedding becomes the embedding: what writes a tensor of two names
+    only once may keep either. An untied model then lacks its output layer, and is refused."""
+    if _INPUT in tensors or _OUTPUT not in tensors:
+        return tensors
+    infos = (replace(i, name=_INPUT) if i.name == _OUTPUT else i for i in tensors.values())
+    return {info.name: info for info in infos}
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -25,12 +25,12 @@ from torch import Tensor
 from minillm.errors import ConfigError
 from minillm.links import T
 from minillm.load.files import Files
-from minillm.load.interrupt import breathe, held
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
+from minillm.machine.interrupt import breathe, held
 from minillm.trace import At, Stamp
 
 SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from minillm import Engine, EngineConfig, Machine, SamplingParams
 from minillm.charts import replay
+from minillm.files import temporary_folder
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
@@ -56,7 +56,7 @@ def film(page) -> tuple[list[Image.Image], list[int]]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with temporary_folder() as folder, sync_playwright() as playwright:
         file = saved_run(Path(folder))
         browser = playwright.chromium.launch(
             executable_path=find_chromium(playwright), args=CHROMIUM_FLAGS

@@ -38,6 +38,7 @@ with charts.watch(machine.trace):
 
 # %% tags=["nbval-ignore-output"]
 from minillm import OutOfMemory, Trace, format_size
+from minillm.kv import drop_oldest
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 
 print(machine.describe())
@@ -219,15 +220,17 @@ reveal(mine, predicted=1e3 * floor, measured=1e3 * measured)
 # %% [markdown]
 # ## What fills the memory
 #
-# The weights lie at the bottom of HBM and stay. The KV cache stands on top of them from Enter to
-# the last token: this engine reserves a place for every token of the prompt and every token it may
-# still write. Here is the sum.
+# The weights lie at the bottom of HBM and stay. The KV cache stands on top of them and grows with
+# the text, a *page* at a time: room for the keys and values of 16 tokens. At the end all pages come
+# free. The last token was chosen and never read, so it has no place. Here is the sum.
 
 # %%
-slots = len(engine.tokenizer.encode(prompt)) + greedy.max_tokens
-reserved = max(event.nbytes for event in engine.trace.select(kind="counter", label="kv"))
-assert reserved == slots * kv_bytes and "kv" not in machine.hbm.by_label
-print(f"{slots} places of {kv_bytes:,} bytes: {format_size(reserved)}, all given back at the end")
+kept_tokens = len(engine.tokenizer.encode(prompt)) + len(pieces) - 1
+pages = -(-kept_tokens // engine.config.page_size)  # rounded up
+page_bytes = engine.config.page_size * kv_bytes
+most = max(event.nbytes for event in engine.trace.select(kind="counter", label="kv"))
+assert most == pages * page_bytes and "kv" not in machine.hbm.by_label
+print(f"{kept_tokens} tokens in {pages} pages of {format_size(page_bytes)}: {format_size(most)}")
 
 # %% tags=["nbval-ignore-output"]
 charts.stages(engine.trace)
@@ -314,23 +317,27 @@ tight.close()
 # ## Break it: forget half of the cache
 #
 # The code of Mia's chest was told at the beginning, so its keys and values lie in the older half
-# of the KV cache. We drop that half after prefill and ask the same question. The weights are
-# untouched. What will the model say?
+# of the KV cache. We forget that half once the prompt is read, and ask the same question. The
+# weights are untouched. What will the model say?
 
 # %%
 for share in (0.0, 0.5):
-    kept = "".join(piece.text for piece in engine.stream(prompt, greedy, drop_oldest=share))
-    print(f"{share:4.0%} of the cache dropped: {kept.strip()}")
+    engine.kv.forget = drop_oldest(share)
+    kept = "".join(piece.text for piece in engine.stream(prompt, greedy))
+    print(f"{share:4.0%} of the cache forgotten: {kept.strip()}")
+engine.kv.forget = None
 assert "4713" in answer and "4713" not in kept
 
 # %% [markdown]
 # How much can it lose before it forgets? Drag the slider: each time it comes to rest, the engine
-# reads the whole prompt anew, drops that share of the cache, and answers.
+# reads the whole prompt anew, forgets that share of the cache, and answers.
 
 # %% tags=["nbval-ignore-output"]
 def ask(dropped_percent: int) -> str:
-    kept = engine.stream(prompt, greedy, drop_oldest=dropped_percent / 100)
-    return "".join(piece.text for piece in kept).strip()
+    engine.kv.forget = drop_oldest(dropped_percent / 100)
+    kept = "".join(piece.text for piece in engine.stream(prompt, greedy))
+    engine.kv.forget = None
+    return kept.strip()
 
 
 knob(ask, dropped_percent=(0, 100, 5))
@@ -348,10 +355,13 @@ knob(ask, dropped_percent=(0, 100, 5))
 # [ui.perfetto.dev](https://ui.perfetto.dev) and zoom in to single microseconds. Or read it back.
 
 # %%
-engine.trace.save("tour_run.json")
-charts.replay(engine.trace).save("tour_run.html")
+from minillm.files import writable_folder
+folder = writable_folder()  # this one, if it takes files
+engine.trace.save(folder / "tour_run.json")
+charts.replay(engine.trace).save(folder / "tour_run.html")
 
-again = Trace.load("tour_run.json")
+# %%
+again = Trace.load(folder / "tour_run.json")
 print("the same events:", again.events == engine.trace.events)
 
 # %% [markdown]
@@ -418,14 +428,14 @@ recall(
 # %% tags=["nbval-ignore-output"]
 first = engine.trace.select(request=1, token=0)
 wait = max(event.end for event in first) - min(event.start for event in first)
-weights, cache = format_size(weight_bytes), format_size(reserved)
+weights, cache = format_size(weight_bytes), format_size(most)
 print(f"1. {weights} of weights moved to HBM once. {len(pieces)} tokens read them")
 print(f"   {len(pieces)} times: {format_size(len(pieces) * weight_bytes)} (predicted).")
 prefill = engine.trace.select(name="prefill", request=1)[0].seconds
 print(f"2. The first token came after {1e3 * wait:.1f} ms, {prefill / wait:.0%} of it prefill.")
 print(f"   A step took {1e3 * measured:.2f} ms; weights need {1e3 * floor:.2f} of it (predicted).")
 print(f"3. HBM held {weights} of weights and {cache} of KV cache:")
-print(f"   {kv_bytes:,} bytes for each of {slots} tokens.")
+print(f"   {kv_bytes:,} bytes for each of {kept_tokens} tokens, in whole pages.")
 
 # %% [markdown]
 # **Next:** `01_machine_tiers`. How fast is each tier of *your* machine? There we measure the

@@ -11,13 +11,13 @@
 
 # %% tags=["nbval-ignore-output"]
 import json
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
 from minillm import CheckpointError, Machine, ModelConfig, charts, format_size
+from minillm.files import temporary_folder, writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import READERS, Checkpoint, Reader, drop, read_header
 from minillm.predict import load_time, parameters, weight_bytes
@@ -145,7 +145,7 @@ for part, nbytes in sizes.items():
 # everything before it reads a single number.
 
 # %% tags=["nbval-ignore-output"]
-scratch = tempfile.TemporaryDirectory(prefix="minillm-")
+scratch = temporary_folder()
 folder = Path(scratch.name)
 lies = {"cut short": toy[:-3], "a long header": struct.pack("<Q", 2**60) + b"{}"}
 for title, data in lies.items():
@@ -160,13 +160,14 @@ for title, data in lies.items():
 #
 # Twelve megabytes are read before one has looked at the clock. So we write a checkpoint of a real
 # model's shape, SmolLM2 with 360 million parameters, with random weights: size and layout are the
-# real ones, only the answers would be nonsense. It lies here, beside the notebooks, for a folder of
-# the system's may be in memory, and then there is no disk to measure.
+# real ones, only the answers would be nonsense. It lies here, beside the notebooks, if this folder
+# takes files and lies on a disk: the system's own temporary folder may be in memory, and then there
+# is no disk to measure.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
 
-disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
+disk = temporary_folder(writable_folder())  # goes with the kernel
 make_checkpoint("360m", disk.name)
 big = Checkpoint.open(disk.name)
 print(f"{format_size(big.nbytes)} in {len(big.files)} file(s), {len(big.tensors)} tensors")
@@ -207,12 +208,12 @@ for title, load in (("cold", cold), ("warm", warm)):
 # cold load. Watch the SSD, and what DRAM holds afterwards.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load.shard import allocate
+from minillm.machine.arena import Arena
 
 infos = list(big.tensors.values())
-shapes = {name: torch.Size(info.shape) for name, info in big.tensors.items()}
-block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
-block.zero_()  # touched: the pages are there
+wanted = {info.name: (info.shape, info.dtype) for info in infos}
+arena = Arena(machine, wanted, "hbm", "weights")
+arena.block.zero_()  # touched: the pages are there
 if not drop(big.files):
     print("This system cannot be told to forget a file: what is called cold below is warm.")
 
@@ -222,7 +223,7 @@ def seconds_to_load(how: str, is_cold: bool) -> float:
         drop(big.files)
     with Reader(machine, how, infos) as reader:  # makes the buffers that it needs
         start = time.perf_counter()
-        reader.fill(places, infos)
+        reader.fill(arena.places, infos)
         return time.perf_counter() - start
 
 # %% tags=["nbval-ignore-output"]

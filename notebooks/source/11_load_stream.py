@@ -11,13 +11,13 @@
 # [`minillm/load/share.py`](../minillm/load/share.py).*
 
 # %% tags=["nbval-ignore-output"]
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
+from minillm.files import temporary_folder, writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import Checkpoint, Reader, drop
 
@@ -85,7 +85,7 @@ print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 loads: Ben's work is hidd
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.make import make_checkpoint
-disk = tempfile.TemporaryDirectory(prefix=".minillm-", dir=".")  # goes with the kernel
+disk = temporary_folder(writable_folder())  # goes with the kernel
 make_checkpoint("135m", disk.name)
 checkpoint = Checkpoint.open(disk.name)
 infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
@@ -127,10 +127,11 @@ print(f"in turns {in_turns:.2f} s, overlapped {together:.2f} s (predicted)")
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.place import put
-from minillm.load.shard import allocate
+from minillm.machine.arena import Arena
 
-shapes = {name: torch.Size(info.shape) for name, info in checkpoint.tensors.items()}
-block, places = allocate(shapes, machine, torch.bfloat16, "hbm")
+wanted = {info.name: (info.shape, info.dtype) for info in infos}
+arena = Arena(machine, wanted, "hbm", "weights")
+block, places = arena.block, arena.places
 block.zero_()  # touched: see below what that costs
 
 
@@ -213,18 +214,18 @@ from minillm.probe import Profile, probe
 
 profile = Profile.here() or probe(seconds=10)
 real = Machine.here()
-there, where = allocate(shapes, real, torch.bfloat16, "hbm")
-there.zero_()
+there = Arena(real, wanted, "hbm", "weights")
+there.block.zero_()
 speeds = []
 for _ in range(5):
     drop(checkpoint.files)
     with Reader(real, "direct", infos) as reader:
         start = time.perf_counter()
-        reader.fill(where, infos)
+        reader.fill(there.places, infos)
         speeds.append(nbytes / (time.perf_counter() - start))
 
 # %% tags=["nbval-ignore-output"]
-assert torch.equal(there.cpu(), expected)
+assert torch.equal(there.block.cpu(), expected)
 print(f"best of 5: {profile['ssd.read'].of(max(speeds))}; slowest {min(speeds) / 1e9:.2f} GB/s")
 
 # %% [markdown]
@@ -334,8 +335,8 @@ from minillm.load.shard import bring
 def read_by(rank: int) -> tuple[dict[str, torch.Tensor], int]:
     """What a rank keeps, by name, and how many bytes it read."""
     mine = Machine.here(hbm="64 MiB", device="cpu")
-    shapes = {name: torch.Size(info.shape) for name, info in owns[rank].tensors.items()}
-    _, places = allocate(shapes, mine, torch.bfloat16, "hbm")
+    wanted = {name: (info.shape, info.dtype) for name, info in owns[rank].tensors.items()}
+    places = Arena(mine, wanted, "hbm", "weights").places
     bring(places, owns[rank], mine, "direct")
     read = sum(event.nbytes for event in mine.trace.select(name="direct", label="weights"))
     print(f"rank {rank} keeps {owns[rank].nbytes:,} bytes and read {read:,}")
@@ -354,8 +355,8 @@ kept, asked = zip(read_by(0), read_by(1), strict=True)
 
 # %%
 one = Machine.here(hbm="64 MiB", device="cpu")
-shapes = {name: torch.Size(info.shape) for name, info in owns[0].tensors.items()}
-_, places = allocate(shapes, one, torch.bfloat16, "hbm")
+wanted = {name: (info.shape, info.dtype) for name, info in owns[0].tensors.items()}
+places = Arena(one, wanted, "hbm", "weights").places
 sent = []
 arriving = broadcast(whole, owns[0], one, lambda raw: sent.append(raw.nbytes), reads=True)
 bring(places, owns[0], one, arriving=arriving)
@@ -383,7 +384,7 @@ for title, took in ways.items():
 
 # %%
 full = Machine.here(hbm="64 MiB", device="cpu")
-_, places = allocate({name: torch.Size(tensor.shape)}, full, torch.bfloat16, "hbm")
+places = Arena(full, {name: (tensor.shape, tensor.dtype)}, "hbm", "weights").places
 bring(places, whole, full)
 assert torch.equal(halves := torch.cat([kept[0][name], kept[1][name]], dim=1), places[name])
 print("two halves, put together:", tuple(halves.shape), "equal to the original")
@@ -421,8 +422,8 @@ print(streamed.text)
 # free: without a card the copies take a core, and memory's time, from compute.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.engine.weights import hidden
-found = hidden(small.trace)
+from minillm.machine.prefetch import hidden
+found = hidden(small.trace, "weights")
 print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
       f"{1e3 * found.waited:.0f} ms in all")
 print(f"{1e3 * streamed.tpot:.1f} ms a token, resident {1e3 * resident.tpot:.1f} ms")
@@ -441,7 +442,7 @@ slow = Machine.scale_model("H100", hbm="6 MiB")
 engine = Engine.load(town, slow, EngineConfig(weights="stream"))
 slow.trace.clear()
 assert engine.generate("Mia put the red key", greedy)[0].token_ids == resident.token_ids
-lost = hidden(slow.trace)
+lost = hidden(slow.trace, "weights")
 print(f"{lost.share:.0%} hidden, compute waited {1e3 * lost.waited:.0f} ms (emulated)")
 most = h100.pcie.bandwidth / h100.hbm_bandwidth
 print(f"on the H100 itself at most {most:.0%} (predicted)")

@@ -16,7 +16,6 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +24,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+from minillm.files import save, temporary_folder
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
@@ -104,14 +105,14 @@ def build(source: Path, home: str) -> Path:
     clean(notebook)
     nbformat.validate(notebook)
     target = NOTEBOOKS / f"{source.stem}.ipynb"
-    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    save(target, nbformat.writes(notebook) + "\n", "a notebook")
     return target
 
 
 def main(names: list[str]) -> int:
     # The builder's own progress must not show in the outputs. The lessons of one build share what
     # lesson 01 measures, as a learner's do.
-    with tempfile.TemporaryDirectory(prefix="minillm-build-") as home:
+    with temporary_folder() as home:
         return _build_all([SOURCES / f"{Path(name).stem}.py" for name in names], home)
 
 

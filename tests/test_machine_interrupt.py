@@ -12,15 +12,15 @@ from test_load_stream import left_behind
 from minillm import tier
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.weights import Streamed
 from minillm.load import Checkpoint, load, place, readers, shard, stream
-from minillm.load.interrupt import breathe, held
+from minillm.machine.interrupt import breathe, held
+from minillm.machine.prefetch import Prefetch
 
 pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="no Ctrl-C here"
 )
 WORST = [
-    (tier.Memory, "_own"), (shard, "allocate"), (readers, "open_direct"), (stream, "make_staging"),
+    (tier.Memory, "_own"), (shard, "Arena"), (readers, "open_direct"), (stream, "make_staging"),
     (stream, "ThreadPoolExecutor"), (place, "part_of"), (shard, "assign"),
 ]  # fmt: skip
 
@@ -60,13 +60,14 @@ def test_ctrl_c_at_the_worst_moment_leaves_nothing(
             load(model, checkpoint, machine, BF16, "direct")
     assert pressed and not left_behind(machine)
     assert all(parameter.is_meta for parameter in model.parameters())
-    machine.free(load(model, checkpoint, machine, BF16, "direct"))
+    load(model, checkpoint, machine, BF16, "direct").close()
 
 
 @pytest.mark.parametrize("home", ["dram", "ssd"])
+@pytest.mark.parametrize("where", ["ask", "take"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_streamed_pass_that_ctrl_c_ended_leaves_the_next_one_right(
-    tiny, machine, monkeypatch, home, when
+    tiny, machine, monkeypatch, home, where, when
 ):
     """Would catch a layer that computes in the slot into which the next one arrives."""
     greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -74,7 +75,7 @@ def test_a_streamed_pass_that_ctrl_c_ended_leaves_the_next_one_right(
     engine = Engine.load(tiny("llama"), machine, config)
     right = engine.generate("Mia", greedy)[0].token_ids
     with monkeypatch.context() as patch:
-        pressed = pressing(patch, Streamed, "_fetch", when)
+        pressed = pressing(patch, Prefetch, where, when)
         with pytest.raises(KeyboardInterrupt):
             engine.generate("Mia", greedy)
     assert pressed

@@ -7,7 +7,6 @@ between the tiers is a real copy. As a scale model, the links are slowed too, in
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from minillm.cuda_link import CudaLink
+from minillm.disk import free_disk
 from minillm.errors import ConfigError, format_size, parse_size
-from minillm.host import available_dram, cpu_name, find_device, n_cores
-from minillm.links import HostLink, Sending, T
+from minillm.host import available_dram, cpu_name, find_device, limit_threads, n_cores
+from minillm.links import HostLink, Sending, T, Way, Ways
 from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
 from minillm.scale import ScaleModel
@@ -49,6 +49,7 @@ class Machine(Memory):
         self._link: HostLink = scale or HostLink(trace)
         if not self.emulated:
             self._link = CudaLink(device, trace)
+        self._ways = Ways(trace, self.emulated, scale is not None)
         trace.meta |= _facts(self)
 
     @classmethod
@@ -59,10 +60,11 @@ class Machine(Memory):
 
         hbm: its budget, such as "64 MiB". By default nine tenths of what is free on the card
         (libraries and activations need the rest); emulated, half of the DRAM available to this
-        process, and what is left is the tier DRAM. The SSD is the disk of the working directory.
-        Raises ConfigError for a device that is not here or a budget that cannot be.
+        process, and what is left is the tier DRAM. The SSD is the working directory's disk. Torch's
+        threads keep to a CPU quota. Raises ConfigError for a device or a budget that cannot be.
         """
         where = find_device(device)
+        limit_threads()
         return cls(where, *_sizes(where, hbm), trace or Trace())
 
     @classmethod
@@ -75,6 +77,7 @@ class Machine(Memory):
         emulated. hbm, and errors: as `here`; ConfigError for an unknown server.
         """
         server, trace, where = find_hardware(of), Trace(), torch.device("cpu")
+        limit_threads()
         profile = Profile.here()
         pace = profile["dram.read"] if profile else dram_bandwidth(seconds=0.5)
         return cls(where, *_sizes(where, hbm), trace, ScaleModel(server, pace.best, trace))
@@ -111,28 +114,24 @@ class Machine(Memory):
     def _prepare(
         self, tensor: Tensor, target: Tier | str | Tensor, *, label: str, stage: str,
         name: str = "", source: str = "", detail: str = "",
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Way, str]:  # fmt: skip
         given = isinstance(target, Tensor)
         out = target if given else self.empty(tensor.shape, tensor.dtype, target, label)
         begin, end = source or self.tier_of(tensor).name, self.tier_of(out).name
-        return tensor, out, {
-            "name": name or f"copy {label} {begin}->{end}", "label": label, "stage": stage,
-            "source": begin, "target": end, "nbytes": tensor.nbytes, "how": _how(self, begin, end),
-            "detail": detail,
-        }  # fmt: skip
+        return tensor, out, self._ways[name, stage, label, begin, end, ""], detail
 
     def carry(
-        self, do: Callable[[], T], nbytes: int, *, source: str, target: str, over: str = "",
-        **more: Any,
+        self, do: Callable[[], T], nbytes: int, *, source: str, target: str, stage: str,
+        label: str = "", name: str = "", over: str = "", detail: str = "",
     ) -> T:  # fmt: skip
         """Run `do()`, which moves `nbytes` from tier `source` to tier `target`; returns its result.
 
-        Recorded as one transfer (name, stage, label and detail are in `more`), unless `do` raises.
-        Any thread may call it, several at a time; on a scale model they queue for the link.
-        over: the event's link; between GPUs "nvlink" (the default) or "infiniband".
+        Recorded as one transfer (the rest as in an Event), unless `do` raises. Any thread may call
+        it, several at a time; on a scale model they queue for the link. over: between GPUs,
+        "nvlink" (the default) or "infiniband".
         """
-        ends = {"source": source, "target": target, "how": _how(self, source, target)}
-        return self._link.carry(do, more | ends | {"nbytes": nbytes, "link": over})
+        way = self._ways[name, stage, label, source, target, over]
+        return self._link.carry(do, nbytes, way, detail)
 
     def sync(self) -> None:
         """Wait for all copies and all compute, and record the copies that were under way.
@@ -148,17 +147,12 @@ class Machine(Memory):
         self._link.abandon()
 
 
-def _how(machine: Machine, source: str, target: str) -> str:
-    """Of a transfer's time: HBM that is a part of DRAM makes it emulated."""
-    return "emulated" if machine.emulated and "hbm" in source + target else "measured"
-
-
 def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:
     """Bytes of SSD, DRAM and HBM; emulated HBM is a part of DRAM."""
     dram = available_dram()
     budget = _budget(device, dram, hbm)
     dram -= budget if device.type == "cpu" else 0
-    return shutil.disk_usage(".").free, dram, budget
+    return free_disk(), dram, budget
 
 
 def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:

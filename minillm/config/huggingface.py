@@ -15,6 +15,7 @@ from minillm.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {  # the class named in config.json, and its model_type
     "LlamaForCausalLM": "llama",
+    "LLaMAForCausalLM": "llama",  # as the first conversions spelled it
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -47,35 +48,38 @@ _READ = frozenset(_LLAMA) | {
     "layer_types",
 }  # fmt: skip
 
-# Keys that cannot change what a forward pass yields: notes, training, other programs' sampling.
+# Keys that cannot change what a forward pass yields: notes, training, other programs' sampling,
+# and what is only another order of the same sums (pretraining_tp).
 _HARMLESS = frozenset(
     """
     transformers_version use_cache initializer_range attention_dropout hidden_dropout
     pad_token_id sep_token_id decoder_start_token_id tokenizer_class id2label label2id num_labels
-    problem_type task_specific_params output_attentions output_hidden_states return_dict
-    return_dict_in_generate torchscript use_bfloat16 is_llama_config max_sequence_length
-    transformers.js_config unsloth_fixed unsloth_version name_or_path do_sample temperature top_k
-    top_p typical_p repetition_penalty max_length min_length num_beams num_return_sequences
-    early_stopping length_penalty no_repeat_ngram_size
+    problem_type task_specific_params finetuning_task output_attentions output_hidden_states
+    return_dict return_dict_in_generate torchscript tf_legacy_loss use_bfloat16 is_llama_config
+    max_sequence_length transformers.js_config unsloth_fixed unsloth_version name_or_path
+    attn_implementation pretraining_tp
+    do_sample temperature top_k top_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
+    encoder_repetition_penalty max_length min_length num_beams num_beam_groups num_return_sequences
+    early_stopping length_penalty diversity_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty bad_words_ids suppress_tokens
+    begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
+    output_scores
     """.split()
 )
 
 # Keys that are harmless at these values; at any other they would change the result.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", None),
-    "pretraining_tp": (1, None),
-    "partial_rotary_factor": (1, None),
-    "rope_interleaved": (False, None),
-    "use_mrope": (False, None),
-    "quantization_config": (None,),
-    "auto_map": (None,),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "partial_rotary_factor": (1,),
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "is_decoder": (False, True),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (False,),
     "chunk_size_feed_forward": (0,),
-    "pruned_heads": ({}, None),
+    "pruned_heads": ({},),
+    "prefix": ("",),
 }
 
 _MAX_JSON = 4 * 2**20  # bytes; a label for each of many classes makes the largest files there are
@@ -84,15 +88,17 @@ _LLAMA3_ROPE = {
 }  # fmt: skip
 
 
-def read_json(path: Path, required: bool) -> dict[str, Any]:
-    """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError."""
+def read_json(path: Path, required: bool, most: int = _MAX_JSON) -> dict[str, Any]:
+    """The JSON object in `path`; {} if it is missing and not required. Raises CheckpointError.
+
+    most: bytes that it may have."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would have us wait for ever
             raise ValueError("a folder or a device")
         with open(path, "rb") as file:
-            text = file.read(_MAX_JSON + 1)
-        if len(text) > _MAX_JSON:
-            raise ValueError(f"more than {_MAX_JSON:,} bytes")
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"more than {most:,} bytes")
         content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         if os.path.islink(path):
@@ -118,15 +124,19 @@ def read_json(path: Path, required: bool) -> dict[str, Any]:
 def model_fields(settings: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ModelConfig that a config.json and a generation_config.json amount to."""
     family = _family(settings)
-    _refuse_unknown(settings, family)
+    _refuse_unknown(settings)
     get = (_DEFAULTS[family] | settings).get
     theta, scaling = _rope(settings, get("max_position_embeddings"))
-    eos = generation.get("eos_token_id")
-    bias = settings.get("attention_bias") or False
+    vocabulary, eos = get("vocab_size"), generation.get("eos_token_id")
+    eos = get("eos_token_id") if eos is None else eos
+    ends = [_known(token, vocabulary) for token in (eos if isinstance(eos, list) else [eos])]
+    # What a family's code does not read changes nothing. If the files hold a bias all the same, the
+    # loader finds a tensor too many.
+    bias = family in ("llama", "qwen3") and (settings.get("attention_bias") or False)
     fields = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
-        "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
+        "max_position_embeddings", "tie_word_embeddings",
     )  # fmt: skip
     return {name: get(name) for name in fields} | {
         "model_type": family,
@@ -134,11 +144,12 @@ def model_fields(settings: dict[str, Any], generation: dict[str, Any]) -> dict[s
         "rope_theta": theta,
         "rope_scaling": scaling,
         "qkv_bias": True if family == "qwen2" else bias,
-        "attention_out_bias": False if family == "qwen2" else bias,
-        "mlp_bias": settings.get("mlp_bias") or False,
+        "attention_out_bias": bias,
+        "mlp_bias": family == "llama" and (settings.get("mlp_bias") or False),
         "qk_norm": family == "qwen3",
         "dtype": _dtype(settings),
-        "eos_token_ids": _ids(get("eos_token_id") if eos is None else eos),
+        "bos_token_id": _known(get("bos_token_id"), vocabulary),
+        "eos_token_ids": tuple(token for token in ends if token is not None),
     }
 
 
@@ -159,21 +170,16 @@ def _family(settings: dict[str, Any]) -> str:
     return family
 
 
-def _refuse_unknown(settings: dict[str, Any], family: str) -> None:
-    neutral = dict(_NEUTRAL)
-    if family in ("qwen2", "mistral"):  # their code reads no such key; qwen2's q, k, v have a bias
-        neutral["attention_bias"] = (family == "qwen2", None)
-    if family != "llama":
-        neutral["mlp_bias"] = (False, None)
-    if family == "llama":
-        neutral |= {"sliding_window": (None,), "use_sliding_window": (False, None)}
+def _refuse_unknown(settings: dict[str, Any]) -> None:
+    """A key that is null says nothing, whatever its name."""
     for key, value in settings.items():
-        if key in neutral:
-            if value not in neutral[key]:
-                wanted = " or ".join(json.dumps(v) for v in neutral[key])
-                _refuse(f"{key} {wanted} in config.json", repr(value))
-        elif key not in _READ and key not in _HARMLESS and not key.startswith("_"):
-            _refuse("only settings that are known here", f"{key} = {value!r}")
+        known = key in _READ or key in _HARMLESS or key.startswith("_")
+        if value is None or known or value in _NEUTRAL.get(key, ()):
+            continue
+        if key in _NEUTRAL:
+            wanted = " or ".join(json.dumps(v) for v in _NEUTRAL[key])
+            _refuse(f"{key} {wanted} in config.json", repr(value))
+        _refuse("only settings that are known here", f"{key} = {value!r}")
 
 
 def _rope(settings: dict[str, Any], context: int) -> tuple[float, dict | None]:
@@ -182,29 +188,43 @@ def _rope(settings: dict[str, Any], context: int) -> tuple[float, dict | None]:
     rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         _refuse("one set of RoPE settings for all layers", repr(rope))
-    rope = dict(rope)
-    kinds = {str(rope.pop(key)) for key in ("rope_type", "type") if rope.get(key)}
-    theta = rope.pop("rope_theta", None)
-    theta = settings.get("rope_theta") if theta is None else theta
+    rope = {key: value for key, value in rope.items() if value is not None}
+    kind = rope.pop("type", "default")  # the older name
+    kind = rope.pop("rope_type", kind)
+    theta = rope.pop("rope_theta", settings.get("rope_theta"))
     theta = 10_000.0 if theta is None else theta
-    if rope.pop("partial_rotary_factor", 1) not in (1, None):
+    if rope.pop("partial_rotary_factor", 1) != 1:
         _refuse("RoPE over the whole head", "a partial_rotary_factor")
-    if kinds == {"llama3"}:
+    if kind == "llama3":
         rope.setdefault("original_max_position_embeddings", context)
         if set(rope) != _LLAMA3_ROPE:
             _refuse(f"llama3 RoPE scaling with {sorted(_LLAMA3_ROPE)}", repr(sorted(rope)))
         return theta, rope
-    if kinds <= {"default"} and (not rope or set(rope) == {"original_max_position_embeddings"}):
+    if not _stretches(kind, rope):
         return theta, None
-    _refuse('RoPE scaling of type "default" or "llama3"', f"{sorted(kinds)} {rope}")
+    _refuse('RoPE scaling of type "default" or "llama3"', f"{kind!r} {rope}")
+
+
+def _stretches(kind: Any, rope: dict[str, Any]) -> bool:
+    """Whether these settings change an angle within the model's context."""
+    factor = rope.get("factor")
+    if rope.keys() - {"factor", "original_max_position_embeddings"}:
+        return True
+    if kind == "linear":
+        return factor != 1
+    if kind == "dynamic":  # begins to stretch behind max_position_embeddings, where the engine ends
+        return not isinstance(factor, int | float)
+    return kind != "default" or factor not in (None, 1)
 
 
 def _window(settings: dict[str, Any], family: str, window: Any) -> int | None:
-    """The sliding window, or None where no layer uses one."""
+    """The sliding window, or None where no layer uses one (and a llama's code knows of none)."""
     kinds = settings.get("layer_types")
     full_or_sliding = (None, "full_attention", "sliding_attention")
     if not isinstance(kinds, list | None) or any(k not in full_or_sliding for k in kinds or ()):
         _refuse("layers of full or sliding attention", f"layer_types {kinds}")
+    if family == "llama":
+        return None
     if family in ("qwen2", "qwen3"):
         if not settings.get("use_sliding_window") or (kinds and "sliding_attention" not in kinds):
             return None
@@ -221,8 +241,10 @@ def _dtype(settings: dict[str, Any]) -> str:
     return dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
 
 
-def _ids(ids: Any) -> tuple[Any, ...]:
-    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+def _known(token: Any, vocabulary: Any) -> Any:
+    """The id, or None if it is that of no token of the model: then it is never chosen."""
+    outside = isinstance(token, int) and isinstance(vocabulary, int)
+    return None if outside and not 0 <= token < vocabulary else token
 
 
 def _refuse(wanted: str, found: str) -> None:

@@ -1,0 +1,17 @@
+"""Settings, checked when they are made and frozen from then on.
+
+model.py        what a model is: ModelConfig
+huggingface.py  how config.json says it, and how the families differ
+settings.py     how the engine runs it, how words are chosen: EngineConfig, SamplingParams
+rules.py        what a setting must satisfy, and how an error says it
+"""
+
+from minillm.config.model import ModelConfig, RopeScaling
+from minillm.config.rules import DTYPES
+from minillm.config.settings import EngineConfig, SamplingParams
+from minillm.errors import format_size, parse_size
+
+__all__ = [
+    "DTYPES", "EngineConfig", "ModelConfig", "RopeScaling", "SamplingParams", "format_size",
+    "parse_size",
+]  # fmt: skip

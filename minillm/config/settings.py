@@ -1,0 +1,104 @@
+"""How the engine runs a model (EngineConfig), and how words are chosen (SamplingParams)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.config.rules import (
+    BYTES_OR_NONE,
+    COUNT,
+    DTYPES,
+    FLAG,
+    SIZE,
+    SIZE_OR_NONE,
+    check,
+    is_int,
+    is_number,
+    one_of,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs a model.
+
+    dtype: of the weights and the KV cache in memory; "auto" takes the checkpoint's.
+    max_context: tokens of prompt and answer together; None takes the model's.
+    max_batch_tokens: tokens that one forward pass takes, of all requests together: longer prompts
+    are read in chunks, which bounds activation memory and how long others wait.
+    max_running: requests that run at once; the others wait.
+    kv: "paged", or "contiguous": a block for each request, as long as the context.
+    page_size: tokens of a page of the KV cache.
+    kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
+    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
+    (past it); see `minillm.load.readers`.
+    weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
+    turn comes, so that a model larger than HBM runs.
+    stream_from: where streamed layers wait: "dram", "ssd", or "auto": in DRAM if they fit.
+    """
+
+    dtype: str = "auto"
+    max_context: int | None = None
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    kv: str = "paged"
+    page_size: int = 16
+    kv_hbm: int | str | None = None
+    kernels: str = "auto"
+    reader: str = "read"
+    weights: str = "resident"
+    stream_from: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(
+            self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
+            max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
+            page_size=SIZE, kernels=one_of("auto", "torch"), kv_hbm=BYTES_OR_NONE,
+            reader=one_of("read", "mmap", "direct"), weights=one_of("resident", "stream"),
+            stream_from=one_of("auto", "dram", "ssd"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop.
+
+    temperature: 0 always takes the most likely token (greedy); 1 samples as the model says.
+    top_k, top_p, min_p: keep the k likeliest tokens; the likeliest that together reach p; those
+    at least min_p times as likely as the likeliest. 0, 1.0 and 0.0 switch them off.
+    seed: of this request's own random generator; None draws a fresh one.
+    stop: a text, or several, before which the answer ends. ignore_eos: go on to max_tokens.
+
+    >>> SamplingParams(stop="\\n").stop
+    ('\\n',)
+    """
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, (str, list)):
+            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            object.__setattr__(self, "stop", stop)
+        check(
+            self,
+            max_tokens=COUNT,
+            temperature=(lambda v: is_number(v) and v >= 0, "a number >= 0"),
+            top_k=(lambda v: is_int(v) and v >= 0, "an int >= 0"),
+            top_p=(lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
+            min_p=(lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+            seed=(lambda v: v is None or is_int(v), "an int, or None"),
+            stop=(_are_texts, "texts that are not empty"),
+            ignore_eos=FLAG,
+        )
+
+
+def _are_texts(stop: object) -> bool:
+    return isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop)

@@ -1,0 +1,141 @@
+"""An engine's parts, brought together: stage 1, as the engine sees it.
+
+Config and headers are read and checked, then the KV cache takes its room if its size is given, and
+the weights go SSD → DRAM → HBM.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from minillm.config import EngineConfig, ModelConfig
+from minillm.engine.runner import Runner
+from minillm.engine.weights import Resident, Streamed
+from minillm.errors import CheckpointError, ConfigError, parse_size
+from minillm.kv import ContiguousKV, PagedKV
+from minillm.load.shard import Checkpoint
+from minillm.machine import Machine
+from minillm.model.kernels import Kernels, install
+from minillm.model.layers import Linear
+from minillm.model.llama import Block, Llama
+from minillm.predict import kv_bytes_per_token
+from minillm.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of. held: gives all their memory back when it is closed."""
+
+    name: str
+    model: Llama
+    dtype: torch.dtype
+    kv: PagedKV
+    runner: Runner
+    tokenizer: Tokenizer
+    max_context: int
+    held: ExitStack
+
+
+def assemble(directory: str | PathLike[str], machine: Machine, config: EngineConfig) -> Parts:
+    """The parts for a checkpoint; raises as `Engine.load` does, and then nothing is kept."""
+    folder, trace = locate(directory), machine.trace
+    with trace.span("read config and headers", stage="load", resource="cpu"):
+        model_config = ModelConfig.from_pretrained(folder)
+        context = _context(config, model_config)
+        checkpoint = Checkpoint.open(folder)
+    with trace.span("read tokenizer", stage="tokens", resource="cpu"):
+        tokenizer = Tokenizer.from_pretrained(folder)
+        _check_vocabulary(tokenizer, model_config, folder)
+    with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
+        model = Llama(model_config).eval()  # shapes and names, no memory
+    name = model_config.dtype if config.dtype == "auto" else config.dtype
+    dtype = getattr(torch, name)
+    with ExitStack() as stack:
+        kv = _kv(config, model_config, machine, dtype, context)
+        stack.callback(kv.close)
+        weights, kernels = _weights(model, checkpoint, machine, dtype, config)
+        stack.callback(weights.close)
+        most = config.max_batch_tokens, config.max_running
+        runner = Runner(model, weights, kernels, machine, *most)
+        stack.callback(runner.close)
+        facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
+        trace.describe_model(Path(directory).name, dtype=name, **facts)
+        held = stack.pop_all()  # nothing failed: keep it all until the engine is closed
+    return Parts(Path(directory).name, model, dtype, kv, runner, tokenizer, context, held)
+
+
+def _weights(
+    model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype, config: EngineConfig
+) -> tuple[Resident | Streamed, Kernels | None]:
+    """The weights where the settings want them, and what computes with them."""
+    threads, c = torch.get_num_threads(), config.kernels == "auto"
+    if config.weights == "resident":
+        weights = Resident(model, checkpoint, machine, dtype, config)
+        return weights, _install(model, machine, threads, c)
+    model.to(dtype)  # on the meta device still: kernels follow weights that come and go
+    kernels = _install(model, machine, threads, c)
+
+    def pack(block: Block) -> None:
+        for linear in block.modules():
+            if kernels is not None and isinstance(linear, Linear) and linear.packable:
+                linear.pack()
+
+    return Streamed(model, checkpoint, machine, dtype, config, at_home=pack), kernels
+
+
+def _install(model: Llama, machine: Machine, threads: int, c: bool) -> Kernels | None:
+    with machine.trace.span("choose kernels", stage="load", resource="cpu") as span:
+        kernels, span.detail = (None, "torch, on the card")
+        if machine.emulated:
+            kernels, span.detail = install(model, threads, c)
+    return kernels
+
+
+def _kv(
+    config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
+) -> PagedKV:
+    """The cache that the settings ask for; its pool is taken now only if its size is given."""
+    size = context if config.kv == "contiguous" else config.page_size
+    page = size * kv_bytes_per_token(model, dtype)
+    pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
+    if pages == 0:
+        raise ConfigError(
+            f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
+            "ask for more, or for a smaller page_size"
+        )
+    if config.kv == "contiguous":
+        return ContiguousKV(model, machine, dtype, context, pages)
+    return PagedKV(model, machine, dtype, config.page_size, pages)
+
+
+def locate(path: str | PathLike[str]) -> Path:
+    """A relative path from here, or else from the folder that holds the package.
+
+    So `"data/town"` is found from the repository and from its notebooks alike.
+    """
+    beside = Path(__file__).resolve().parents[2] / path
+    return beside if beside.exists() and not Path(path).exists() else Path(path)
+
+
+def _context(config: EngineConfig, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
+    if (config.max_context or 0) > longest:
+        raise ConfigError(
+            f"wanted max_context of at most {longest:,}, the model's, found "
+            f"{config.max_context:,}; ask for less, or take a model with a longer context"
+        )
+    return config.max_context or longest
+
+
+def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
+    found = tokenizer.model_vocab_size
+    if found > model.vocab_size:
+        raise CheckpointError(
+            f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
+            f"{found:,} in {folder}; take tokenizer.json and weights of one model"
+        )

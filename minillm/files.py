@@ -1,0 +1,255 @@
+"""Files that are whole or not there, and temporary folders that go with the process that made them.
+
+A file is written under another name, put on disk, and then takes the place of the old one in one
+step. A folder cannot be unlinked while it is used, and a process that is killed cleans nothing up.
+So whatever is temporary has its owner in its name, and whoever comes next sweeps it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from minillm.disk import IN_MEMORY, filesystem
+from minillm.errors import MinillmError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+StrPath = str | os.PathLike[str]
+
+_WEEK = 7 * 24 * 3600.0  # seconds, after which something nobody can ask about is a leftover
+_TEMPORARY = re.compile(r"\.minillm-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-\w+")
+_NO_FOLDER = "make its folder first, or choose another file"
+_NO_ROOM = "delete files on that disk, or choose a file on another one"
+_NO_RIGHT = "choose a folder that you may write"
+_REMEDY = {
+    errno.ENOENT: _NO_FOLDER, errno.ENOTDIR: _NO_FOLDER, errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM, errno.EACCES: _NO_RIGHT, errno.EPERM: _NO_RIGHT, errno.EROFS: _NO_RIGHT,
+}  # fmt: skip
+
+
+# -- whole or not there -----------------------------------------------------------------------
+
+
+def save(path: StrPath, data: bytes | str, what: str = "a file") -> None:
+    """Write a file, all of it or nothing: after an error or an interrupt the old one is there.
+
+    A link stays a link, and a file keeps its permissions. MinillmError if it cannot be written.
+
+    >>> save("no/such/folder/run.json", "{}", "a trace")
+    Traceback (most recent call last):
+    minillm.errors.MinillmError: wanted to write a trace to no/such/folder/run.json, found No such \
+file or directory; make its folder first, or choose another file
+    """
+    try:
+        _replace(os.fspath(path), data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        do = _REMEDY.get(error.errno, "choose another file")
+        raise MinillmError(f"wanted to write {what} to {path}, found {found}; {do}") from error
+
+
+def _replace(path: str, data: bytes) -> None:
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        old = None
+    if old and not stat.S_ISREG(old.st_mode):  # a device or a pipe is no file to replace
+        with open(path, "wb") as stream:
+            stream.write(data)
+        return
+    if old and not os.access(path, os.W_OK):  # a new file could take its place, against its mode
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
+    sweep(folder)
+    draft = os.path.join(folder, f"{_prefix()}{secrets.token_hex(4)}")
+    try:
+        with open(draft, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())  # or after a power cut the new name may stand for no bytes
+        if old:
+            os.chmod(draft, stat.S_IMODE(old.st_mode))
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
+
+
+def read_json(path: StrPath) -> Any:
+    """What a JSON file says. OSError if it cannot be read, ValueError if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError("brackets inside brackets, thousands deep") from error
+
+
+def write_json(path: StrPath, value: Any, what: str = "a file", indent: int | None = None) -> None:
+    """`save` a value as JSON. TypeError or ValueError if JSON cannot hold it, such as NaN."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    # Half of a surrogate pair has no UTF-8 form: its backslash form is JSON's own.
+    save(path, f"{text}\n".encode("utf-8", "backslashreplace"), what)
+
+
+@contextmanager
+def locked(path: StrPath, seconds: float = 10.0) -> Iterator[None]:
+    """Of all processes and threads, one at a time: around reading, changing and writing `path`.
+
+    The lock is a file beside it. Where the file system knows no locks, or if another holds it for
+    longer than `seconds`, which only one that hangs does, it goes on without. Not to be nested.
+    """
+    path = Path(path)
+    try:
+        fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a folder that cannot be written: the write itself will tell
+        fd = None
+    end = time.monotonic() + seconds
+    try:
+        while fd is not None and _must_wait(fd) and time.monotonic() < end:
+            time.sleep(0.005)
+        yield
+    finally:
+        if fd is not None:
+            os.close(fd)  # which lets go
+
+
+def _must_wait(fd: int) -> bool:
+    """Take the lock. False: it is ours, or there are no locks here."""
+    try:
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+# -- where to write ---------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Where this learner's profile and progress live: MINILLM_HOME, or else ~/.minillm."""
+    try:
+        return Path(os.environ.get("MINILLM_HOME") or "~/.minillm").expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "minillm"
+
+
+def writable_folder() -> Path:
+    """A folder on a disk that takes files: this one, or `home()`, or the system's temporary one.
+
+    One in memory, such as a tmpfs, is taken if there is no other: there no disk can be measured.
+    Prints a line if it is not this one. MinillmError if none takes a file.
+    """
+    here = Path()
+    taking = {folder: filesystem(folder) in IN_MEMORY for folder in _taking_files(here)}
+    if not taking:
+        raise MinillmError(
+            f"wanted a folder that takes files, found none: not this one, {home()} or "
+            f"{tempfile.gettempdir()}; set MINILLM_HOME to one that does"
+        )
+    folder = min(taking, key=taking.__getitem__)  # the first one on a disk, else the first
+    if folder != here:
+        why = "lies in memory, not on a disk" if here in taking else "takes no files"
+        print(f"This folder {why}: files go to {folder}")
+    return folder
+
+
+def _taking_files(here: Path) -> Iterator[Path]:
+    """To try is the only sure way: there are places where even root may not write."""
+    for folder in (here, home(), Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            yield folder
+
+
+# -- temporary, with an owner -----------------------------------------------------------------
+
+
+def temporary_folder(parent: StrPath | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A new folder, for a `with` or by its `name`; it goes with the object or the process.
+
+    parent: by default the system's temporary folder. What killed processes left there goes, too.
+
+    >>> with temporary_folder() as name:
+    ...     (Path(name) / "chase.c").write_text("…")
+    """
+    parent = parent or tempfile.gettempdir()
+    sweep(parent)
+    return tempfile.TemporaryDirectory(
+        prefix=_prefix(), dir=os.path.abspath(parent), ignore_cleanup_errors=True
+    )
+
+
+def sweep(folder: StrPath) -> None:
+    """Remove the temporary files and folders in `folder` whose owners are no longer alive.
+
+    Of an owner in another container or on another machine, and of any on Windows, nobody can tell:
+    what is theirs goes after a week.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            owner = _TEMPORARY.fullmatch(entry.name)
+            with suppress(OSError):  # another sweeps, too, or it is not ours to remove
+                if owner and _is_left(entry, *owner.groups()):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
+
+
+def _prefix() -> str:
+    """`.minillm-PLACE-PID-START-`: a process of this machine, of this container, of this moment."""
+    return f".minillm-{_place()}-{os.getpid()}-{_start(os.getpid()) or 0}-"
+
+
+def _place() -> str:
+    """Where a process id means something: this machine, and the container in it."""
+    with suppress(OSError):
+        return f"{zlib.crc32((platform.node() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_left(entry: os.DirEntry[str], place: str, pid: str, start: str) -> bool:
+    if os.name != "posix" or place != _place():
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _WEEK
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's, and alive
+        return False
+    began = _start(int(pid))  # another process may have got the number
+    return began is not None and int(start) > 0 and began != int(start)
+
+
+def _start(pid: int) -> int | None:
+    """When a process began, in the system's ticks: -1 if it has ended and nobody asked how, None
+    where nobody tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            state, *fields = stream.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return -1 if state in (b"Z", b"X") else int(fields[18])
