@@ -76,9 +76,10 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.max_running:
             request = self.waiting[0]
             if not self._take_in(request):
-                if self.running:
-                    return
-                self.waiting.popleft().error = self.kv.too_large(request.slots)
+                request.error = None if self.running else self.kv.too_large(request.slots)
+                if request.error is None:
+                    return  # room will come, or has come since we looked
+                self.waiting.popleft()
                 continue
             self.running.append(self.waiting.popleft())
             count = min(len(request.ids) - request.cached, budget)
