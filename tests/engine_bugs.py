@@ -17,31 +17,22 @@ from minillm.decode.sampling import generator
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, Step
+from minillm.kv.pool import PagePool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > len(kv.free):
+        if more > len(kv.pool.free):
             return False
-        kv.tables[request] += [kv._take() for _ in range(more)]
+        kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True
 
     patch.setattr(PagedKV, "reserve", reserve)
 
 
 def a_copy_without_contents(patch: pytest.MonkeyPatch) -> None:
-    reserve = PagedKV.reserve
-
-    def forgetful(kv: PagedKV, request: int, stop: int) -> bool:
-        before = list(kv.tables[request])
-        done = reserve(kv, request, stop)
-        for old, new in zip(before, kv.tables[request], strict=False):
-            if old != new:
-                kv._block[:, new] = 0
-        return done
-
-    patch.setattr(PagedKV, "reserve", forgetful)
+    patch.setattr(PagePool, "copy", lambda pool, page: pool.take())
 
 
 def a_page_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -61,7 +52,7 @@ def a_page_is_freed_twice(patch: pytest.MonkeyPatch) -> None:
     def twice(kv: PagedKV, request: int) -> None:
         table = list(kv.tables.get(request, ()))
         release(kv, request)
-        kv.free += table[:1]
+        kv.pool.free += table[:1]
 
     patch.setattr(PagedKV, "release", twice)
 
@@ -71,8 +62,8 @@ def a_refusal_keeps_pages(patch: pytest.MonkeyPatch) -> None:
 
     def greedy(kv: PagedKV, request: int, stop: int) -> bool:
         done = reserve(kv, request, stop)
-        if not done and kv.free:
-            kv.tables[request].append(kv._take())
+        if not done and kv.pool.free:
+            kv.tables[request].append(kv.pool.take())
         return done
 
     patch.setattr(PagedKV, "reserve", greedy)
@@ -146,26 +137,25 @@ def a_plan_has_the_table_before_a_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_plan_has_the_pool_before_growth(patch: pytest.MonkeyPatch) -> None:
-    grow = PagedKV._grow
+    allocate = PagePool._allocate
 
-    def stale(kv: PagedKV, pages: int, idle: bool = False) -> None:
-        before = kv.resident
-        grow(kv, pages, idle)
-        if before and not idle:
-            kv.resident = before
+    def stale(pool: PagePool, pages: int) -> None:
+        before = pool.layers
+        allocate(pool, pages)
+        pool.layers = before or pool.layers
 
-    patch.setattr(PagedKV, "_grow", stale)
+    patch.setattr(PagePool, "_allocate", stale)
 
 
 def growth_loses_the_contents(patch: pytest.MonkeyPatch) -> None:
-    grow = PagedKV._grow
+    allocate = PagePool._allocate
 
-    def empty(kv: PagedKV, pages: int, idle: bool = False) -> None:
-        before = len(kv.count)
-        grow(kv, pages, idle)
-        kv._block[:, :before] = 0
+    def empty(pool: PagePool, pages: int) -> None:
+        before = len(pool.count)
+        allocate(pool, pages)
+        pool._block[:, :before] = 0
 
-    patch.setattr(PagedKV, "_grow", empty)
+    patch.setattr(PagePool, "_allocate", empty)
 
 
 def requests_share_a_generator(patch: pytest.MonkeyPatch) -> None:
@@ -199,7 +189,7 @@ def a_chunk_does_not_see_the_one_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "_mask", blind)
 
 
-WRONG = "chosen from wrong logits"
+WRONG = "chosen from wrong logits|NaN"
 PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     no_copy_on_write: "written while shared",
     a_copy_without_contents: WRONG,
@@ -213,8 +203,8 @@ PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     a_preempted_request_waits_last: "a younger one stands first",
     a_fork_counts_no_pages: "counts are not what tables hold",
     a_fork_forgets_what_is_hidden: WRONG,
-    a_plan_has_the_table_before_a_copy: f"{WRONG}|NaN",
-    a_plan_has_the_pool_before_growth: f"{WRONG}|NaN|out of bounds",
+    a_plan_has_the_table_before_a_copy: WRONG,
+    a_plan_has_the_pool_before_growth: f"{WRONG}|out of bounds",
     growth_loses_the_contents: WRONG,
     requests_share_a_generator: "chance came from somewhere else",
     who_is_aborted_still_waits: "a younger one stands first|pages are held",

@@ -80,13 +80,14 @@ def draw_jobs(rng: Random) -> list[Job]:
     return jobs + jobs[:1] * rng.randint(0, 1)
 
 
-def draw_engine(rng: Random, folder: Path, jobs: list[Job]) -> Engine:
+def draw_engine(rng: Random, folder: Path, jobs: list[Job], **fixed: object) -> Engine:
     """Its pool holds from "just the longest text" to "all"; some refuse the longest."""
     lengths = [len(ids) + params.max_tokens for ids, params in jobs]
     config = {
         "kv": rng.choice(("paged", "paged", "paged", "contiguous")),
         "page_size": rng.choice(PAGE_SIZES), "max_context": max(lengths),
         "max_batch_tokens": rng.choice(BUDGETS), "max_running": rng.choice(PLACES),
+        "kernels": rng.choice(("auto", "torch")), **fixed,
     }  # fmt: skip
     P = config["max_context"] if config["kv"] == "contiguous" else config["page_size"]
     longest = rng.choice((max(lengths), max(lengths), rng.choice(lengths)))

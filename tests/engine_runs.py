@@ -20,6 +20,7 @@ from engine_draws import FAMILIES, draw_engine, draw_jobs, right_logits
 from torch import Tensor
 
 from minillm.config import SamplingParams
+from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import generator, sample
 from minillm.engine.request import Request
 from minillm.errors import OutOfMemory
@@ -29,12 +30,15 @@ ROUNDING = 1e-4  # of the largest logit
 
 
 class Run:
-    """One engine and what happens to it. `seen` counts what occurred: preemptions, copies, …"""
+    """One engine and what happens to it. `seen` counts what occurred: preemptions, copies, …
 
-    def __init__(self, rng: Random, tiny: Callable[[str], Path]) -> None:
+    fixed: settings of EngineConfig that are not drawn.
+    """
+
+    def __init__(self, rng: Random, tiny: Callable[[str], Path], **fixed: object) -> None:
         self.rng, self.seen = rng, Counter(runs=1)
         self.folder, self.jobs = tiny(rng.choice(FAMILIES)), draw_jobs(rng)
-        self.engine = draw_engine(rng, self.folder, self.jobs)
+        self.engine = draw_engine(rng, self.folder, self.jobs, **fixed)
         self.kv, self.scheduler = self.engine.kv, self.engine.scheduler
         self.arrived: list[Request] = []  # first come first; without twins
         self.here: dict[Request, AbstractContextManager] = {}  # and how each leaves
@@ -64,8 +68,7 @@ class Run:
             self.seen["steps"] += 1
             assert self.seen["steps"] < most, "the run does not end"
         self.give_back_other()
-        empty = not self.kv.tables and len(self.kv.free) == len(self.kv.count)
-        assert empty, "nobody is here, and pages are held"
+        assert self.kv.pool.idle and not self.kv.tables, "nobody is here, and pages are held"
         self.engine.close()
         assert self.engine.machine.hbm.used == 0
 
@@ -86,12 +89,13 @@ class Run:
             self.give_back_other()
 
     def arrive(self, ids: list[int], params: SamplingParams) -> None:
-        request, hbm = self.engine._admit(ids, params), self.kv.machine.hbm
+        request, hbm = self.engine._admit(ids, params), self.engine.machine.hbm
         present, used = self.engine._present([request]), hbm.used
         try:
             present.__enter__()
         except OutOfMemory:
-            assert self.kv.pages_for(request.slots) > self.kv.most, "refused, and would have fit"
+            fits = self.kv.pages_for(request.slots) <= self.kv.pool.most
+            assert not fits, "refused, and would have fit"
             assert hbm.used <= used, "refused, and holds something"
             self.seen["refused"] += 1
         else:
@@ -120,12 +124,12 @@ class Run:
 
     def take_other(self) -> None:
         """Somebody else takes the HBM that is free."""
-        hbm = self.kv.machine.hbm
+        hbm = self.engine.machine.hbm
         self.other += hbm.free
         hbm.reserve(hbm.free, "other")
 
     def give_back_other(self) -> None:
-        self.kv.machine.hbm.release(self.other, "other")
+        self.engine.machine.hbm.release(self.other, "other")
         self.other = 0
 
     def step(self) -> None:
@@ -147,13 +151,14 @@ class Run:
 
     def check_pages(self) -> None:
         """Every page is counted, free or used; the tier's labels say the same."""
-        kv, hbm = self.kv, self.kv.machine.hbm
+        kv, pool, hbm = self.kv, self.kv.pool, self.engine.machine.hbm
         held = Counter(page for table in kv.tables.values() for page in table)
-        pages = range(len(kv.count))
-        assert kv.count == [held[page] for page in pages], "counts are not what tables hold"
-        assert sorted(kv.free) == [page for page in pages if not held[page]], "free is not the rest"
-        assert hbm.by_label.get("kv", 0) == len(held) * kv.page_nbytes
-        assert hbm.by_label.get("kv reserved", 0) == len(kv.free) * kv.page_nbytes
+        pages = range(len(pool.count))
+        rest = [page for page in pages if not held[page]]
+        assert pool.count == [held[page] for page in pages], "counts are not what tables hold"
+        assert sorted(pool.free) == rest, "free is not the rest"
+        assert hbm.by_label.get("kv", 0) == len(held) * pool.page_nbytes
+        assert hbm.by_label.get("kv reserved", 0) == len(pool.free) * pool.page_nbytes
         running = {r.number for r in self.scheduler.running}
         assert running == set(kv.tables), "who has pages is not who runs"
         for r in (*self.scheduler.running, *self.scheduler.waiting):
@@ -181,10 +186,11 @@ class Run:
             assert far < ROUNDING, f"token {index} was chosen from wrong logits"
             chosen, logprob = sample(row, request.params, chance)
             assert request.token_ids[index] == chosen, "chance came from somewhere else"
-            assert request.logprobs[index] == logprob
+            assert abs(request.logprobs[index] - logprob) < 1e-3
         if request.finish_reason in ("stop", "length"):
-            shown = request.token_ids[: -1 if request.finish_reason == "stop" else None]
-            assert request.text == self.engine.tokenizer.decode(shown)
+            alone = Detokenizer(self.engine.tokenizer, request.prompt_ids)
+            said = request.token_ids[: -1 if request.finish_reason == "stop" else None]
+            assert request.text == "".join(map(alone.add, said)) + alone.finish()
 
     # -- what is watched -------------------------------------------------------------------------
 
@@ -192,15 +198,15 @@ class Run:
         """Look at each pass, choice, preemption, reservation, growth and page that comes free."""
         engine, kv, scheduler = self.engine, self.kv, self.scheduler
         for owner, name, seen in (
-            (engine, "_sample", self._sample), (kv, "plan", self._plan), (kv, "_drop", self._drop),
+            (engine._chooser, "_sample", self._sample), (kv, "plan", self._plan),
             (kv, "reserve", self._reserve), (kv, "make_room", self._make_room),
-            (scheduler, "_preempt", self._preempt),
+            (kv.pool, "drop", self._drop), (scheduler, "_preempt", self._preempt),
         ):  # fmt: skip
             setattr(owner, name, partial(seen, getattr(owner, name)))
 
-    def _sample(self, do: Callable, request: Request, row: Tensor) -> tuple[int, float]:
+    def _sample(self, do: Callable, request: Request, row: Tensor, *more) -> tuple[int, float]:
         self.rows.setdefault(request.number, {})[len(request.token_ids)] = row.clone()
-        return do(request, row)
+        return do(request, row, *more)
 
     def _plan(self, do: Callable, step: Step) -> Plan:
         assert step.tokens <= self.scheduler.max_batch_tokens
@@ -208,28 +214,29 @@ class Run:
         for number, start, count in zip(step.requests, step.starts, step.counts, strict=True):
             stop = self.kv.pages_for(start + count)
             written = self.kv.tables[number][start // self.kv.page_size : stop]
-            assert all(self.kv.count[page] == 1 for page in written), "written while shared"
+            assert all(self.kv.pool.count[page] == 1 for page in written), "written while shared"
         self.seen["mixed"] += len(step.counts) > 1 and 1 in step.counts and max(step.counts) > 1
         self.seen["chunked"] += 0 in step.wanted
         return do(step)
 
     def _drop(self, do: Callable, page: int) -> None:
         do(page)
-        if not self.kv.count[page]:
-            self.kv._block[:, page] = torch.nan
+        if not self.kv.pool.count[page]:
+            for layer in self.kv.pool.layers:
+                layer[page] = torch.nan
 
     def _reserve(self, do: Callable, number: int, stop: int) -> bool:
-        before, free = list(self.kv.tables[number]), list(self.kv.free)
+        before, free = list(self.kv.tables[number]), list(self.kv.pool.free)
         done = do(number, stop)
         after = self.kv.tables[number]
-        assert done or (after == before and self.kv.free == free), "refused, and took pages"
+        assert done or (after == before and self.kv.pool.free == free), "refused, and took pages"
         self.seen["copied"] += sum(a != b for a, b in zip(before, after, strict=False))
         return done
 
     def _make_room(self, do: Callable, lengths: Iterable[int]) -> None:
-        before, used = len(self.kv.count), len(self.kv.count) - len(self.kv.free)
+        before, used = len(self.kv.pool.count), not self.kv.pool.idle
         do(lengths)
-        self.seen["grown in use"] += used > 0 and len(self.kv.count) > before
+        self.seen["grown in use"] += used and len(self.kv.pool.count) > before
 
     def _preempt(self, do: Callable, request: Request) -> None:
         running = self.joined = self._by_age()

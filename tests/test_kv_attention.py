@@ -29,9 +29,9 @@ def error(kv: PagedKV, lengths: Lengths, hide: bool) -> float:
     """The largest difference from the formula. The pages of the sequences lie in no order."""
     chance = torch.Generator().manual_seed(0)
     texts = [torch.randn(old + new, H + 2 * K, E, generator=chance) for old, new in lengths]
-    texts = [text.to(kv.machine.device, kv.dtype) for text in texts]
+    texts = [text.to(kv.resident[0]) for text in texts]
     gone = [range(1, 1 + old // 2) if hide else None for old, _ in lengths]
-    Random(0).shuffle(kv.free)
+    Random(0).shuffle(kv.pool.free)
     for number, (old, new) in enumerate(lengths):
         kv.find(number, [])
         if hide:
