@@ -69,7 +69,7 @@ def test_whatever_happens_the_laws_hold(tiny):
 def test_whatever_is_drawn_the_laws_hold(tiny):
     """The same, shrunk to the smallest run that breaks a law."""
 
-    @settings(max_examples=15, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(st.randoms(use_true_random=False))
     def holds(rng: Random) -> None:
         Run(rng, tiny).play()
