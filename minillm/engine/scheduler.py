@@ -76,9 +76,10 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.max_running:
             request = self.waiting[0]
             if not self._take_in(request):
-                if self.running:
-                    return
-                self.waiting.popleft().error = self.kv.too_large(request.slots)
+                request.error = None if self.running else self.kv.too_large(request.slots)
+                if request.error is None:
+                    return  # room will come, or has come since we looked
+                self.waiting.popleft()
                 continue
             self.running.append(self.waiting.popleft())
             count = min(len(request.ids) - request.cached, budget)
@@ -98,6 +99,7 @@ class Scheduler:
     def fork(self, request: Request, twin: Request) -> None:
         """A twin of a running request goes on from the same past; pages are copied when written."""
         assert request in self.running, "only what runs has a past"
+        assert len(self.running) < self.max_running, "no place for a twin"
         self.kv.fork(request.number, twin.number)
         self.running.append(twin)
 
