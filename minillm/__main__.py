@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -155,11 +156,12 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minillm.bench import load, stream, views
+    from minillm.bench import decode, load, stream, views
 
+    speed = partial(decode.bench, shape=options.shape, python=options.llama)
     bench, rounds, model = {
         "views": (views.bench, 20, MODEL), "load": (load.bench, 5, None),
-        "stream": (stream.bench, 3, None),
+        "stream": (stream.bench, 3, None), "decode": (speed, 5, None),
     }[options.what]  # fmt: skip
     print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
     return 0
@@ -214,13 +216,21 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
     bench = commands.add_parser("bench", help="what a part of this package costs or gains")
     bench.add_argument(
-        "what", choices=["views", "load", "stream"],
+        "what", choices=["views", "load", "stream", "decode"],
         help="views: live views, as time of a decode; load: weights from SSD to HBM, beside the "
-        "disk's ceiling; stream: a model larger than HBM. Without --model, load and stream make "
-        "a random one of gigabytes and delete it",
+        "disk's ceiling; stream: a model larger than HBM; decode: tokens beside other "
+        "engines. Without --model, load and stream make a random one of gigabytes and delete it",
     )  # fmt: skip
-    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3")
+    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5")
     bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
+    bench.add_argument(
+        "--shape", default="town", choices=["town", "135m", "360m", "1b"],
+        help="decode: the model, or random weights of a real one's shape; default: town",
+    )  # fmt: skip
+    bench.add_argument(
+        "--llama", metavar="PYTHON", help="decode: a Python, or a folder of packages, that has "
+        "llama_cpp and gguf; default: this one",
+    )  # fmt: skip
     make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
     make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
     make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
