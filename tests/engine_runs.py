@@ -83,7 +83,7 @@ class Run:
             self.fork(rng.choice(running))
         if self.here and rng.random() < 0.05:
             self.end(rng.choice(list(self.here)), "aborted")
-        if rng.random() < 0.05:
+        if rng.random() < 0.1:
             self.take_other()
         elif rng.random() < 0.2:
             self.give_back_other()
