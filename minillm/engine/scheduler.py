@@ -1,10 +1,10 @@
 """Which tokens of which requests run in the next forward pass.
 
-Requests join and leave between passes. A pass has a budget of tokens: requests that decode take
-one each, and what is left goes to chunks of prompts, so a long prompt cannot make others wait
-for longer than one pass. First come, first served. When the KV cache has no page left, the
-youngest request gives its pages back and is computed again later.  Yu et al., 2022; Agrawal et
-al., 2023.
+Requests join and leave between passes. A pass has a budget of tokens. First come, first served:
+those that run decode a token each, and what is left of the budget goes to a chunk of the next
+prompt, so a long prompt makes nobody wait for longer than one pass. When the KV cache has no page
+left, the youngest request gives its pages back and is computed again later.  Yu et al., 2022;
+Agrawal et al., 2023.
 """
 
 from __future__ import annotations
