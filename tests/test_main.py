@@ -108,10 +108,10 @@ def test_an_interrupt_is_quiet_and_keeps_the_trace(model, monkeypatch, capfd, tm
     """Catches a traceback on Ctrl-C, and the loss of the trace one wanted to see."""
     step = Engine.step
 
-    def interrupted(self, batch):
-        if batch.steps == 2:
+    def interrupted(self):
+        if self.steps == 2:
             raise KeyboardInterrupt
-        return step(self, batch)
+        return step(self)
 
     monkeypatch.setattr(Engine, "step", interrupted)
     file = str(tmp_path / "run.json")
