@@ -226,8 +226,7 @@ reveal(mine, predicted=1e3 * floor, measured=1e3 * measured)
 
 # %%
 kept_tokens = len(engine.tokenizer.encode(prompt)) + len(pieces) - 1
-pages = -(-kept_tokens // engine.config.page_size)  # rounded up
-page_bytes = engine.config.page_size * kv_bytes
+pages, page_bytes = -(-kept_tokens // 16), 16 * kv_bytes  # pages are rounded up
 most = max(event.nbytes for event in engine.trace.select(kind="counter", label="kv"))
 assert most == pages * page_bytes and "kv" not in machine.hbm.by_label
 print(f"{kept_tokens} tokens in {pages} pages of {format_size(page_bytes)}: {format_size(most)}")
@@ -323,10 +322,10 @@ tight.close()
 # %%
 for share in (0.0, 0.5):
     engine.kv.forget = drop_oldest(share)
-    kept = "".join(piece.text for piece in engine.stream(prompt, greedy))
-    print(f"{share:4.0%} of the cache forgotten: {kept.strip()}")
+    [kept] = engine.generate(prompt, greedy)
+    print(f"{share:4.0%} of the cache forgotten: {kept.text.strip()}")
 engine.kv.forget = None
-assert "4713" in answer and "4713" not in kept
+assert "4713" in answer and "4713" not in kept.text
 
 # %% [markdown]
 # How much can it lose before it forgets? Drag the slider: each time it comes to rest, the engine
@@ -335,9 +334,9 @@ assert "4713" in answer and "4713" not in kept
 # %% tags=["nbval-ignore-output"]
 def ask(dropped_percent: int) -> str:
     engine.kv.forget = drop_oldest(dropped_percent / 100)
-    kept = "".join(piece.text for piece in engine.stream(prompt, greedy))
+    [kept] = engine.generate(prompt, greedy)
     engine.kv.forget = None
-    return kept.strip()
+    return kept.text.strip()
 
 
 knob(ask, dropped_percent=(0, 100, 5))
