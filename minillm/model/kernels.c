@@ -5,7 +5,6 @@
 // M tokens, D width, H query and K kv heads of size E, I width inside the FFN, P page size. D, I and E: multiples of 16.
 #include <math.h>
 #include <string.h>
-#include <time.h>
 #include "pool.h"
 typedef float v8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
@@ -295,15 +294,6 @@ int ffn(const Ffn *f, const Step *s, const float *x, float *out) {
 static void add(float *x, const float *part, const T *bias, int M, int D) {
   for (int m = 0; m < M; m++) for (int d = 0; d < D; d++) x[(long)m * D + d] += part[(long)m * D + d] + (bias ? get(bias[d]) : 0);
 }
-static double now(void) { // the clock of Python's perf_counter
-  struct timespec t;
-#ifdef __APPLE__
-  clock_gettime(CLOCK_UPTIME_RAW, &t);
-#else
-  clock_gettime(CLOCK_MONOTONIC, &t);
-#endif
-  return t.tv_sec + 1e-9 * t.tv_nsec;
-}
 // Layers between which nothing has to happen outside: no sum over ranks, no pages to fetch. x is added to in place;
 // stamps: when each half began, and the end (2 n + 1 seconds), so that a trace still sees the halves.
 typedef struct { Attention a; Ffn f; const T *o_bias, *down_bias; T *pages; } Layer;
@@ -360,8 +350,9 @@ int head(const Output *o, int threads, int M, const float *x, float *logits, int
     if (!vocabularies(o, threads, smaller(MAX, M - m), x + (long)m * o->l.k, logits + (long)m * o->l.n, ids + m, tops + m, lse + m)) return 0;
   return 1;
 }
-// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row.
+// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row. Layers come next: workers wake meanwhile.
 int embed(const Linear *l, const int64_t *ids, int M, float *out) {
+  if (M <= 4 * MAX) call_workers();
   for (int m = 0; m < M; m++, out += l->k) {
     if (ids[m] < 0 || ids[m] >= l->n) return 0;
     const T *a = row_of(l, ids[m]);
