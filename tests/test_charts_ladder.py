@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_scale import Clock, model
 
 from minillm.charts import ladder
 from minillm.charts.ladder import find_hops
 from minillm.errors import MinillmError
 from minillm.event import Event
+from minillm.machine import Machine
 from minillm.trace import Trace
 
 MB = 10**6
@@ -108,6 +111,20 @@ def test_several_gpus_are_told_as_one_link_of_them() -> None:
     assert [hop.links for hop in hops] == [4, 1, 2, 4]
     assert (near.name, near.ceiling) == ("GPU ↔ GPU NVLink", 1e9)
     assert (far.name, far.ceiling) == ("GPU ↔ GPU InfiniBand", 2e8)
+
+
+def test_nvlink_and_infiniband_stay_two_links_of_a_scale_model() -> None:
+    """Catches one "network" of which the second link's ceiling and bytes overwrite the first's."""
+    scale, trace = model(Clock())
+    machine = Machine(torch.device("cpu"), 0, 2**20, 2**20, trace, scale)
+    sums = {"source": "hbm:0", "stage": "parallel", "label": "activations", "name": "all-reduce"}
+    machine.carry(lambda: None, 7 * MB, target="hbm:1", **sums)
+    machine.carry(lambda: None, 5 * MB, target="hbm:8", over="infiniband", **sums)
+    far, near = find_hops(trace, trace.meta["ceilings"])
+    assert (far.name, far.nbytes) == ("GPU ↔ GPU InfiniBand", 5 * MB)
+    assert (near.name, near.nbytes) == ("GPU ↔ GPU NVLink", 7 * MB)
+    assert far.ceiling == scale.wire("infiniband").bandwidth < near.ceiling
+    assert near.ceiling == scale.wire("nvlink").bandwidth and near.how == "emulated"
 
 
 def test_beyond_a_ceiling_is_explained() -> None:

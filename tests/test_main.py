@@ -65,7 +65,8 @@ def test_generate_saves_its_trace(model, tmp_path, capfd):
     options = ["--model", model, "--max-tokens", "4", "--trace", str(file)]
     assert main(["generate", PROMPT, *options]) == 0
     trace = Trace.load(file)
-    assert trace.meta["text"] == capfd.readouterr().out
+    shown = "".join(event.detail for event in trace.select(name="detokenize"))
+    assert shown == capfd.readouterr().out
     assert len(trace.select(name="decode step")) == 3
     assert json.loads(file.read_text())["traceEvents"]
 
@@ -107,10 +108,10 @@ def test_an_interrupt_is_quiet_and_keeps_the_trace(model, monkeypatch, capfd, tm
     """Catches a traceback on Ctrl-C, and the loss of the trace one wanted to see."""
     step = Engine.step
 
-    def interrupted(self, batch):
-        if batch.steps == 2:
+    def interrupted(self):
+        if self.steps == 2:
             raise KeyboardInterrupt
-        return step(self, batch)
+        return step(self)
 
     monkeypatch.setattr(Engine, "step", interrupted)
     file = str(tmp_path / "run.json")
@@ -124,7 +125,7 @@ import sys, time
 from minillm import Engine
 from minillm.__main__ import _bar, main
 step = Engine.step
-Engine.step = lambda engine, batch: (time.sleep(0.03), step(engine, batch))[1]
+Engine.step = lambda engine: (time.sleep(0.03), step(engine))[1]
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -1,10 +1,10 @@
 """Which tokens of which requests run in the next forward pass.
 
-Requests join and leave between passes. A pass has a budget of tokens: requests that decode take
-one each, and what is left goes to chunks of prompts, so a long prompt cannot make others wait
-for longer than one pass. First come, first served. When the KV cache has no page left, the
-youngest request gives its pages back and is computed again later.  Yu et al., 2022; Agrawal et
-al., 2023.
+Requests join and leave between passes. A pass has a budget of tokens. First come, first served:
+those that run decode a token each, and what is left of the budget goes to a chunk of the next
+prompt, so a long prompt makes nobody wait for longer than one pass. When the KV cache has no page
+left, the youngest request gives its pages back and is computed again later.  Yu et al., 2022;
+Agrawal et al., 2023.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.max_running:
             request = self.waiting[0]
             if not self._take_in(request):
-                if self.running:
-                    return
-                self.waiting.popleft().error = self.kv.too_large(request.slots)
+                request.error = None if self.running else self.kv.too_large(request.slots)
+                if request.error is None:
+                    return  # room will come, or has come since we looked
+                self.waiting.popleft()
                 continue
             self.running.append(self.waiting.popleft())
             count = min(len(request.ids) - request.cached, budget)
@@ -98,6 +99,7 @@ class Scheduler:
     def fork(self, request: Request, twin: Request) -> None:
         """A twin of a running request goes on from the same past; pages are copied when written."""
         assert request in self.running, "only what runs has a past"
+        assert len(self.running) < self.max_running, "no place for a twin"
         self.kv.fork(request.number, twin.number)
         self.running.append(twin)
 

@@ -1,0 +1,212 @@
+"""Bugs of the cache, the queue and the choice, to be planted: random runs must find each of them.
+
+`PLANTED`: each takes a MonkeyPatch; beside it the words of the law that finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from torch import Tensor
+
+import minillm.engine.engine as engine
+import minillm.kv.attention as attention
+from minillm.config import SamplingParams
+from minillm.decode.sampling import generator
+from minillm.engine.request import Request
+from minillm.engine.scheduler import Scheduler
+from minillm.kv import PagedKV, Plan, Step
+from minillm.kv.pool import PagePool
+
+
+def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
+    def reserve(kv: PagedKV, request: int, stop: int) -> bool:
+        more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
+        if more > len(kv.pool.free):
+            return False
+        kv.tables[request] += [kv.pool.take() for _ in range(more)]
+        return True
+
+    patch.setattr(PagedKV, "reserve", reserve)
+
+
+def a_copy_without_contents(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PagePool, "copy", lambda pool, page: pool.take())
+
+
+def a_page_is_lost(patch: pytest.MonkeyPatch) -> None:
+    release = PagedKV.release
+
+    def forgetful(kv: PagedKV, request: int) -> None:
+        if len(kv.tables.get(request, ())) > 1:
+            kv.tables[request].pop()
+        release(kv, request)
+
+    patch.setattr(PagedKV, "release", forgetful)
+
+
+def a_page_is_freed_twice(patch: pytest.MonkeyPatch) -> None:
+    release = PagedKV.release
+
+    def twice(kv: PagedKV, request: int) -> None:
+        table = list(kv.tables.get(request, ()))
+        release(kv, request)
+        kv.pool.free += table[:1]
+
+    patch.setattr(PagedKV, "release", twice)
+
+
+def a_refusal_keeps_pages(patch: pytest.MonkeyPatch) -> None:
+    reserve = PagedKV.reserve
+
+    def greedy(kv: PagedKV, request: int, stop: int) -> bool:
+        done = reserve(kv, request, stop)
+        if not done and kv.pool.free:
+            kv.tables[request].append(kv.pool.take())
+        return done
+
+    patch.setattr(PagedKV, "reserve", greedy)
+
+
+def commits_one_short(patch: pytest.MonkeyPatch) -> None:
+    commit = PagedKV.commit
+    patch.setattr(PagedKV, "commit", lambda kv, request, ids: commit(kv, request, ids[:-1]))
+
+
+def commits_one_more(patch: pytest.MonkeyPatch) -> None:
+    commit = PagedKV.commit
+    patch.setattr(PagedKV, "commit", lambda kv, request, ids: commit(kv, request, [*ids, 0]))
+
+
+def a_preempted_request_keeps_its_count(patch: pytest.MonkeyPatch) -> None:
+    preempt = Scheduler._preempt
+
+    def keep(scheduler: Scheduler, request: Request) -> None:
+        cached = request.cached
+        preempt(scheduler, request)
+        request.cached = cached
+
+    patch.setattr(Scheduler, "_preempt", keep)
+
+
+def the_oldest_is_preempted(patch: pytest.MonkeyPatch) -> None:
+    preempt = Scheduler._preempt
+    patch.setattr(Scheduler, "_preempt", lambda s, request: preempt(s, s.running[0]))
+
+
+def a_preempted_request_waits_last(patch: pytest.MonkeyPatch) -> None:
+    preempt = Scheduler._preempt
+
+    def last(scheduler: Scheduler, request: Request) -> None:
+        preempt(scheduler, request)
+        scheduler.waiting.rotate(-1)
+
+    patch.setattr(Scheduler, "_preempt", last)
+
+
+def a_fork_counts_no_pages(patch: pytest.MonkeyPatch) -> None:
+    def fork(kv: PagedKV, request: int, new: int) -> None:
+        kv.tables[new], kv.length[new] = list(kv.tables[request]), kv.length[request]
+
+    patch.setattr(PagedKV, "fork", fork)
+
+
+def a_fork_forgets_what_is_hidden(patch: pytest.MonkeyPatch) -> None:
+    fork = PagedKV.fork
+
+    def seeing(kv: PagedKV, request: int, new: int) -> None:
+        fork(kv, request, new)
+        kv._hidden.pop(new, None)
+
+    patch.setattr(PagedKV, "fork", seeing)
+
+
+def a_plan_has_the_table_before_a_copy(patch: pytest.MonkeyPatch) -> None:
+    tables: dict[tuple[int, int, int], list[int]] = {}
+    plan = PagedKV.plan
+
+    def stale(kv: PagedKV, step: Step) -> Plan:
+        made = plan(kv, step)
+        for at, request in enumerate(step.requests):
+            now = made.tables[at]
+            made.tables[at] = tables.setdefault((id(kv), request, len(now)), list(now))
+        return made
+
+    patch.setattr(PagedKV, "plan", stale)
+
+
+def a_plan_has_the_pool_before_growth(patch: pytest.MonkeyPatch) -> None:
+    allocate = PagePool._allocate
+
+    def stale(pool: PagePool, pages: int) -> None:
+        before = pool.layers
+        allocate(pool, pages)
+        pool.layers = before or pool.layers
+
+    patch.setattr(PagePool, "_allocate", stale)
+
+
+def growth_loses_the_contents(patch: pytest.MonkeyPatch) -> None:
+    allocate = PagePool._allocate
+
+    def empty(pool: PagePool, pages: int) -> None:
+        before = len(pool.count)
+        allocate(pool, pages)
+        pool._block[:, :before] = 0
+
+    patch.setattr(PagePool, "_allocate", empty)
+
+
+def requests_share_a_generator(patch: pytest.MonkeyPatch) -> None:
+    one = generator(SamplingParams(seed=0))
+    patch.setattr(engine, "generator", lambda params: one)
+
+
+def who_is_aborted_still_waits(patch: pytest.MonkeyPatch) -> None:
+    remove = Scheduler.remove
+
+    def forgetful(scheduler: Scheduler, request: Request) -> None:
+        waits = request in scheduler.waiting
+        remove(scheduler, request)
+        if waits:
+            scheduler.waiting.append(request)
+
+    patch.setattr(Scheduler, "remove", forgetful)
+
+
+def a_chunk_does_not_see_the_one_before(patch: pytest.MonkeyPatch) -> None:
+    mask = attention._mask
+
+    def blind(plan: Plan, number: int) -> Tensor | None:
+        start, count = plan.step.starts[number], plan.step.counts[number]
+        seen = mask(plan, number)
+        if seen is not None and start and count > 1:
+            seen = seen.clone()
+            seen[:, 0] = False
+        return seen
+
+    patch.setattr(attention, "_mask", blind)
+
+
+WRONG = "chosen from wrong logits|NaN"
+PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
+    no_copy_on_write: "written while shared",
+    a_copy_without_contents: WRONG,
+    a_page_is_lost: "counts are not what tables hold",
+    a_page_is_freed_twice: "free is not the rest",
+    a_refusal_keeps_pages: "refused, and took pages",
+    commits_one_short: "wrong on what is cached",
+    commits_one_more: "wrong on what is cached",
+    a_preempted_request_keeps_its_count: "wrong on what is cached",
+    the_oldest_is_preempted: "not the youngest had to leave",
+    a_preempted_request_waits_last: "a younger one stands first",
+    a_fork_counts_no_pages: "counts are not what tables hold",
+    a_fork_forgets_what_is_hidden: WRONG,
+    a_plan_has_the_table_before_a_copy: WRONG,
+    a_plan_has_the_pool_before_growth: f"{WRONG}|out of bounds",
+    growth_loses_the_contents: WRONG,
+    requests_share_a_generator: "chance came from somewhere else",
+    who_is_aborted_still_waits: "a younger one stands first|pages are held",
+    a_chunk_does_not_see_the_one_before: WRONG,
+}
