@@ -36,6 +36,7 @@ def test_a_python_without_llama_cpp_is_told_and_the_rest_goes_on():
 
 def test_the_program_for_llama_cpp_needs_nothing_of_ours():
     """Catches an import that the other environment has not."""
-    program = f"import runpy, sys; runpy.run_path({decode_llama.__file__!r}, run_name='x'); " \
-        "sys.exit(any(name.split('.')[0] in ('minillm', 'torch') for name in sys.modules))"  # fmt: skip
+    program = f"""import runpy, sys
+runpy.run_path({decode_llama.__file__!r}, run_name="not main")
+sys.exit(any(name.split(".")[0] in ("minillm", "torch") for name in sys.modules))"""
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
