@@ -214,7 +214,20 @@ def _parser() -> argparse.ArgumentParser:
     again = commands.add_parser("replay", help="a recorded run as a page that plays it")
     again.add_argument("run", metavar="RUN", help="a file that trace.save or --trace wrote")
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
-    bench = commands.add_parser("bench", help="what a part of this package costs or gains")
+    _bench_parser(commands.add_parser("bench", help="what a part of this package costs or gains"))
+    make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
+    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
+    make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
+    for command in (generate, score):
+        command.add_argument(
+            "--model", default=MODEL, metavar="DIR",
+            help=f"a Llama-family model in Hugging Face layout; default: {MODEL}",
+        )  # fmt: skip
+    commands.add_parser("doctor", help="is everything here? what can this machine do?")
+    return parser
+
+
+def _bench_parser(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "what", choices=["views", "load", "stream", "decode"],
         help="views: live views, as time of a decode; load: weights from SSD to HBM, beside the "
@@ -231,16 +244,6 @@ def _parser() -> argparse.ArgumentParser:
         "--llama", metavar="PYTHON", help="decode: a Python, or a folder of packages, that has "
         "llama_cpp and gguf; default: this one",
     )  # fmt: skip
-    make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
-    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
-    make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
-    for command in (generate, score):
-        command.add_argument(
-            "--model", default=MODEL, metavar="DIR",
-            help=f"a Llama-family model in Hugging Face layout; default: {MODEL}",
-        )  # fmt: skip
-    commands.add_parser("doctor", help="is everything here? what can this machine do?")
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -29,7 +29,7 @@ from minillm.host import n_cores
 from minillm.machine import Machine
 
 OURS, TORCH, CPP = "minillm", "minillm, torch", "llama.cpp"
-PREFILL = 512
+PREFILL, FEW = 512, 8  # tokens
 TASKS = {"decode": (1,), "decode of 8": (8,), f"prefill of {PREFILL}": ()}
 
 
@@ -69,20 +69,22 @@ def bench(
     """Measure the checkpoint `model`, or random weights of a shape, made and then deleted.
 
     python: a Python, or a folder of packages, that has llama_cpp and gguf; None asks this one.
-    tokens: of each answer, in each round.
+    tokens: of each answer, in each round; fewer where they take longer than a second.
     """
     given = model or ("data/town" if shape == "town" else None)
     with given_or_random(given and locate(given), shape) as folder, ExitStack() as stack:
         machine = Machine.here()
         report = Report(f"{folder.name}: {machine.describe()}")
         ways = _ways(folder, stack, report, python)
-        for done in range(-1, rounds):  # the first is not counted
-            for way, run in ways.items():
-                for task, batch in TASKS.items():
-                    rate = _rate(run, batch, tokens)
-                    if done >= 0:
-                        report.rates.setdefault((way, task), []).append(rate)
-            progress(max(done + 1, 0), rounds)
+        each = [(way, task) for way in ways for task in TASKS]
+        first = {pair: _rate(ways[pair[0]], TASKS[pair[1]], FEW) for pair in each}  # not counted
+        for done in range(rounds):
+            for way, task in each:
+                batch = TASKS[task]
+                steps = int(first[way, task] / (*batch, 1)[0])  # of one second
+                rate = _rate(ways[way], batch, max(FEW, min(tokens, steps)))
+                report.rates.setdefault((way, task), []).append(rate)
+            progress(done + 1, rounds)
         _keep_best(report)
         middles = (report.middle(OURS, task) for task in ("decode", "decode of 8"))
         report.lines += facts(ways[OURS], *middles, rounds)

@@ -5,7 +5,6 @@
 // M tokens, D width, H query and K kv heads of size E, I width inside the FFN, P page size. D, I and E: multiples of 16.
 #include <math.h>
 #include <string.h>
-#include <time.h>
 #include "pool.h"
 typedef float v8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
@@ -72,12 +71,12 @@ INLINE long piece_of(const Linear *l) { return l->packed ? 64 : 16; }
 // y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is written out, or the sums would lie
 // in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams would be read.
 #define TILE(C)                                                                                                 \
-  INLINE void tile##C(const T *const *row, long piece, const float *x, long k, float *y, long ldy) {            \
+  INLINE void tile##C(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy) { \
     v8 s[UNIT][C] = {{{0}}};                                                                                    \
     for (long i = 0, at = 0; i < k; i += 16, at += piece) {                                                     \
       v8 a[C], b[C];                                                                                            \
       for (int c = 0; c < C; c++) { a[c] = load(x + c * k + i); b[c] = load(x + c * k + i + 8); }               \
-      for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[0] + at) + AHEAD + n); \
+      for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[0] + UNIT * i) + ahead + n); \
       _Pragma("GCC unroll 4") for (int j = 0; j < UNIT; j++) {                                                  \
         v8 e = first(row[j] + at), o = second(row[j] + at);                                                     \
         _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { s[j][c] += e * a[c]; s[j][c] += o * b[c]; }       \
@@ -86,13 +85,13 @@ INLINE long piece_of(const Linear *l) { return l->packed ? 64 : 16; }
     for (int c = 0; c < C; c++) for (int j = 0; j < UNIT; j++) y[c * ldy + j] = sum(s[j][c]);                   \
   }
 TILE(1) TILE(2) TILE(3) TILE(4)
-// UNIT rows and M vectors: these in groups as equal as can be, so that few are alone.
-static void unit(const T *const *row, long piece, const float *x, long k, float *y, long ldy, int M) {
+// UNIT rows and M vectors, with what lies `ahead` bytes on sent for: these in groups as equal as can be, so that few are alone.
+static void unit(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy, int M) {
   for (int c; M; M -= c, x += c * k, y += c * ldy) {
     int groups = (M + MOST - 1) / MOST;
     c = (M + groups - 1) / groups;
-    if (c == 4) tile4(row, piece, x, k, y, ldy); else if (c == 3) tile3(row, piece, x, k, y, ldy);
-    else if (c == 2) tile2(row, piece, x, k, y, ldy); else tile1(row, piece, x, k, y, ldy);
+    if (c == 4) tile4(row, piece, ahead, x, k, y, ldy); else if (c == 3) tile3(row, piece, ahead, x, k, y, ldy);
+    else if (c == 2) tile2(row, piece, ahead, x, k, y, ldy); else tile1(row, piece, ahead, x, k, y, ldy);
   }
 }
 // Rows r … r + UNIT of x (M, k) Wᵀ + b, to columns 0 … of y; x in lanes. n need not be a multiple of anything.
@@ -100,7 +99,7 @@ static void product(const Linear *l, int r, const float *x, float *y, long ldy, 
   int n = smaller(UNIT, l->n - r);
   const T *row[UNIT]; float s[MAX * UNIT];
   for (int j = 0; j < UNIT; j++) row[j] = row_of(l, r + smaller(j, n - 1));
-  unit(row, piece_of(l), x, l->k, s, UNIT, M);
+  unit(row, piece_of(l), AHEAD, x, l->k, s, UNIT, M);
   for (int m = 0; m < M; m++)
     for (int j = 0; j < n; j++) y[m * ldy + j] = s[m * UNIT + j] + (l->bias ? get(l->bias[r + j]) : 0);
 }
@@ -216,7 +215,11 @@ static void look(void *job, int item, int t) {
     int head = k * G + g; c = smaller(MOST, G - g);
     const float *q = pool.shared + m * width_of(a) + head * E;
     long at = ((long)m * j->parts + i) * a->H + head, half = (long)K * P * E; float *to = seen(j) + at * E, *mark = marks(j) + at * 2;
-    for (int u = 0; u < n; u += UNIT) unit(row + u, 16, q, E, p + u, most, c);
+    for (int u = 0; u < n; u += UNIT) { // the keys after next may lie in another page; values come when all scores are there
+      long ahead = (const char *)row[smaller(u + 16, n - 1)] - (const char *)row[u];
+      for (long b = 0; g == 0 && b < UNIT * E * (long)sizeof(T); b += 64) __builtin_prefetch((const char *)(row[u] + half) + b);
+      unit(row + u, 16, ahead, q, E, p + u, most, c);
+    }
     for (int h = 0; h < c; h++) mark[2 * h + 1] = softmax(p + h * most, n, mark + 2 * h);
     if (c == 4) values4(row, half, n, p, most, E, to); else if (c == 3) values3(row, half, n, p, most, E, to);
     else if (c == 2) values2(row, half, n, p, most, E, to); else values1(row, half, n, p, most, E, to);
@@ -295,15 +298,6 @@ int ffn(const Ffn *f, const Step *s, const float *x, float *out) {
 static void add(float *x, const float *part, const T *bias, int M, int D) {
   for (int m = 0; m < M; m++) for (int d = 0; d < D; d++) x[(long)m * D + d] += part[(long)m * D + d] + (bias ? get(bias[d]) : 0);
 }
-static double now(void) { // the clock of Python's perf_counter
-  struct timespec t;
-#ifdef __APPLE__
-  clock_gettime(CLOCK_UPTIME_RAW, &t);
-#else
-  clock_gettime(CLOCK_MONOTONIC, &t);
-#endif
-  return t.tv_sec + 1e-9 * t.tv_nsec;
-}
 // Layers between which nothing has to happen outside: no sum over ranks, no pages to fetch. x is added to in place;
 // stamps: when each half began, and the end (2 n + 1 seconds), so that a trace still sees the halves.
 typedef struct { Attention a; Ffn f; const T *o_bias, *down_bias; T *pages; } Layer;
@@ -360,8 +354,9 @@ int head(const Output *o, int threads, int M, const float *x, float *logits, int
     if (!vocabularies(o, threads, smaller(MAX, M - m), x + (long)m * o->l.k, logits + (long)m * o->l.n, ids + m, tops + m, lse + m)) return 0;
   return 1;
 }
-// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row.
+// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row. Layers come next: workers wake meanwhile.
 int embed(const Linear *l, const int64_t *ids, int M, float *out) {
+  if (M <= 4 * MAX) call_workers();
   for (int m = 0; m < M; m++, out += l->k) {
     if (ids[m] < 0 || ids[m] >= l->n) return 0;
     const T *a = row_of(l, ids[m]);

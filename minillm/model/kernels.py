@@ -24,7 +24,7 @@ from minillm.model.compiled import NoKernels, library, processor
 from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
 from minillm.model.products import Choice, Products, choose
-from minillm.model.structs import CLayer, COutput, CStep, bind, call, declare, linear_at
+from minillm.model.structs import CLayer, COutput, Pass, bind, call, declare, linear_at
 
 MAX_THREADS, MAX_ROWS, MAX_HEADS = 64, 2**20, 255  # of pool.h: threads; items of a phase: 2^16
 
@@ -88,20 +88,18 @@ class Kernels:
 
     stamps: after a pass whose layers ran in one call: when each half began (attention, FFN, layer
     by layer) and when the last ended, 2 n + 1 seconds of `time.perf_counter`; else None.
-    tops: of the logits that the last pass gave; None where torch computed them.
     """
 
     def __init__(self, model: Llama, lib: CDLL, threads: int, where: str):
         self.model, self.lib, self.threads = model, lib, threads
         declare(lib)
-        gate = model.blocks[0].mlp.gate_proj
-        self.choice: Choice = choose(
-            *gate.weight.shape, gate.weight.dtype, where, self._alone, self._unpack
-        )
+        ends = self._ends = _Ends(model, lib, threads)
+        gate = model.blocks[0].mlp.gate_proj.weight
+        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone, ends.unpack)
+        ends.most = self.choice.most
         self.stamps: list[float] | None = None
-        self.tops: Tops | None = None
-        self._last: tuple[Attend | None, _Pass | None] = (None, None)
-        product = Products(self.choice, self._unpack)
+        self._last: tuple[Attend | None, Pass | None] = (None, None)
+        product = Products(self.choice, ends.unpack)
         for linear in _linears(model):
             linear.product = product
             if linear.packable and not linear.packed and linear.weight.device.type == "cpu":
@@ -110,15 +108,19 @@ class Kernels:
         self._blocks = model.blocks
         self._layers = (CLayer * len(self._blocks))()
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        modules = [[m for m in block.modules() if m._parameters] for block in self._blocks]
-        self._holders = [[m._parameters for m in each] for each in modules]
+        self._holders = [_holders(block) for block in self._blocks]
         self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
         self._halves = [self._put_on(i, block) for i, block in enumerate(self._blocks)]
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
-            model.embed = self.embed
+            model.embed = ends.embed
         if model.last:
-            self._plain_output, model.output = model.output, self.output
+            model.output = ends.output
+
+    @property
+    def tops(self) -> Tops | None:
+        """Of the logits that the last pass gave; None where torch computed them."""
+        return self._ends.tops
 
     def _follow(self, i: int) -> None:
         """Take in where the weights of a layer lie now, if one of them has moved."""
@@ -154,7 +156,7 @@ class Kernels:
         block.attention_half, block.ffn_half = attention_half, ffn_half
         return attention_half, ffn_half
 
-    def _step(self, attend: Attend) -> _Pass | None:
+    def _step(self, attend: Attend) -> Pass | None:
         """The C side of a plan, made once a pass; None if torch is to do it."""
         plan, step = self._last
         if plan is not attend:
@@ -162,15 +164,15 @@ class Kernels:
             self._last = attend, step
         return step
 
-    def _taken(self, plan: Attend) -> _Pass | None:
+    def _taken(self, plan: Attend) -> Pass | None:
         if not hasattr(plan, "token_tables") or plan.hidden:
             return None
         few = 0 < len(plan.place) <= self.choice.most and plan.place.device.type == "cpu"
-        return _Pass(self, plan) if few else None
+        return Pass(self.model, plan, self.threads) if few else None
 
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
-        self.stamps = self.tops = None
+        self.stamps = self._ends.tops = None
         step, x = self._step(attend), x.contiguous()
         resident = getattr(getattr(attend, "store", None), "resident", None)
         if step is None or resident is None or not self._alone_between():
@@ -200,25 +202,35 @@ class Kernels:
                 return False
         return True
 
+
+class _Ends:
+    """What is before and after the layers: the embedding, and the product with the vocabulary."""
+
+    def __init__(self, model: Llama, lib: CDLL, threads: int):
+        self.model, self.lib, self.threads, self.most = model, lib, threads, 0
+        self.tops: Tops | None = None
+        self._plain = model.output
+
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: ids (ΣT,) -> x (ΣT, D) float32. IndexError for an id that is none."""
         table = linear_at(self.model.model.embed_tokens)
-        x = torch.empty(len(ids), table.k)
-        if not self.lib.embed(byref(table), ids.contiguous().data_ptr(), len(ids), x.data_ptr()):
+        ids, x = ids.long().contiguous(), torch.empty(len(ids), table.k)
+        if not self.lib.embed(byref(table), ids.data_ptr(), len(ids), x.data_ptr()):
             raise IndexError(f"wanted ids below {table.n}, found {ids.min()} to {ids.max()}")
         return x
 
     def output(self, x: Tensor) -> Tensor:
         """`Llama.output`: x (N, D) -> logits (N, V); and their tops."""
         N = len(x)
-        if not 0 < N <= self.choice.most or x.dtype != torch.float32:
+        if not 0 < N <= self.most or x.dtype != torch.float32:
             self.tops = None
-            return self._plain_output(x)
+            return self._plain(x)
         head, norm = self.model.head, self.model.model.norm
         output = COutput(linear_at(head), norm.weight.data_ptr(), norm.eps)
-        return self._multiplied(output, x.contiguous())
+        return self.multiplied(output, x.contiguous())
 
-    def _multiplied(self, output: COutput, x: Tensor) -> Tensor:
+    def multiplied(self, output: COutput, x: Tensor) -> Tensor:
+        """The logits of x (N, D), by C; `tops` are theirs."""
         N, logits = len(x), torch.empty(len(x), output.l.n)
         tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
         to = (t.data_ptr() for t in (x, logits, *tops))
@@ -226,30 +238,18 @@ class Kernels:
         self.tops = tops
         return logits
 
-    def _unpack(self, linear: Linear, start: int, stop: int, out: Tensor) -> None:
+    def unpack(self, linear: Linear, start: int, stop: int, out: Tensor) -> None:
+        """`products.Unpack`."""
         keep = out.dtype == linear.weight.dtype
         at = byref(linear_at(linear)), start, stop, keep, out.data_ptr(), self.threads
         call(self.lib.unpack, *at)
 
-    def _alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
+    def alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
         """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
         x, norm = torch.zeros(tokens, linear.weight.shape[1]), linear.weight[0]
-        return lambda: self._multiplied(COutput(linear_at(linear), norm.data_ptr(), 1.0), x)
+        return lambda: self.multiplied(COutput(linear_at(linear), norm.data_ptr(), 1.0), x)
 
 
-class _Pass:
-    """One plan as the C sees it, and where a half puts its part (ΣT, D)."""
-
-    def __init__(self, kernels: Kernels, plan: Attend):
-        tables, place, model = plan.token_tables(), plan.place, kernels.model
-        spans = zip(plan.step.starts, plan.step.counts, plan.tables, strict=True)
-        stops = [(start + count, len(table) * plan.page_size) for start, count, table in spans]
-        assert all(n <= min(room, len(model.angles)) for n, room in stops), "not reserved, prepared"
-        self._kept = tables, place, model.angles
-        self._struct = CStep(
-            tables.data_ptr(), place.data_ptr(), len(place), tables.shape[1], plan.page_size,
-            kernels.threads, model.angles.data_ptr(),
-        )  # fmt: skip
-        self.at = byref(self._struct)
-        self.out = torch.empty(len(place), model.config.hidden_size)
-        self.out_at = self.out.data_ptr()
+def _holders(block: Block) -> list[dict[str, Tensor]]:
+    """What holds the weights of a block, under "weight"; whoever replaces one does it there."""
+    return [module._parameters for module in block.modules() if module._parameters]

@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
 #elif defined(__aarch64__)
@@ -18,7 +19,8 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { PHASES = 4, THREADS = 64, SPIN = 4000 }; // pauses before a worker sleeps: some 100 µs
+enum { PHASES = 4, THREADS = 64 };
+#define SPIN 100e-6 // seconds that a worker looks out before it sleeps
 typedef struct {
   void (*run)(void *job, int item, int thread);
   int items; // below 2^16
@@ -29,7 +31,7 @@ static struct {
   pthread_mutex_t busy; // held by the one caller whose call is under way: of any engine, from any thread
   pthread_mutex_t lock; // of those that sleep
   pthread_cond_t wake;
-  atomic_int round, threads, asleep[THREADS], items[PHASES], done[PHASES];
+  atomic_int round, called, threads, asleep[THREADS], items[PHASES], done[PHASES];
   Range left[PHASES][THREADS]; // a late worker finds another round in it, and takes nothing
   void (*run[PHASES])(void *job, int item, int thread);
   void *job;
@@ -37,6 +39,24 @@ static struct {
   float *shared, *own; // scratch of a call: one for all, and `own_each` floats a thread
   size_t shared_size, own_size, own_each;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static double now(void) { // the clock of Python's perf_counter
+  struct timespec t;
+#ifdef __APPLE__
+  clock_gettime(CLOCK_UPTIME_RAW, &t);
+#else
+  clock_gettime(CLOCK_MONOTONIC, &t);
+#endif
+  return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+// One pause more of a wait that began with i = 0; 1 once it has lasted SPIN. How long a pause is, no processor agrees.
+static int waited(int i, double *since) {
+  PAUSE();
+  if (i % 64) return 0;
+  double t = now();
+  if (i == 0) *since = t;
+  return t - *since > SPIN;
+}
 
 static void take(int round, int t) {
   int N = atomic_load(&pool.threads);
@@ -54,28 +74,44 @@ static void take(int round, int t) {
         v = atomic_load(left);
       }
     }
-    for (int i = 0; atomic_load(&pool.done[p]) < atomic_load(&pool.items[p]); i++) {
+    double since = 0;
+    for (int i = 0, late = 0; atomic_load(&pool.done[p]) < atomic_load(&pool.items[p]); i++) {
       if (atomic_load(&pool.round) != round) return;
-      if (i < SPIN) PAUSE(); else sched_yield();
+      if (late) sched_yield(); else late = waited(i, &since);
     }
   }
 }
 
 static void *worker(void *number) {
-  int t = (int)(intptr_t)number, round = 0;
-  for (;;) {
-    for (int i = 0; i < SPIN && atomic_load(&pool.round) == round; i++) PAUSE();
+  int t = (int)(intptr_t)number, round = 0, called = 0;
+  for (double since = 0;;) {
+    for (int i = 0; atomic_load(&pool.round) == round && !waited(i, &since);) i++;
     if (atomic_load(&pool.round) == round || t >= atomic_load(&pool.threads)) { // nothing to do, or not for so many
       pthread_mutex_lock(&pool.lock);
       atomic_store(&pool.asleep[t], 1);
-      while (atomic_load(&pool.round) == round || t >= atomic_load(&pool.threads)) pthread_cond_wait(&pool.wake, &pool.lock);
+      while (t >= atomic_load(&pool.threads) || (atomic_load(&pool.round) == round && atomic_load(&pool.called) == called))
+        pthread_cond_wait(&pool.wake, &pool.lock);
       atomic_store(&pool.asleep[t], 0);
       pthread_mutex_unlock(&pool.lock);
     }
-    round = atomic_load(&pool.round);
-    take(round, t);
+    called = atomic_load(&pool.called);
+    if (atomic_load(&pool.round) != round) take(round = atomic_load(&pool.round), t);
   }
   return 0;
+}
+// Those who sleep of the first `threads`.
+static void wake(int threads) {
+  int asleep = 0;
+  for (int t = 1; t < threads; t++) asleep |= atomic_load(&pool.asleep[t]);
+  if (!asleep) return;
+  pthread_mutex_lock(&pool.lock);
+  pthread_cond_broadcast(&pool.wake);
+  pthread_mutex_unlock(&pool.lock);
+}
+// Work comes in a moment: look out for it. To wake takes as long as a layer.
+static void call_workers(void) {
+  atomic_fetch_add(&pool.called, 1);
+  wake(atomic_load(&pool.threads));
 }
 
 static void start_workers(int number) { // they leave signals to Python's threads
@@ -109,13 +145,7 @@ static void in_phases(const Phase *phases, int n, void *job, int threads) {
       atomic_store(&pool.left[p][t].v, (uint64_t)round << 32 | items * t / threads << 16 | items * (t + 1) / threads);
   }
   atomic_store(&pool.round, (int)round);
-  int asleep = 0;
-  for (int t = 1; t < threads; t++) asleep |= atomic_load(&pool.asleep[t]);
-  if (asleep) {
-    pthread_mutex_lock(&pool.lock);
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
-  }
+  wake(threads);
   take((int)round, 0);
 }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import CDLL, Structure, c_float, c_int, c_void_p
+from ctypes import CDLL, Structure, byref, c_float, c_int, c_void_p
 
+import torch
+
+from minillm.model.attention import Attend
 from minillm.model.layers import Linear, RMSNorm
-from minillm.model.llama import Block
+from minillm.model.llama import Block, Llama
 
 
 def _fields(names: str, kind: type) -> list[tuple[str, type]]:
@@ -90,3 +93,21 @@ def bind(layer: CLayer, block: Block) -> None:
     layer.f = CFfn(*linears, at(after), after.eps, D, f.gate_proj.weight.shape[0])
     biases = a.o_proj.bias, f.down_proj.bias
     layer.o_bias, layer.down_bias = (None if b is None else b.data_ptr() for b in biases)
+
+
+class Pass:
+    """One plan as the C sees it, and where a half puts its part (ΣT, D)."""
+
+    def __init__(self, model: Llama, plan: Attend, threads: int):
+        tables, place = plan.token_tables(), plan.place
+        spans = zip(plan.step.starts, plan.step.counts, plan.tables, strict=True)
+        stops = [(start + count, len(table) * plan.page_size) for start, count, table in spans]
+        assert all(n <= min(room, len(model.angles)) for n, room in stops), "not reserved, prepared"
+        self._kept = tables, place, model.angles
+        self._struct = CStep(
+            tables.data_ptr(), place.data_ptr(), len(place), tables.shape[1], plan.page_size,
+            threads, model.angles.data_ptr(),
+        )  # fmt: skip
+        self.at = byref(self._struct)
+        self.out = torch.empty(len(place), model.config.hidden_size)
+        self.out_at = self.out.data_ptr()
