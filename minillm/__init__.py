@@ -9,7 +9,7 @@
 | 5 decode   | logits come back to DRAM; the CPU picks a token and its text   | minillm/decode/    |
 
 Every byte that moves between tiers and every second of work is in one place, the trace
-(`minillm/trace.py`). `minillm/engine/engine.py` ties the stages together; its `step()` is the
+(`minillm/trace/trace.py`). `minillm/engine/engine.py` ties the stages together; its `step()` is the
 whole story in ten lines.
 
 >>> from minillm import Engine, SamplingParams

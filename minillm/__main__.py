@@ -98,7 +98,7 @@ def _ended_as_by_a_key() -> Iterator[list[int]]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from minillm.doctor import doctor
+    from minillm.tools.doctor import doctor
 
     return doctor()
 
@@ -126,7 +126,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from minillm import Engine
-    from minillm.evaluate import beyond_half, evaluate, read_lines
+    from minillm.tools.evaluate import beyond_half, evaluate, read_lines
     from minillm.kv import drop_oldest
 
     lines = read_lines(options.data)
@@ -168,7 +168,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _make_checkpoint(options: argparse.Namespace) -> int:
-    from minillm.load.make import make_checkpoint
+    from minillm.tools.make_checkpoint import make_checkpoint
 
     bar = _bar("MB")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minillm.bench import decode, decode_llama
-from minillm.bench.decode import OURS, TASKS, Report
+from minillm.tools.bench_decode import OURS, TASKS, Report
 
 
 def test_of_transformers_the_faster_type_is_shown():

@@ -12,11 +12,11 @@ from test_load_make import TINY
 
 from minillm.__main__ import main
 from minillm.bench import load, stream
-from minillm.bench.load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
-from minillm.bench.memory import private_memory
+from minillm.tools.bench_load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
+from minillm.tools.bench_memory import private_memory
 from minillm.errors import CheckpointError
 from minillm.load import make
-from minillm.load.make import make_checkpoint
+from minillm.tools.make_checkpoint import make_checkpoint
 from minillm.machine import Machine
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minillm.bench import views
-from minillm.bench.views import Cost, Round
+from minillm.tools.bench_views import Cost, Round
 from minillm.errors import MinillmError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minillm import cgroups
-from minillm.cgroups import cpu_quota, memory_room, mounts
+from minillm.machine import cgroups
+from minillm.machine.cgroups import cpu_quota, memory_room, mounts
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of Linux")
 V2 = "/ /sys/fs/cgroup cgroup2 rw"  # root, where, kind, options

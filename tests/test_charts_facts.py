@@ -10,8 +10,8 @@ from test_charts_live import node
 from minillm import charts
 from minillm.charts import facts, loading
 from minillm.charts.machine_view import machine, peaks, plan
-from minillm.event import Event
-from minillm.tier import Tier
+from minillm.trace.event import Event
+from minillm.machine.tiers import Tier
 from minillm.trace import Trace
 
 MIB = 2**20

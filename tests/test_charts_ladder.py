@@ -10,7 +10,7 @@ from test_scale import Clock, model
 from minillm.charts import ladder
 from minillm.charts.ladder import find_hops
 from minillm.errors import MinillmError
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.machine import Machine
 from minillm.trace import Trace
 

@@ -17,7 +17,7 @@ import pytest
 from minillm.charts import bundle, facts, live, style, watch
 from minillm.charts.wire import Packer, thin
 from minillm.errors import MinillmError, format_size
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.trace import Trace
 
 TICK = 2.0**-9  # seconds: exact in binary and in whole nanoseconds, so that edges really meet

@@ -17,7 +17,7 @@ from minillm.charts.machine_pen import scale
 from minillm.charts.machine_view import crossed, layout, machine, peaks, plan
 from minillm.charts.style import INK, amount, times
 from minillm.errors import MinillmError
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.trace import Trace
 
 MIB = 2**20

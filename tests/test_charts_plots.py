@@ -22,7 +22,7 @@ from minillm.charts.machine_pen import RAISED
 from minillm.charts.show import pack
 from minillm.charts.style import INK, amount
 from minillm.errors import MinillmError
-from minillm.event import STAGES, Event
+from minillm.trace.event import STAGES, Event
 from minillm.trace import Trace
 
 MIB = 2**20

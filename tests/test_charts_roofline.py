@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from minillm.charts import roofline
 from minillm.charts.roofline import find_points
 from minillm.errors import MinillmError
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.trace import Trace
 
 BANDWIDTH, PEAK = 100e9, 1000e9  # the ridge is at 10 FLOPs a byte

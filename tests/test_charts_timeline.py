@@ -15,7 +15,7 @@ from minillm.charts.stills import still
 from minillm.charts.style import INK
 from minillm.charts.timeline_rows import at_once, told
 from minillm.errors import MinillmError
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.trace import Trace
 
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""minillm/disk.py: reads that go past the page cache, and scratch files that leave nothing."""
+"""minillm/machine/disk.py: reads that go past the page cache, and scratch files that leave nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from minillm import cgroups, disk
-from minillm.disk import (
+from minillm.machine import cgroups, disk
+from minillm.machine.disk import (
     PAGE,
     aligned,
     drop_cache,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minillm import ConfigError, Engine, Machine, SamplingParams
-from minillm.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
+from minillm.tools.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
 from minillm.kv import drop_oldest
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""minillm/files.py: a file is whole or not there; what is temporary goes when its owner does."""
+"""minillm/machine/files.py: a file is whole or not there; what is temporary goes when its owner does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm import files
+from minillm.machine import files
 from minillm.errors import MinillmError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,7 +290,7 @@ def test_home_is_where_minillm_home_says(monkeypatch, tmp_path):
 OWNER = """
 import sys
 from pathlib import Path
-from minillm.files import temporary_folder
+from minillm.machine.files import temporary_folder
 kept = temporary_folder(sys.argv[1])
 Path(kept.name, "weights").write_bytes(bytes(1000))
 print(kept.name, flush=True)
@@ -394,8 +394,8 @@ def test_only_what_is_ours_is_swept(tmp_path):
 
 # These write in ways of their own: the door itself; what is unlinked or removed once it is used; a
 # checkpoint of gigabytes, taken back as a whole; a file of 70 bytes in a lesson's temporary folder.
-OWN_WAYS = {"minillm/files.py", "minillm/disk.py", "minillm/probe_memory.py",
-            "minillm/load/make.py", "notebooks/source/10_load_safetensors.py"}  # fmt: skip
+OWN_WAYS = {"minillm/machine/files.py", "minillm/machine/disk.py", "minillm/probe/memory.py",
+            "minillm/tools/make_checkpoint.py", "notebooks/source/10_load_safetensors.py"}  # fmt: skip
 
 
 def test_everything_is_written_through_one_door():
@@ -409,5 +409,5 @@ def test_everything_is_written_through_one_door():
 
 def test_files_need_no_torch():
     """Catches seconds of import for a file to be written."""
-    code = "import sys; sys.modules['torch'] = None; import minillm.files"
+    code = "import sys; sys.modules['torch'] = None; import minillm.machine.files"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

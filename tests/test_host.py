@@ -1,4 +1,4 @@
-"""minillm/host.py: what this process may use, and a machine that runs where nobody tells."""
+"""minillm/machine/host.py: what this process may use, and a machine that runs where nobody tells."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import cgroups, doctor, files, host
-from minillm.cgroups import Least
+from minillm.machine import cgroups, files, host
+from minillm.machine.cgroups import Least
 from minillm.machine import Machine
+from minillm.tools import doctor
 from minillm.probe import Profile
 
 GIB = 2**30

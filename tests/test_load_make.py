@@ -16,7 +16,7 @@ from minillm import Engine, EngineConfig, SamplingParams
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, OutOfMemory
 from minillm.load import Checkpoint, make
-from minillm.load.make import SHAPES, make_checkpoint, tensor_shapes
+from minillm.tools.make_checkpoint import SHAPES, make_checkpoint, tensor_shapes
 from minillm.model import Llama
 from minillm.predict import parameters
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import disk
+from minillm.machine import disk
 from minillm.errors import CheckpointError
 from minillm.load import readers
 from minillm.load.pieces import BLOCK, GAP, chunks

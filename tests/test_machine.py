@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
-from minillm.host import huge_pages
+from minillm.machine.host import huge_pages
 from minillm.machine import Machine, Tier, available_dram
 from minillm.trace import Trace
 
@@ -226,8 +226,8 @@ def test_large_memory_is_asked_for_in_huge_pages(monkeypatch):
         def madvise(self, address, nbytes, advice):
             advised.append((address.value, nbytes.value))
 
-    monkeypatch.setattr("minillm.host.ctypes.CDLL", lambda name: Library())
-    monkeypatch.setattr("minillm.host.sys.platform", "linux")
+    monkeypatch.setattr("minillm.machine.host.ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr("minillm.machine.host.sys.platform", "linux")
     for nbytes in (0, 1000, 5 * 2**20, 9 * 2**20):
         tensor = torch.empty(nbytes, dtype=torch.uint8)
         assert huge_pages(tensor) is tensor
@@ -242,7 +242,7 @@ def test_large_memory_is_asked_for_in_huge_pages(monkeypatch):
 def test_emulated_memory_is_made_of_huge_pages(small, monkeypatch):
     """Catches an advice that nobody takes: an arena whose first touch outlasts the load."""
     asked = []
-    monkeypatch.setattr("minillm.tier.huge_pages", lambda tensor: asked.append(tensor) or tensor)
+    monkeypatch.setattr("minillm.machine.tiers.huge_pages", lambda tensor: asked.append(tensor) or tensor)
     made = [small.empty((4,), torch.uint8, tier, "weights") for tier in ("dram", "hbm")]
     assert all(one is other for one, other in zip(asked, made, strict=True))
 

@@ -9,7 +9,7 @@ import pytest
 from test_load_shard import BF16, on_meta, random_tensors, save
 from test_load_stream import left_behind
 
-from minillm import tier
+from minillm.machine import tiers as tier
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.load import Checkpoint, load, place, readers, shard, stream

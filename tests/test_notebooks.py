@@ -267,7 +267,7 @@ def test_the_builder_names_no_folder_of_its_machine() -> None:
     cell = nbformat.v4.new_code_cell("1 / 0", outputs=[error], metadata={"tags": [], "id": 1})
     made = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}})
     build.clean(made)
-    assert made.cells[0].outputs[0].traceback == ["File minillm/trace.py:3", "json/x.py"]
+    assert made.cells[0].outputs[0].traceback == ["File minillm/trace/trace.py:3", "json/x.py"]
     assert set(made.metadata) == {"kernelspec", "language_info"} and not made.cells[0].metadata
 
 
@@ -301,7 +301,7 @@ def test_tests_keep_out_of_the_learners_home() -> None:
 def test_a_killed_kernel_leaves_nothing_when_the_tests_are_over(tmp_path: Path) -> None:
     """Catches a gigabyte beside the notebooks after `make test`: nbval kills its kernels, so that
     nothing which they would do at their exit is done."""
-    source = "from minillm.files import temporary_folder\nkept = temporary_folder('.')\n"
+    source = "from minillm.machine.files import temporary_folder\nkept = temporary_folder('.')\n"
     source += "open(kept.name + '/weights', 'w').close()\nopen('tour_run.json', 'w').close()"
     made = [nbformat.v4.new_code_cell(source)]
     nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / "a.ipynb")

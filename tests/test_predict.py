@@ -1,4 +1,4 @@
-"""minillm/predict.py, hardware.py: the arithmetic agrees with checkpoints and data sheets."""
+"""minillm/predict/predict.py, hardware.py: the arithmetic agrees with checkpoints and data sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import hardware, predict
+from minillm import predict
+from minillm.predict import hardware
 from minillm.config import ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError

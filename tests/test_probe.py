@@ -1,4 +1,4 @@
-"""minillm/probe.py: ceilings are positive, say how they were measured, and leave nothing behind."""
+"""minillm/probe/probe.py: ceilings are positive, say how they were measured, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm import host, measure, probe_compute, probe_links, probe_memory, probe_ssd
-from minillm.cgroups import Least
-from minillm.disk import filesystem
+from minillm.machine import host
+from minillm.probe import compute as probe_compute
+from minillm.probe import links as probe_links
+from minillm.probe import measure
+from minillm.probe import memory as probe_memory
+from minillm.probe import ssd as probe_ssd
+from minillm.machine.cgroups import Least
+from minillm.machine.disk import filesystem
 from minillm.errors import MinillmError, OutOfMemory
 from minillm.machine import Machine
-from minillm.measure import Measurement, NotHere, rates, summary
+from minillm.probe.measure import Measurement, NotHere, rates, summary
 from minillm.predict import load_time
 from minillm.probe import Profile, dram_bandwidth, machine_name, probe
 

@@ -1,4 +1,4 @@
-"""minillm/trace.py, event.py, perfetto.py: what is recorded, saved and read back."""
+"""minillm/trace/trace.py, event.py, perfetto.py: what is recorded, saved and read back."""
 
 import json
 import sys

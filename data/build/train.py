@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from data.build import corpus
 from data.build.tokenizer import BOS, EOS, VOCAB_SIZE, save, train_tokenizer
 from minillm.config import ModelConfig
-from minillm.host import n_cores
+from minillm.machine.host import n_cores
 from minillm.model.attention import causal_rows
 from minillm.model.llama import Llama
 

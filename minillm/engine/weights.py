@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.host import torch_threads
-from minillm.links import Sending, T
+from minillm.machine.host import torch_threads
+from minillm.machine.copies import Sending, T
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, assign, bring, check_fit, load
 from minillm.load.stream import Reader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minillm.links import T
+from minillm.machine.copies import T
 from minillm.load.pieces import Piece, chunks, names
 from minillm.load.place import Arrived
 from minillm.load.readers import WeightFile

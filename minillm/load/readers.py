@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm.disk import drop_cache, open_direct, read_at
+from minillm.machine.disk import drop_cache, open_direct, read_at
 from minillm.load.pieces import BLOCK, Piece, room
 from minillm.load.safetensors import damaged, opened
 

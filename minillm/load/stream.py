@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import ConfigError
-from minillm.links import T
+from minillm.machine.copies import T
 from minillm.load.files import Files
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put

@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minillm.host import available_dram
+    from minillm.machine.host import available_dram
     from minillm.machine.machine import Machine
-    from minillm.tier import Tier
+    from minillm.machine.tiers import Tier
 
 # Imported when first used: some of these modules are below others that a machine is made of.
 _HOME = {"Machine": "machine.machine", "Tier": "tier", "available_dram": "host"}

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.cuda_link import CudaLink
-from minillm.disk import free_disk
+from minillm.machine.cuda import CudaLink
+from minillm.machine.disk import free_disk
 from minillm.errors import ConfigError, format_size, parse_size
-from minillm.host import available_dram, cpu_name, find_device, limit_threads, n_cores
-from minillm.links import HostLink, Sending, T, Way, Ways
+from minillm.machine.host import available_dram, cpu_name, find_device, limit_threads, n_cores
+from minillm.machine.copies import HostLink, Sending, T, Way, Ways
 from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
-from minillm.scale import ScaleModel
-from minillm.tier import Memory, Tier
+from minillm.machine.scale import ScaleModel
+from minillm.machine.tiers import Memory, Tier
 from minillm.trace import Trace
 
 __all__ = ["Machine", "Tier", "available_dram"]

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from minillm.links import Sending
+from minillm.machine.copies import Sending
 from minillm.machine.interrupt import held
 from minillm.machine.machine import Machine
 from minillm.trace import Trace, busy_seconds

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from minillm.files import home
-from minillm.host import cpu_name
+from minillm.machine.files import home
+from minillm.machine.host import cpu_name
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "pool.h"))
 # No -ffast-math: it reorders sums and breaks isnan, and linked into a library it has gcc before 13

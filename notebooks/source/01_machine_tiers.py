@@ -8,7 +8,7 @@
 # A number means little alone. "3 GB/s" is splendid for an SSD and dreadful for HBM. Here we measure
 # what each part of *your* machine can give at most. From then on, every speed in this course has
 # its ceiling beside it. *Thirty-five minutes; the code behind it:
-# [`minillm/probe.py`](../minillm/probe.py).*
+# [`minillm/probe/probe.py`](../minillm/probe/probe.py).*
 
 # %% tags=["nbval-ignore-output"]
 import time
@@ -126,7 +126,7 @@ reveal(mine, predicted=predicted, measured=dram.best / ssd.best)
 # %%
 import inspect
 
-from minillm.measure import rates
+from minillm.probe.measure import rates
 
 print(inspect.getsource(rates).split('"""')[-1].strip("\n"))
 

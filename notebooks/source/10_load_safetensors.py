@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from minillm import CheckpointError, Machine, ModelConfig, charts, format_size
-from minillm.files import temporary_folder, writable_folder
+from minillm.machine.files import temporary_folder, writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import READERS, Checkpoint, Reader, drop, read_header
 from minillm.predict import load_time, parameters, weight_bytes
@@ -165,7 +165,7 @@ for title, data in lies.items():
 # is no disk to measure.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load.make import make_checkpoint
+from minillm.tools.make_checkpoint import make_checkpoint
 
 disk = temporary_folder(writable_folder())  # goes with the kernel
 make_checkpoint("360m", disk.name)

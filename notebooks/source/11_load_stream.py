@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
-from minillm.files import temporary_folder, writable_folder
+from minillm.machine.files import temporary_folder, writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import Checkpoint, Reader, drop
 
@@ -84,7 +84,7 @@ print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 loads: Ben's work is hidd
 # parameters, and random weights.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load.make import make_checkpoint
+from minillm.tools.make_checkpoint import make_checkpoint
 disk = temporary_folder(writable_folder())  # goes with the kernel
 make_checkpoint("135m", disk.name)
 checkpoint = Checkpoint.open(disk.name)
@@ -92,7 +92,7 @@ infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
 
 # %% tags=["nbval-ignore-output"]
 from dataclasses import replace
-from minillm.hardware import HARDWARE, Wire
+from minillm.predict.hardware import HARDWARE, Wire
 h100 = HARDWARE["H100"]
 drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
 machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="1 GiB")

@@ -10,7 +10,7 @@ import pytest
 from minillm.charts import bundle
 from minillm.charts.live import for_page
 from minillm.charts.wire import Packer
-from minillm.event import Event
+from minillm.trace.event import Event
 from minillm.trace import Trace
 
 NOW, MODE, PRESSED = ".minillm-now", ".minillm-bar", ".minillm-chip[aria-pressed=true]"

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minillm.disk import IN_MEMORY, filesystem
+from minillm.machine.disk import IN_MEMORY, filesystem
 from minillm.errors import MinillmError
 
 try:

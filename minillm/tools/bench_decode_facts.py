@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from minillm.bench.decode_ways import Ours
+from minillm.tools.bench_decode_ways import Ours
 from minillm.config import ModelConfig
 from minillm.engine.engine import Engine
 from minillm.kv import PagedKV, Step

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from minillm.host import cache_bytes, n_cores, torch_threads
-from minillm.measure import Measurement, rates, summary
+from minillm.machine.host import cache_bytes, n_cores, torch_threads
+from minillm.probe.measure import Measurement, rates, summary
 
 DTYPES = ("float32", "bfloat16")
 _MATRIX = 64 * 2**20, 2**30  # bytes, at least and at most, of the matrix that a vector meets

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from minillm.event import link_between
+from minillm.trace.event import link_between
 from minillm.trace import Record, Trace
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 
-from minillm.event import RESOURCES, STAGES, Event, bare, link_between
+from minillm.trace.event import RESOURCES, STAGES, Event, bare, link_between
 
 Record = Callable[..., None]
 """What `Recording.recorder` makes: record(start, seconds, nbytes, step, token, request, detail)."""

@@ -17,7 +17,7 @@ from minillm.bench import decode_llama
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
-from minillm.host import n_cores
+from minillm.machine.host import n_cores
 from minillm.machine import Machine
 
 PROMPT = decode_llama.PROMPT

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from minillm.measure import Measurement, NotHere, rates, summary
-from minillm.probe_compute import finished
+from minillm.probe.measure import Measurement, NotHere, rates, summary
+from minillm.probe.compute import finished
 
 _CHUNK = 2**20
 _BATCH = 64 * 2**20  # bytes between two answers of the other side

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minillm.links import HostLink, Sending, Way
+from minillm.machine.copies import HostLink, Sending, Way
 from minillm.trace import Record, Stamp, Trace
 
 _Pending = tuple[torch.cuda.Event, torch.cuda.Event, Stamp, Record]

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import perfetto, ranks
-from minillm.event import RESOURCES, STAGES, Event, bare, busy_seconds, rank_of
-from minillm.record import At, Record, Recording, Running, Stamp
+from minillm.trace import perfetto, ranks
+from minillm.trace.event import RESOURCES, STAGES, Event, bare, busy_seconds, rank_of
+from minillm.trace.record import At, Record, Recording, Running, Stamp
 
 __all__ = [
     "RESOURCES", "STAGES", "At", "Event", "Record", "Running", "Stamp", "Trace", "bare",

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from minillm.errors import MinillmError, OutOfMemory
-from minillm.files import home, read_json, writable_folder, write_json
-from minillm.hardware import Hardware, Wire
-from minillm.host import available_dram, cpu_name, n_cores
-from minillm.measure import Measurement, NotHere
-from minillm.probe_compute import compute
-from minillm.probe_links import cuda_memory, loopback
-from minillm.probe_memory import copy_bandwidth, dram_bandwidth, latencies
-from minillm.probe_ssd import disk
+from minillm.machine.files import home, read_json, writable_folder, write_json
+from minillm.predict.hardware import Hardware, Wire
+from minillm.machine.host import available_dram, cpu_name, n_cores
+from minillm.probe.measure import Measurement, NotHere
+from minillm.probe.compute import compute
+from minillm.probe.links import cuda_memory, loopback
+from minillm.probe.memory import copy_bandwidth, dram_bandwidth, latencies
+from minillm.probe.ssd import disk
 
 __all__ = ["Measurement", "Profile", "dram_bandwidth", "probe"]
 

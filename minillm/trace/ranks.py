@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from minillm.event import Event
+from minillm.trace.event import Event
 
 if TYPE_CHECKING:
     from minillm.trace import Trace

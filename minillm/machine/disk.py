@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from minillm.cgroups import mounts
+from minillm.machine.cgroups import mounts
 from minillm.errors import OutOfMemory
 
 PAGE = 4096

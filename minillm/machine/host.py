@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from minillm.cgroups import cpu_quota, memory_room, numbers, read
+from minillm.machine.cgroups import cpu_quota, memory_room, numbers, read
 from minillm.errors import ConfigError, format_size, parse_size
 
 

@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minillm.config import ModelConfig
-from minillm.disk import drop_cache
+from minillm.machine.disk import drop_cache
 from minillm.errors import ConfigError, OutOfMemory
 
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,

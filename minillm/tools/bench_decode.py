@@ -20,12 +20,12 @@ from statistics import median
 
 import torch
 
-from minillm.bench.decode_facts import facts
-from minillm.bench.decode_ways import Ours, Run, Transformers, llama_cpp
-from minillm.bench.load import given_or_random
+from minillm.tools.bench_decode_facts import facts
+from minillm.tools.bench_decode_ways import Ours, Run, Transformers, llama_cpp
+from minillm.tools.bench_load import given_or_random
 from minillm.engine.assemble import locate
 from minillm.errors import ConfigError
-from minillm.host import n_cores
+from minillm.machine.host import n_cores
 from minillm.machine import Machine
 
 OURS, TORCH, CPP = "minillm", "minillm, torch", "llama.cpp"

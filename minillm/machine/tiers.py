@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import OutOfMemory, format_size
-from minillm.host import huge_pages
+from minillm.machine.host import huge_pages
 from minillm.trace import Trace
 
 

@@ -31,12 +31,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from minillm.bench.load_report import COPIED, RAW, STOCK, LoadReport
-from minillm.bench.memory import private_memory
-from minillm.disk import PAGE, aligned, open_direct, read_all
-from minillm.files import home, temporary_folder
-from minillm.host import huge_pages, n_cores
-from minillm.load.make import make_checkpoint
+from minillm.tools.bench_load_report import COPIED, RAW, STOCK, LoadReport
+from minillm.tools.bench_memory import private_memory
+from minillm.machine.disk import PAGE, aligned, open_direct, read_all
+from minillm.machine.files import home, temporary_folder
+from minillm.machine.host import huge_pages, n_cores
+from minillm.tools.make_checkpoint import make_checkpoint
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
 from minillm.load.safetensors import damaged

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, format_size
-from minillm.hardware import HARDWARE, Hardware, Wire
+from minillm.predict.hardware import HARDWARE, Hardware, Wire
 
 __all__ = [
     "HARDWARE", "Hardware", "Plan", "Prediction", "Wire", "dtype_bytes", "find_hardware",

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from minillm.disk import PAGE, aligned
-from minillm.files import temporary_folder
-from minillm.host import available_dram, cache_bytes, n_cores, torch_threads
-from minillm.measure import Measurement, NotHere, rates, summary
+from minillm.machine.disk import PAGE, aligned
+from minillm.machine.files import temporary_folder
+from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
+from minillm.probe.measure import Measurement, NotHere, rates, summary
 
 _LINE = 64  # bytes that DRAM delivers at a time
 _MIB = 2**20

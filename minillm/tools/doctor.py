@@ -93,7 +93,7 @@ def _machine() -> list[Finding]:
 
 
 def _limits() -> list[Finding]:
-    from minillm.host import limits
+    from minillm.machine.host import limits
 
     found = limits()
     return [Finding("limits", "; ".join(found) or "none: all cores, all free DRAM", needed=False)]

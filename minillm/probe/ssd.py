@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from minillm.disk import PAGE, Scratch, aligned, drop_cache, read_all, read_at, scratch_file
+from minillm.machine.disk import PAGE, Scratch, aligned, drop_cache, read_all, read_at, scratch_file
 from minillm.errors import OutOfMemory
-from minillm.host import n_cores
-from minillm.measure import Measurement, rates, summary
+from minillm.machine.host import n_cores
+from minillm.probe.measure import Measurement, rates, summary
 
 BLOCK = 8 * 2**20  # bytes of one request, as a load asks for them: its latency hardly counts
 IN_FLIGHT = 4
