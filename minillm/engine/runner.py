@@ -6,13 +6,14 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch import Tensor
 
 from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
+from minillm.host import torch_threads
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
@@ -88,12 +89,17 @@ class Runner:
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         )  # fmt: skip
-        with self._weights.step(step.tokens), span:
+        with self._weights.step(step.tokens), self._threads(step.tokens), span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
+
+    def _threads(self, tokens: int) -> AbstractContextManager[None]:
+        """While C computes torch has one thread, for two pools on the same cores would fight."""
+        few = self._kernels is not None and tokens <= self._kernels.choice.most
+        return torch_threads(1) if few else nullcontext()
 
     def _tell_halves(self) -> None:
         """The spans of halves that ran in one call: the kernels stamped when each began."""
