@@ -70,6 +70,11 @@ class Runner:
             setattr(block, f"{name}_half", _spanned(half, trace.now, record))
             self._halves.append(record)
 
+    def threads(self, step: Step) -> AbstractContextManager[None]:
+        """A pass that C computes leaves torch one thread, for two pools on the same cores fight."""
+        few = self._kernels is not None and step.tokens <= self._kernels.choice.most
+        return torch_threads(1) if few else nullcontext()
+
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
         began = self._machine.trace.now()
@@ -89,17 +94,12 @@ class Runner:
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         )  # fmt: skip
-        with self._weights.step(step.tokens), self._threads(step.tokens), span:
+        with self._weights.step(step.tokens), span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
-
-    def _threads(self, tokens: int) -> AbstractContextManager[None]:
-        """While C computes torch has one thread, for two pools on the same cores would fight."""
-        few = self._kernels is not None and tokens <= self._kernels.choice.most
-        return torch_threads(1) if few else nullcontext()
 
     def _tell_halves(self) -> None:
         """The spans of halves that ran in one call: the kernels stamped when each began."""
