@@ -6,7 +6,7 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor
@@ -71,9 +71,15 @@ class Runner:
             self._halves.append(record)
 
     def threads(self, step: Step) -> AbstractContextManager[None]:
-        """A pass that C computes leaves torch one thread, for two pools on the same cores fight."""
-        few = self._kernels is not None and step.tokens <= self._kernels.choice.most
-        return torch_threads(1) if few else nullcontext()
+        """The cores of a pass: all but the link's, to the kernels or to torch.
+
+        While C computes torch has one thread, for two pools on the same cores fight.
+        """
+        cores = max(1, torch.get_num_threads() - self._weights.cores_for_link(step.tokens))
+        if self._kernels is None or step.tokens > self._kernels.choice.most:
+            return torch_threads(cores)
+        self._kernels.threads = cores
+        return torch_threads(1)
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
@@ -94,7 +100,7 @@ class Runner:
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         )  # fmt: skip
-        with self._weights.step(step.tokens), span:
+        with span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()

@@ -154,6 +154,6 @@ def _run(command: list[str]) -> str:
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         raise NoKernels(f"{Path(command[0]).name} took more than {SECONDS} s") from error
-    lines = said.decode(errors="replace").split("\n")
-    wrong = [line for line in lines if "error" in line] or [f"it ended with status {process.returncode}"]
-    return wrong[0].strip() if process.returncode else ""
+    lines, status = said.decode(errors="replace").split("\n"), process.returncode
+    wrong = [line for line in lines if "error" in line] or [f"it ended with status {status}"]
+    return wrong[0].strip() if status else ""
