@@ -126,8 +126,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from minillm import Engine
-    from minillm.tools.evaluate import beyond_half, evaluate, read_lines
     from minillm.kv import drop_oldest
+    from minillm.tools.evaluate import beyond_half, evaluate, read_lines
 
     lines = read_lines(options.data)
     engine = Engine.load(options.model)
@@ -156,12 +156,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minillm.bench import decode, load, stream, views
+    from minillm.tools import bench_decode, bench_load, bench_stream, bench_views
 
-    speed = partial(decode.bench, shape=options.shape, python=options.llama)
+
+    speed = partial(bench_decode.bench, shape=options.shape, python=options.llama)
     bench, rounds, model = {
-        "views": (views.bench, 20, MODEL), "load": (load.bench, 5, None),
-        "stream": (stream.bench, 3, None), "decode": (speed, 5, None),
+        "views": (bench_views.bench, 20, MODEL), "load": (bench_load.bench, 5, None),
+        "stream": (bench_stream.bench, 3, None), "decode": (speed, 5, None),
     }[options.what]  # fmt: skip
     print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
     return 0

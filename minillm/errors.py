@@ -6,8 +6,7 @@ asserts hold, so an error of any other class is a mistake of ours.
 
 from __future__ import annotations
 
-import re
-import reprlib
+from minillm.units import format_size
 
 
 class MinillmError(Exception):
@@ -67,40 +66,3 @@ _REMEDY = {
     "dram": "close other programs, or take a smaller model or a smaller HBM budget",
     "ssd": "delete files on this disk, or choose a folder on another one",
 }
-
-
-def format_size(nbytes: int) -> str:
-    """Bytes for people, in powers of two.
-
-    >>> format_size(64 * 2**20), format_size(100)
-    ('64.0 MiB', '100 B')
-    """
-    if abs(nbytes) < 1024:
-        return f"{nbytes} B"
-    size = float(nbytes)
-    units = ["KiB", "MiB", "GiB", "TiB"]
-    size /= 1024
-    while abs(size) >= 1023.95 and len(units) > 1:  # 1023.95 would be printed as 1024.0
-        size /= 1024
-        units.pop(0)
-    return f"{size:.1f} {units[0]}"
-
-
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
-
-
-def parse_size(size: int | str) -> int:
-    """A size in bytes: an int as it is, or a text. GB is 10**9, GiB is 2**30; case is ignored.
-
-    >>> parse_size("64 MiB"), parse_size("1.5 GB"), parse_size(4096)
-    (67108864, 1500000000, 4096)
-    """
-    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
-        return size
-    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{0,30})?)\s*([a-z]*)\s*", str(size).lower(), re.ASCII)
-    unit = _UNITS.get(match[2] or "b") if match else None
-    if unit is None or not isinstance(size, str):
-        found = reprlib.repr(size)
-        raise ConfigError(f'wanted a size such as "64 MiB" or "1.5 GB", found {found}; correct it')
-    return round(float(match[1]) * unit)

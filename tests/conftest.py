@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from minillm.config import ModelConfig
-from minillm.machine.files import save, sweep, temporary_folder
+from minillm.files import save, sweep, temporary_folder
 from minillm.load import readers
 from minillm.machine import Machine
 from minillm.model import Llama

@@ -1,4 +1,4 @@
-"""minillm/charts/facts.py: what is told of a request whose steps others share, and of its pages."""
+"""What is told of a request whose steps others share, and of its pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from test_charts_live import node
 from minillm import charts
 from minillm.charts import facts, loading
 from minillm.charts.machine_view import machine, peaks, plan
-from minillm.trace.event import Event
 from minillm.machine.tiers import Tier
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 MIB = 2**20
 PASS, CHOOSE = 8e-3, 1e-3  # seconds of a pass, of a choice

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_scale import Clock, model
+from test_machine_scale import Clock, model
 
 from minillm.charts import ladder
 from minillm.charts.ladder import find_hops
 from minillm.errors import MinillmError
-from minillm.trace.event import Event
 from minillm.machine import Machine
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 MB = 10**6
 

@@ -16,9 +16,10 @@ import pytest
 
 from minillm.charts import bundle, facts, live, style, watch
 from minillm.charts.wire import Packer, thin
-from minillm.errors import MinillmError, format_size
-from minillm.trace.event import Event
+from minillm.errors import MinillmError
 from minillm.trace import Trace
+from minillm.trace.event import Event
+from minillm.units import format_size
 
 TICK = 2.0**-9  # seconds: exact in binary and in whole nanoseconds, so that edges really meet
 SHOW = "const show = (x) => console.log(JSON.stringify(x));"

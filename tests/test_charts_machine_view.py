@@ -17,8 +17,8 @@ from minillm.charts.machine_pen import scale
 from minillm.charts.machine_view import crossed, layout, machine, peaks, plan
 from minillm.charts.style import INK, amount, times
 from minillm.errors import MinillmError
-from minillm.trace.event import Event
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 MIB = 2**20
 SHAPES = [(gpus, nodes, narrow) for gpus in range(1, 9) for nodes in (1, 2) if gpus >= nodes

@@ -22,8 +22,8 @@ from minillm.charts.machine_pen import RAISED
 from minillm.charts.show import pack
 from minillm.charts.style import INK, amount
 from minillm.errors import MinillmError
-from minillm.trace.event import STAGES, Event
 from minillm.trace import Trace
+from minillm.trace.event import STAGES, Event
 
 MIB = 2**20
 

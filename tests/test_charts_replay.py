@@ -18,8 +18,8 @@ from minillm.__main__ import main
 from minillm.charts import bundle, live, replay
 from minillm.charts.replay import page
 from minillm.errors import MinillmError
-from minillm.trace.event import Event
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 EVIL = "</script><!--<script>alert(1)</script> \u2028 “Mía” & ]]>"
 

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from minillm.charts import roofline
 from minillm.charts.roofline import find_points
 from minillm.errors import MinillmError
-from minillm.trace.event import Event
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 BANDWIDTH, PEAK = 100e9, 1000e9  # the ridge is at 10 FLOPs a byte
 

@@ -15,8 +15,8 @@ from minillm.charts.stills import still
 from minillm.charts.style import INK
 from minillm.charts.timeline_rows import at_once, told
 from minillm.errors import MinillmError
-from minillm.trace.event import Event
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 MIB = 2**20
 

@@ -10,15 +10,9 @@ import torch
 import transformers
 from conftest import ours, random_ids, reference
 
-from minillm.config import (
-    EngineConfig,
-    ModelConfig,
-    RopeScaling,
-    SamplingParams,
-    format_size,
-    parse_size,
-)
+from minillm.config import EngineConfig, ModelConfig, RopeScaling, SamplingParams
 from minillm.errors import CheckpointError, ConfigError
+from minillm.units import format_size, parse_size
 
 # What the hubs hold, key for key, apart from notes that say nothing about the model.
 LLAMA_3_2_1B = {

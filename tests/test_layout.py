@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,33 +17,40 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# Files that the design does not name: parts of config, trace, machine, predict and probe.
-HALVES = {"event", "record", "ranks", "perfetto", "host", "cgroups", "tier", "links",
-          "cuda_link", "scale", "disk", "files", "hardware", "measure", "probe_compute",
-          "probe_links", "probe_memory", "probe_ssd"}  # fmt: skip
-BASE = {"errors", "config", "trace", "machine", "probe", "predict"} | HALVES
 # Each part of the package, and the parts it may import beside itself: the arrow of the design,
-# config … <- load, tokens, model, kv <- parallel <- decode <- engine. Stages meet only in engine.
+# errors, units, files, config <- trace <- machine, predict, probe <- load, tokens, model, kv <-
+# parallel <- decode <- engine <- tools. Stages meet only in engine.
+GROUND = {"errors", "units", "files", "config"}
+BASE = GROUND | {"trace", "machine", "predict", "probe"}
 STAGES = {"load", "tokens", "model", "kv"}
 ENGINE_SIDE = BASE | STAGES | {"parallel", "decode", "engine"}
 MAY_IMPORT = {
-    **{part: BASE for part in BASE | STAGES},
+    **{part: GROUND for part in GROUND | {"trace"}},
+    **{part: BASE for part in {"machine", "probe"} | STAGES},
+    "predict": GROUND,
     "parallel": BASE | STAGES,
     "decode": BASE | STAGES | {"parallel"},
     "engine": ENGINE_SIDE,
-    "charts": {"trace", "predict", "errors", "files"},
+    "charts": {"trace", "predict", "errors", "units", "files"},
     "lesson": ENGINE_SIDE | {"charts"},
-    "bench": ENGINE_SIDE | {"charts"},
-    "evaluate": ENGINE_SIDE,
-    "doctor": ENGINE_SIDE,
+    "tools": ENGINE_SIDE | {"charts"},
     "__init__": ENGINE_SIDE,
-    "__main__": ENGINE_SIDE | {"evaluate", "doctor", "bench", "charts", "__init__"},
+    "__main__": ENGINE_SIDE | {"tools", "charts", "__init__"},
 }
 DRAWING = {"matplotlib", "PIL", "numpy", "anywidget", "ipywidgets", "traitlets", "IPython"}
 TOP_LEVEL = {"README.md", "requirements.txt", "pyproject.toml", "Makefile", "LICENSE"}
 FOLDERS = {"data", "notebooks", "minillm", "tests"}
-TAUGHT_LINES, SHOWING_LINES = 7_200, 4_000  # of code: what is taught, and what shows it
-SHOWS = {"charts", "lesson", "bench"}
+# Lines of code, C, JS and CSS included: of each room of the path, which lessons teach; of what
+# shows it; and of the ground, which is neither.
+PATH = {"load": 700, "machine": 800, "trace": 500, "engine": 650, "parallel": 650, "kv": 550,
+        "model": 750, "decode": 450, "tokens": 300, "predict": 350}  # fmt: skip
+PATH_LINES, GROUND_LINES = 5_300, 1_900
+SHOWS, SHOWING_LINES = {"charts": 5_000, "lesson": 850, "tools": 750}, 6_500
+NOT_PATH = {"trace/perfetto.py", "predict/hardware.py"}  # a file format, data sheets
+# What is over its law still: it may shrink, and no more.
+STILL = {"load": 860, "machine": 980, "engine": 690, "model": 1200, "charts": 5_690, "lesson": 905,
+         "tools": 1_260, "showing": 7_850}  # fmt: skip
+LONG_FILES = {"minillm/model/kernels.c": 420, "minillm/machine/disk.py": 270}
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 260, 120, 40
 LONG_CLASSES = {"Engine", "Machine", "Trace", "Reader"}  # at most 150 lines
 TEXT = {".py", ".md", ".toml", ".txt", ".cfg", ".json", ".jsonl", ".js", ".ipynb", ""}
@@ -132,6 +140,9 @@ def test_importing_minillm_starts_nothing() -> None:
 def lines_of_code(path: Path) -> int:
     """Lines that do something: no blank ones, no comments, no docstrings."""
     source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        lines = (line.strip() for line in source.splitlines())
+        return sum(bool(line) and not line.startswith(("//", "*", "/*")) for line in lines)
     quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
              tokenize.ENDMARKER}  # fmt: skip
     words = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -143,14 +154,26 @@ def lines_of_code(path: Path) -> int:
     return len(lines)
 
 
+def rooms() -> Counter[str]:
+    """Lines of code by part of the package; what is ground counts as "ground"."""
+    lines: Counter[str] = Counter()
+    for path in PACKAGE.rglob("*"):
+        if path.suffix in {".py", ".js", ".css", ".c", ".h"}:
+            room, name = part_of(path), path.relative_to(PACKAGE).as_posix()
+            shown = (room in PATH and name not in NOT_PATH) or room in SHOWS
+            lines[room if shown else "ground"] += lines_of_code(path)
+    return lines
+
+
 def test_the_package_stays_readable_in_an_evening() -> None:
     """Catches growth: what is taught is meant to be read. Explaining costs nothing."""
-    lines = {path: lines_of_code(path) for path in MODULES}
-    showing = sum(n for path, n in lines.items() if part_of(path) in SHOWS)
-    assert sum(lines.values()) - showing < TAUGHT_LINES
-    assert showing < SHOWING_LINES
-    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert not {name: n for name, n in lines.items() if n > FILE_LINES}, f"limit {FILE_LINES} lines"
+    lines, most = rooms(), {**PATH, **SHOWS, "ground": GROUND_LINES} | STILL
+    assert not {room: (n, most[room]) for room, n in lines.items() if n > most[room]}
+    assert sum(lines[room] for room in PATH) <= max(PATH_LINES, STILL.get("path", 0))
+    assert sum(lines[room] for room in SHOWS) <= max(SHOWING_LINES, STILL.get("showing", 0))
+    files = [*MODULES, *PACKAGE.rglob("*.c"), *PACKAGE.rglob("*.h")]
+    long = {name_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in files}
+    assert not {name: n for name, n in long.items() if n > LONG_FILES.get(name, FILE_LINES)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -1,4 +1,4 @@
-"""minillm/lesson/check.py, page.py: what a learner sees, and what comes back."""
+"""What a learner sees, and what comes back."""
 
 from __future__ import annotations
 

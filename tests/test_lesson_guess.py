@@ -1,4 +1,4 @@
-"""minillm/lesson/guess.py, still.py: a number from a learner, and how far it was."""
+"""A number from a learner, and how far it was."""
 
 from __future__ import annotations
 

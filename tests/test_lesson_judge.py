@@ -1,4 +1,4 @@
-"""minillm/lesson/judge.py: what an answer is worth, whatever it is."""
+"""What an answer is worth, whatever it is."""
 
 from __future__ import annotations
 

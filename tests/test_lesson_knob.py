@@ -1,4 +1,4 @@
-"""minillm/lesson/knob.py, on_main.py: sliders over a drawing, on the right thread, newest first."""
+"""Sliders over a drawing, on the right thread, newest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""minillm/lesson/progress.py: what is kept of a learner, where, and what happens when it cannot."""
+"""What is kept of a learner, where, and what happens when it cannot."""
 
 from __future__ import annotations
 

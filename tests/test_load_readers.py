@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm.machine import disk
 from minillm.errors import CheckpointError
 from minillm.load import readers
 from minillm.load.pieces import BLOCK, GAP, chunks
 from minillm.load.readers import READERS, WeightFile, cached, drop
 from minillm.load.safetensors import TensorInfo
+from minillm.machine import disk
 
 NBYTES = 5 * BLOCK + 123
 has_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")

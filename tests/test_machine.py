@@ -1,4 +1,4 @@
-"""minillm/machine/machine.py: budgets hold, copies are real, and both are in the trace."""
+"""Budgets hold, copies are real, and both are in the trace."""
 
 import copy
 import pickle
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
-from minillm.machine.host import huge_pages
 from minillm.machine import Machine, Tier, available_dram
+from minillm.machine.host import huge_pages
 from minillm.trace import Trace
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
@@ -242,7 +242,8 @@ def test_large_memory_is_asked_for_in_huge_pages(monkeypatch):
 def test_emulated_memory_is_made_of_huge_pages(small, monkeypatch):
     """Catches an advice that nobody takes: an arena whose first touch outlasts the load."""
     asked = []
-    monkeypatch.setattr("minillm.machine.tiers.huge_pages", lambda tensor: asked.append(tensor) or tensor)
+    look = lambda tensor: asked.append(tensor) or tensor  # noqa: E731
+    monkeypatch.setattr("minillm.machine.tiers.huge_pages", look)
     made = [small.empty((4,), torch.uint8, tier, "weights") for tier in ("dram", "hbm")]
     assert all(one is other for one, other in zip(asked, made, strict=True))
 

@@ -9,10 +9,10 @@ import pytest
 from test_load_shard import BF16, on_meta, random_tensors, save
 from test_load_stream import left_behind
 
-from minillm.machine import tiers as tier
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.load import Checkpoint, load, place, readers, shard, stream
+from minillm.machine import tiers as tier
 from minillm.machine.interrupt import breathe, held
 from minillm.machine.prefetch import Prefetch
 

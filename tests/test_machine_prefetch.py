@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minillm.machine.copies import Sending
 from minillm.machine import Machine
+from minillm.machine.copies import Sending
 from minillm.machine.prefetch import Hidden, Prefetch, hidden, waiting
 from minillm.trace import Event, Trace
 

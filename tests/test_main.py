@@ -250,7 +250,7 @@ def test_the_doctor_is_ready_or_says_what_to_do(capfd):
     status = main(["doctor"])
     lines = capfd.readouterr().out.splitlines()
     names = [line.split()[1] for line in lines[:-1]]
-    for name in ("python", "machine", "disk", "compiler", "model"):
+    for name in ("python", "machine", "disk", "kernels", "model"):
         assert name in names
     assert lines[-2].startswith("track ")
     missing = [line for line in lines if line.startswith("MISSING")]

@@ -301,7 +301,7 @@ def test_tests_keep_out_of_the_learners_home() -> None:
 def test_a_killed_kernel_leaves_nothing_when_the_tests_are_over(tmp_path: Path) -> None:
     """Catches a gigabyte beside the notebooks after `make test`: nbval kills its kernels, so that
     nothing which they would do at their exit is done."""
-    source = "from minillm.machine.files import temporary_folder\nkept = temporary_folder('.')\n"
+    source = "from minillm.files import temporary_folder\nkept = temporary_folder('.')\n"
     source += "open(kept.name + '/weights', 'w').close()\nopen('tour_run.json', 'w').close()"
     made = [nbformat.v4.new_code_cell(source)]
     nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / "a.ipynb")

@@ -1,4 +1,4 @@
-"""minillm/probe/probe.py: ceilings are positive, say how they were measured, and leave nothing behind."""
+"""Ceilings are positive, say how they were measured, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm.machine import host
-from minillm.probe import compute as probe_compute
-from minillm.probe import links as probe_links
-from minillm.probe import measure
-from minillm.probe import memory as probe_memory
-from minillm.probe import ssd as probe_ssd
+from minillm.errors import MinillmError, OutOfMemory
+from minillm.machine import Machine, host
 from minillm.machine.cgroups import Least
 from minillm.machine.disk import filesystem
-from minillm.errors import MinillmError, OutOfMemory
-from minillm.machine import Machine
-from minillm.probe.measure import Measurement, NotHere, rates, summary
 from minillm.predict import load_time
-from minillm.probe import Profile, dram_bandwidth, machine_name, probe
+from minillm.probe import Profile, dram_bandwidth, machine_name, measure, probe
+from minillm.probe import compute as probe_compute
+from minillm.probe import links as probe_links
+from minillm.probe import memory as probe_memory
+from minillm.probe import ssd as probe_ssd
+from minillm.probe.measure import Measurement, NotHere, rates, summary
 
 MIB = 2**20
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
+
+PROBE = sys.modules["minillm.probe.probe"]  # the module; by its name we get the function
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_what_was_not_measured_is_asked_for_in_vain_with_the_reason():
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_probe_leaves_no_file_and_no_profile(tmp_path, fault, monkeypatch):
     """Catches a gigabyte left in the learner's folder, and half a profile taken for a whole."""
-    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([
+    monkeypatch.setattr(PROBE, "_plan", lambda folder: iter([
         ("loopback", 0.1, probe_links.loopback),
         ("ssd", 0.1, lambda seconds: probe_ssd.disk(folder, seconds, MIB)),
     ]))  # fmt: skip
@@ -171,7 +172,7 @@ def test_where_nothing_goes_past_the_page_cache_the_disk_says_so(tmp_path):
 
 def test_a_folder_that_cannot_be_written_skips_the_disk_alone(tmp_path, monkeypatch):
     """Catches a probe that dies at its end and forgets all that it measured."""
-    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([
+    monkeypatch.setattr(PROBE, "_plan", lambda folder: iter([
         ("dram.read", 0.1, lambda seconds: iter([dram_bandwidth(seconds)])),
         ("ssd", 0.1, lambda seconds: probe_ssd.disk(folder, seconds, MIB)),
     ]))  # fmt: skip
@@ -187,7 +188,7 @@ def test_a_profile_that_cannot_be_kept_is_returned_all_the_same(tmp_path, monkey
     """Catches seconds of measuring that a MINILLM_HOME which cannot be written throws away."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([
+    monkeypatch.setattr(PROBE, "_plan", lambda folder: iter([
         ("dram.read", 0.1, lambda seconds: iter([dram_bandwidth(seconds)])),
     ]))  # fmt: skip
     with pytest.warns(UserWarning, match="could not be kept .*set MINILLM_HOME"):
@@ -267,10 +268,10 @@ def test_where_no_memory_is_left_the_chase_still_has_a_cycle(monkeypatch):
 
 def test_busy_counts_the_machines_cores_and_0_where_nobody_tells(monkeypatch):
     """Catches a quiet server called busy, since of its 64 cores a container may use one."""
-    monkeypatch.setattr("minillm.probe.n_cores", lambda: 1)
+    monkeypatch.setattr(PROBE, "n_cores", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "getloadavg", lambda: (16.0, 0, 0), raising=False)
-    monkeypatch.setattr("minillm.probe._plan", lambda folder: iter([]))
+    monkeypatch.setattr(PROBE, "_plan", lambda folder: iter([]))
     assert probe(0.1, save=False).busy == 0.25
 
     def unknown():

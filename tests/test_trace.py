@@ -1,4 +1,4 @@
-"""minillm/trace/trace.py, event.py, perfetto.py: what is recorded, saved and read back."""
+"""What is recorded, saved and read back."""
 
 import json
 import sys

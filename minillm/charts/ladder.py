@@ -23,8 +23,9 @@ from minillm.charts.style import (
     quiet,
     times,
 )  # fmt: skip
-from minillm.errors import MinillmError, format_size
+from minillm.errors import MinillmError
 from minillm.trace import Event, Trace, busy_seconds
+from minillm.units import format_size
 
 LEFT, COLUMN, STEP = 1.65, 0.82, 0.44  # inches: names, a column, a row
 HEAD, LOW = 0.78, 0.42  # inches: above and below the rows

@@ -15,8 +15,8 @@ from minillm.charts.machine_layout import layout
 from minillm.charts.machine_still import draw
 from minillm.charts.show import Chart
 from minillm.charts.style import amount
-from minillm.errors import format_size
 from minillm.trace import Event, Trace, busy_seconds, rank_of
+from minillm.units import format_size
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from minillm.charts.style import (
     time_axis,
     width_of,
 )  # fmt: skip
-from minillm.errors import MinillmError, format_size
+from minillm.errors import MinillmError
 from minillm.trace import STAGES, Event, Trace, busy_seconds, rank_of
+from minillm.units import format_size
 
 
 def memory(trace: Trace) -> Chart:

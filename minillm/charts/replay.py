@@ -16,7 +16,7 @@ from minillm.charts import bundle, facts
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
 from minillm.charts.style import amount
 from minillm.charts.wire import Packer
-from minillm.machine.files import save
+from minillm.files import save
 from minillm.trace import Trace
 
 # Filled by `page`. The policy lets the page run its own script and nothing else, and load nothing.

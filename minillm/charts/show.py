@@ -15,7 +15,7 @@ from PIL import Image
 
 from minillm.charts.style import FAINT, HEIGHT, PAPER, TEXT, WIDTH, fit_title, width_of
 from minillm.errors import MinillmError
-from minillm.machine.files import save
+from minillm.files import save
 
 
 class Chart(Figure):

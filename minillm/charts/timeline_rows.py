@@ -20,8 +20,8 @@ from minillm.charts.style import (
     time_axis,
     width_of,
 )  # fmt: skip
-from minillm.errors import format_size
 from minillm.trace import Event, busy_seconds, rank_of
+from minillm.units import format_size
 
 ROWS = {"ssd": "SSD", "copy": "copies", "cpu": "CPU", "compute": "compute", "network": "network"}
 MOST = 8  # pieces of work at one time that a strip shows one below the other

@@ -9,9 +9,7 @@ rules.py        what a setting must satisfy, and how an error says it
 from minillm.config.model import ModelConfig, RopeScaling
 from minillm.config.rules import DTYPES
 from minillm.config.settings import EngineConfig, SamplingParams
-from minillm.errors import format_size, parse_size
 
 __all__ = [
-    "DTYPES", "EngineConfig", "ModelConfig", "RopeScaling", "SamplingParams", "format_size",
-    "parse_size",
+    "DTYPES", "EngineConfig", "ModelConfig", "RopeScaling", "SamplingParams",
 ]  # fmt: skip

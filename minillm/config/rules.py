@@ -7,7 +7,8 @@ from collections.abc import Callable
 from reprlib import repr as short  # a number may have thousands of digits
 from typing import Any
 
-from minillm.errors import ConfigError, parse_size
+from minillm.errors import ConfigError
+from minillm.units import parse_size
 
 DTYPES = ("float32", "bfloat16", "float16")
 

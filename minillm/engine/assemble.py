@@ -16,7 +16,7 @@ import torch
 from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
-from minillm.errors import CheckpointError, ConfigError, parse_size
+from minillm.errors import CheckpointError, ConfigError
 from minillm.kv import ContiguousKV, PagedKV
 from minillm.load.shard import Checkpoint
 from minillm.machine import Machine
@@ -25,6 +25,7 @@ from minillm.model.layers import Linear
 from minillm.model.llama import Block, Llama
 from minillm.predict import kv_bytes_per_token
 from minillm.tokens.tokenizer import Tokenizer
+from minillm.units import parse_size
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Engine:
         with self._lock, torch.no_grad():
             step, requests = self.scheduler.schedule()
             if requests:
-                with self.trace.at(**self._stamps(requests)):
+                with self.trace.at(**self._stamps(requests)), self._runner.threads(step):
                     plan = self.kv.plan(step)
                     ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
                     logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM

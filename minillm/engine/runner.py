@@ -6,7 +6,7 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
+from minillm.machine.host import torch_threads
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
 from minillm.trace import Record
@@ -69,6 +70,17 @@ class Runner:
             setattr(block, f"{name}_half", _spanned(half, trace.now, record))
             self._halves.append(record)
 
+    def threads(self, step: Step) -> AbstractContextManager[None]:
+        """The cores of a pass: all but the link's, to the kernels or to torch.
+
+        While C computes torch has one thread, for two pools on the same cores fight.
+        """
+        cores = max(1, torch.get_num_threads() - self._weights.cores_for_link(step.tokens))
+        if self._kernels is None or step.tokens > self._kernels.choice.most:
+            return torch_threads(cores)
+        self._kernels.threads = cores
+        return torch_threads(1)
+
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
         began = self._machine.trace.now()
@@ -88,7 +100,7 @@ class Runner:
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         )  # fmt: skip
-        with self._weights.step(step.tokens), span:
+        with span:
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()

@@ -10,20 +10,19 @@ takes longer and hides it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 
 import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.machine.host import torch_threads
-from minillm.machine.copies import Sending, T
 from minillm.load.place import move
 from minillm.load.shard import Checkpoint, assign, bring, check_fit, load
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
+from minillm.machine.copies import Sending, T
 from minillm.machine.interrupt import held
 from minillm.machine.prefetch import Prefetch
 from minillm.model.llama import Block, Llama
@@ -45,9 +44,9 @@ class Resident:
         self._arena = load(model, checkpoint, machine, dtype, config.reader)
         self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
 
-    def step(self, tokens: int) -> AbstractContextManager[None]:
-        """Run a pass of so many tokens in this."""
-        return nullcontext()
+    def cores_for_link(self, tokens: int) -> int:
+        """Cores that a pass of so many tokens should leave alone."""
+        return 0
 
     def close(self) -> None:
         """Give the HBM back."""
@@ -101,14 +100,13 @@ class Streamed:
         with held():
             self._stack.close()
 
-    def step(self, tokens: int) -> AbstractContextManager[None]:
-        """Run a pass of so many tokens in this: if they are few, the link has its own core.
+    def cores_for_link(self, tokens: int) -> int:
+        """Cores that a pass of so many tokens should leave alone: one, if they are few.
 
         Without a card it is a core that moves the layers. Where compute had them all, layers came
         late now and then, and a pass took as long as with one core less, or longer.
         """
-        few = self._machine.emulated and tokens <= _FEW
-        return torch_threads(max(1, torch.get_num_threads() - few))
+        return int(self._machine.emulated and tokens <= _FEW)
 
     def _before(self, block: Block, arguments: object) -> None:
         """What happens before a layer computes."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from minillm.charts.show import Table
 from minillm.errors import MinillmError
-from minillm.machine.files import home, locked, read_json, write_json
+from minillm.files import home, locked, read_json, write_json
 from minillm.lesson import exercises
 
 ABOUT = "Progress in the minillm course. progress(reset=True) in a notebook starts anew."

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minillm.machine.copies import T
 from minillm.load.pieces import Piece, chunks, names
 from minillm.load.place import Arrived
 from minillm.load.readers import WeightFile
 from minillm.load.safetensors import TensorInfo, damaged
 from minillm.machine import Machine
+from minillm.machine.copies import T
 from minillm.machine.interrupt import held
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm.machine.disk import drop_cache, open_direct, read_at
 from minillm.load.pieces import BLOCK, Piece, room
 from minillm.load.safetensors import damaged, opened
+from minillm.machine.disk import drop_cache, open_direct, read_at
 
 READERS = ("read", "mmap", "direct")
 _MANY = 1000  # buffers in one request: systems take 1,024

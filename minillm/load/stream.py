@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from minillm.errors import ConfigError
-from minillm.machine.copies import T
 from minillm.load.files import Files
 from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
+from minillm.machine.copies import T
 from minillm.machine.interrupt import breathe, held
 from minillm.trace import At, Stamp
 

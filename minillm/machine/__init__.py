@@ -1,8 +1,15 @@
 """The machine: tiers of memory, what lies in them, and what moves between them.
 
 machine.py    SSD, DRAM and HBM with their budgets; copies, each of them on record
+tiers.py      a budget, and who holds how much of it
+copies.py     how bytes get from one tier to another: by the CPU itself
+cuda.py       by a card, on streams of its own
+scale.py      by links slowed to a server's proportions
 arena.py      one block of a tier, with a place in it for each name
 prefetch.py   two slots ahead of use: what is needed next arrives while we compute
+host.py       what this process may use: cores, memory; what the processor is
+cgroups.py    the limits of containers
+disk.py       files, read the way that measures the disk
 interrupt.py  Ctrl-C comes when nothing is half done
 """
 
@@ -16,13 +23,13 @@ if TYPE_CHECKING:
     from minillm.machine.machine import Machine
     from minillm.machine.tiers import Tier
 
-# Imported when first used: some of these modules are below others that a machine is made of.
-_HOME = {"Machine": "machine.machine", "Tier": "tier", "available_dram": "host"}
+# Imported when first used: what needs no torch, as the limits of containers, comes without it.
+_HOME = {"Machine": "machine", "Tier": "tiers", "available_dram": "host"}
 __all__ = ["Machine", "Tier", "available_dram"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'minillm.machine' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"minillm.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"minillm.machine.{_HOME[name]}"), name)
     return value

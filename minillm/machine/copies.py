@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from minillm.trace.event import link_between
 from minillm.trace import Record, Trace
+from minillm.trace.event import link_between
 
 T = TypeVar("T")
 

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
+from minillm.errors import MinillmError, OutOfMemory
+from minillm.files import home
 from minillm.machine.cgroups import mounts
-from minillm.errors import OutOfMemory
 
 PAGE = 4096
 _HUGE = 2 * 2**20  # bytes of a huge page
@@ -96,6 +98,35 @@ def filesystem(path: str | os.PathLike[str]) -> str:
     inside = [m for m in mounts() if real == m.where or real.startswith(m.where.rstrip("/") + "/")]
     # Of two at one place the later hides the other: turned round, it is the first of the longest.
     return max(reversed(inside), key=lambda mount: len(mount.where)).kind if inside else ""
+
+
+def writable_folder() -> Path:
+    """A folder on a disk that takes files: this one, or `home()`, or the system's temporary one.
+
+    One in memory, such as a tmpfs, is taken if there is no other: there no disk can be measured.
+    Prints a line if it is not this one. MinillmError if none takes a file.
+    """
+    here = Path()
+    taking = {folder: filesystem(folder) in IN_MEMORY for folder in _taking_files(here)}
+    if not taking:
+        raise MinillmError(
+            f"wanted a folder that takes files, found none: not this one, {home()} or "
+            f"{tempfile.gettempdir()}; set MINILLM_HOME to one that does"
+        )
+    folder = min(taking, key=taking.__getitem__)  # the first one on a disk, else the first
+    if folder != here:
+        why = "lies in memory, not on a disk" if here in taking else "takes no files"
+        print(f"This folder {why}: files go to {folder}")
+    return folder
+
+
+def _taking_files(here: Path) -> Iterator[Path]:
+    """To try is the only sure way: there are places where even root may not write."""
+    for folder in (here, home(), Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            yield folder
 
 
 def free_disk(path: str | os.PathLike[str] = ".") -> int:

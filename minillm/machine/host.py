@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from minillm.errors import ConfigError
 from minillm.machine.cgroups import cpu_quota, memory_room, numbers, read
-from minillm.errors import ConfigError, format_size, parse_size
+from minillm.units import format_size, parse_size
 
 
 def available_dram() -> int:

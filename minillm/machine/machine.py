@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.errors import ConfigError
+from minillm.machine.copies import HostLink, Sending, T, Way, Ways
 from minillm.machine.cuda import CudaLink
 from minillm.machine.disk import free_disk
-from minillm.errors import ConfigError, format_size, parse_size
 from minillm.machine.host import available_dram, cpu_name, find_device, limit_threads, n_cores
-from minillm.machine.copies import HostLink, Sending, T, Way, Ways
-from minillm.predict import Hardware, find_hardware
-from minillm.probe import Profile, dram_bandwidth
 from minillm.machine.scale import ScaleModel
 from minillm.machine.tiers import Memory, Tier
+from minillm.predict import Hardware, find_hardware
+from minillm.probe import Profile, dram_bandwidth
 from minillm.trace import Trace
+from minillm.units import format_size, parse_size
 
 __all__ = ["Machine", "Tier", "available_dram"]
 

@@ -18,10 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import ConfigError, MinillmError
-from minillm.trace.event import link_between
-from minillm.predict.hardware import Hardware, Wire
 from minillm.machine.copies import HostLink, Sending, T, Way
+from minillm.predict.hardware import Hardware, Wire
 from minillm.trace import Trace
+from minillm.trace.event import link_between
 
 _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
 

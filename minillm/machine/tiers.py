@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minillm.errors import OutOfMemory, format_size
+from minillm.errors import OutOfMemory
 from minillm.machine.host import huge_pages
 from minillm.trace import Trace
+from minillm.units import format_size
 
 
 class Tier:

@@ -17,13 +17,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from minillm.machine.files import home
+from minillm.errors import MinillmError
+from minillm.files import home, save, temporary_folder
 from minillm.machine.host import cpu_name
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "pool.h"))
@@ -112,7 +112,7 @@ def _hash(path: Path) -> str:
 def _compiled(compiler: list[str], flags: tuple[str, ...], folder: Path, key: str) -> ctypes.CDLL:
     """Compile, keep, load. Two processes that do it at once each put a whole file in its place."""
     name = Path(compiler[0]).name
-    with tempfile.TemporaryDirectory(prefix="minillm-kernels-") as work:
+    with temporary_folder() as work:
         fresh = Path(work) / "kernels.so"
         for tuned in TUNED:
             options = *FLAGS, *flags, *tuned, str(SOURCES[0]), "-o", str(fresh), "-lm"
@@ -131,37 +131,29 @@ def _compiled(compiler: list[str], flags: tuple[str, ...], folder: Path, key: st
 
 def _keep(fresh: Path, folder: Path, key: str) -> None:
     """For the next process; a folder that cannot be written only costs that one a second."""
-    try:
+    with suppress(OSError, MinillmError):
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{key}.{os.getpid()}.part"
-        shutil.copyfile(fresh, part)
-        os.replace(part, folder / f"{key}-{_hash(fresh)}.so")
+        save(folder / f"{key}-{_hash(fresh)}.so", fresh.read_bytes())
         old = sorted(folder.glob("*.so"), key=lambda path: path.stat().st_mtime)[:-KEPT]
-        abandoned = [p for p in folder.glob("*.part") if p.stat().st_mtime < time.time() - 3600]
-        for path in (*old, *abandoned):
+        for path in old:
             path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _run(command: list[str]) -> str:
     """Run the compiler; why it failed, or "". One that hangs is ended, with what it started."""
-    with tempfile.TemporaryFile() as said:
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
-            )
-        except OSError as error:
-            return str(error)
-        try:
-            status = process.wait(SECONDS)
-        except BaseException as error:  # Ctrl-C too
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise NoKernels(f"{Path(command[0]).name} took more than {SECONDS} s") from error
-        said.seek(0)
-        lines = said.read().decode(errors="replace").split("\n")
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    try:
+        process = subprocess.Popen(command, start_new_session=True, **pipes)
+    except OSError as error:
+        return str(error)
+    try:
+        said, _ = process.communicate(timeout=SECONDS)
+    except BaseException as error:  # Ctrl-C too
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        raise NoKernels(f"{Path(command[0]).name} took more than {SECONDS} s") from error
+    lines, status = said.decode(errors="replace").split("\n"), process.returncode
     wrong = [line for line in lines if "error" in line] or [f"it ended with status {status}"]
     return wrong[0].strip() if status else ""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.errors import MinillmError
-from minillm.machine.files import home, locked, read_json, write_json
+from minillm.files import home, locked, read_json, write_json
 from minillm.model import layers
 from minillm.model.layers import Linear
 

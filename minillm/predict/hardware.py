@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from minillm.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -184,3 +186,13 @@ HARDWARE: dict[str, Hardware] = {
     )
 }  # fmt: skip
 """Name to figures: "A100-40GB", "A100" (80 GB), "H100", "H200", "B200" (all SXM, in a DGX), …"""
+
+
+def find_hardware(hardware: Hardware | str) -> Hardware:
+    """A name in `HARDWARE`, or figures of your own as they are. ConfigError if unknown."""
+    if isinstance(hardware, Hardware):
+        return hardware
+    if not isinstance(hardware, str) or hardware not in HARDWARE:
+        known = ", ".join(HARDWARE)
+        raise ConfigError(f"wanted one of {known}, found {hardware!r}; take one of these")
+    return HARDWARE[hardware]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from minillm.probe.measure import Measurement, NotHere, rates, summary
 from minillm.probe.compute import finished
+from minillm.probe.measure import Measurement, NotHere, rates, summary
 
 _CHUNK = 2**20
 _BATCH = 64 * 2**20  # bytes between two answers of the other side

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from minillm.units import format_value
+
 
 class NotHere(Exception):
     """Something that cannot be measured on this machine; says why. Inside the probe only."""
@@ -52,28 +54,6 @@ class Measurement:
         low, high = format_value(self.low, self.unit), format_value(self.high, self.unit)
         value = format_value(self.median, self.unit)
         return f"{self.name:<22} {value:>13}   {low} … {high} in {self.runs} runs; {self.how}"
-
-
-_DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_BELOW = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (0.0, "ns"))
-
-
-def format_value(value: float, unit: str) -> str:
-    """A number for people, in powers of ten: GB/s is 10⁹ bytes a second.
-
-    >>> format_value(3.21e9, "bytes/s"), format_value(8.4e-8, "s"), format_value(7e11, "flop/s")
-    ('3.21 GB/s', '84.0 ns', '700 GFLOP/s')
-    """
-    if unit == "s":
-        scale, name = next((at, name) for at, name in _BELOW if value >= at)
-        return f"{_digits(value / (scale or 1e-9))} {name}"
-    what = {"bytes/s": "B/s", "flop/s": "FLOP/s"}[unit]
-    scale, letter = next(((at, letter) for at, letter in _DECIMAL if value >= at), (1.0, ""))
-    return f"{_digits(value / scale)} {letter}{what}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def summary(name: str, unit: str, samples: Sequence[float], how: str) -> Measurement:

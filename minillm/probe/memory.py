@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
+from minillm.files import temporary_folder
 from minillm.machine.disk import PAGE, aligned
-from minillm.machine.files import temporary_folder
 from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.probe.measure import Measurement, NotHere, rates, summary
 

@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 
 from minillm.errors import MinillmError, OutOfMemory
-from minillm.machine.files import home, read_json, writable_folder, write_json
-from minillm.predict.hardware import Hardware, Wire
+from minillm.files import home, read_json, write_json
+from minillm.machine.disk import writable_folder
 from minillm.machine.host import available_dram, cpu_name, n_cores
-from minillm.probe.measure import Measurement, NotHere
+from minillm.predict.hardware import Hardware, Wire
 from minillm.probe.compute import compute
 from minillm.probe.links import cuda_memory, loopback
+from minillm.probe.measure import Measurement, NotHere
 from minillm.probe.memory import copy_bandwidth, dram_bandwidth, latencies
 from minillm.probe.ssd import disk
 

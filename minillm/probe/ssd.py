@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from minillm.machine.disk import PAGE, Scratch, aligned, drop_cache, read_all, read_at, scratch_file
 from minillm.errors import OutOfMemory
+from minillm.machine.disk import PAGE, Scratch, aligned, drop_cache, read_all, read_at, scratch_file
 from minillm.machine.host import n_cores
 from minillm.probe.measure import Measurement, rates, summary
 

@@ -20,13 +20,13 @@ from statistics import median
 
 import torch
 
+from minillm.engine.assemble import locate
+from minillm.errors import ConfigError
+from minillm.machine import Machine
+from minillm.machine.host import n_cores
 from minillm.tools.bench_decode_facts import facts
 from minillm.tools.bench_decode_ways import Ours, Run, Transformers, llama_cpp
 from minillm.tools.bench_load import given_or_random
-from minillm.engine.assemble import locate
-from minillm.errors import ConfigError
-from minillm.machine.host import n_cores
-from minillm.machine import Machine
 
 OURS, TORCH, CPP = "minillm", "minillm, torch", "llama.cpp"
 PREFILL, FEW = 512, 8  # tokens

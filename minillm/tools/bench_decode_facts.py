@@ -10,13 +10,13 @@ from statistics import median
 
 import torch
 
-from minillm.tools.bench_decode_ways import Ours
 from minillm.config import ModelConfig
 from minillm.engine.engine import Engine
 from minillm.kv import PagedKV, Step
 from minillm.kv.plan import Plan
 from minillm.machine import Machine
 from minillm.probe import Profile, dram_bandwidth
+from minillm.tools.bench_decode_ways import Ours
 
 LONG = 2048  # tokens that attention looks at
 

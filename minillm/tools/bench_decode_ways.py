@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from minillm.bench import decode_llama
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
-from minillm.machine.host import n_cores
 from minillm.machine import Machine
+from minillm.machine.host import n_cores
+from minillm.tools import bench_decode_llama as decode_llama
 
 PROMPT = decode_llama.PROMPT
 Run = Callable[..., float]

@@ -31,12 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from minillm.tools.bench_load_report import COPIED, RAW, STOCK, LoadReport
-from minillm.tools.bench_memory import private_memory
-from minillm.machine.disk import PAGE, aligned, open_direct, read_all
-from minillm.machine.files import home, temporary_folder
-from minillm.machine.host import huge_pages, n_cores
-from minillm.tools.make_checkpoint import make_checkpoint
+from minillm.files import home, temporary_folder
 from minillm.load.pieces import CHUNK
 from minillm.load.readers import drop
 from minillm.load.safetensors import damaged
@@ -44,6 +39,11 @@ from minillm.load.shard import Checkpoint, bring
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
+from minillm.machine.disk import PAGE, aligned, open_direct, read_all
+from minillm.machine.host import huge_pages, n_cores
+from minillm.tools.bench_load_report import COPIED, RAW, STOCK, LoadReport
+from minillm.tools.bench_memory import private_memory
+from minillm.tools.make_checkpoint import make_checkpoint
 
 ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
 OURS = ("direct", "read", "mmap")

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from minillm.tools.bench_load import given_or_random
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.machine import Machine
 from minillm.machine.prefetch import hidden
+from minillm.tools.bench_load import given_or_random
 
 SHAPE = "135m"
 PROMPT, TOKENS = 512, 8  # tokens of the prompt, tokens decoded

@@ -108,12 +108,20 @@ def _disk() -> list[Finding]:
     return [Finding("disk", f"{free / 1e9:.0f} GB free", do)]
 
 
-def _compiler() -> list[Finding]:
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
-    if found:
-        return [Finding("compiler", Path(found).name)]
-    advice = "not needed yet; compiled decode will want gcc or clang"
-    return [Finding("compiler", "none", advice, needed=False)]
+def _kernels() -> list[Finding]:
+    """Whether this machine's compiler makes the C kernels; without them torch computes, slower."""
+    try:
+        import torch
+
+        from minillm.model.compiled import NoKernels, find_compiler, library
+    except ImportError:
+        return []
+    try:
+        library(torch.bfloat16)
+        return [Finding("kernels", f"in C, by {Path(find_compiler()[0]).name}")]
+    except NoKernels as error:
+        advice = "install gcc or clang for faster decoding"
+        return [Finding("kernels", f"none: {error}", advice, needed=False)]
 
 
 def _model() -> list[Finding]:
@@ -133,7 +141,7 @@ def _model() -> list[Finding]:
     return [Finding("model", f"data/town, {checkpoint.nbytes / 1e6:.1f} MB of weights")]
 
 
-CHECKS = (_python, _packages, _machine, _limits, _disk, _compiler, _model)
+CHECKS = (_python, _packages, _machine, _limits, _disk, _kernels, _model)
 
 
 def _track() -> str:

@@ -21,8 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minillm.config import ModelConfig
-from minillm.machine.disk import drop_cache
 from minillm.errors import ConfigError, OutOfMemory
+from minillm.machine.disk import drop_cache
 
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192}  # fmt: skip

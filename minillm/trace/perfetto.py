@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import MinillmError
+from minillm.files import read_json, write_json
 from minillm.trace.event import RESOURCES, STAGES, Event, bare, rank_of
-from minillm.machine.files import read_json, write_json
 
 _FORMAT = "minillm trace 2"
 _DEFAULTS = Event._field_defaults

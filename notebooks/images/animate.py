@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from minillm import Engine, EngineConfig, Machine, SamplingParams
 from minillm.charts import replay
-from minillm.machine.files import temporary_folder
+from minillm.files import temporary_folder
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))

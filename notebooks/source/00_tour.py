@@ -354,7 +354,7 @@ knob(ask, dropped_percent=(0, 100, 5))
 # [ui.perfetto.dev](https://ui.perfetto.dev) and zoom in to single microseconds. Or read it back.
 
 # %%
-from minillm.machine.files import writable_folder
+from minillm.machine.disk import writable_folder
 folder = writable_folder()  # this one, if it takes files
 engine.trace.save(folder / "tour_run.json")
 charts.replay(engine.trace).save(folder / "tour_run.html")

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
-from minillm.machine.files import temporary_folder, writable_folder
+from minillm.files import temporary_folder
+from minillm.machine.disk import writable_folder
 from minillm.lesson import check, guess, hint, knob, recall, reveal
 from minillm.load import Checkpoint, Reader, drop
 

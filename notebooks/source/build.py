@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from minillm.machine.files import save, temporary_folder
+from minillm.files import save, temporary_folder
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent

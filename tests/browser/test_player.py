@@ -10,8 +10,8 @@ import pytest
 from minillm.charts import bundle
 from minillm.charts.live import for_page
 from minillm.charts.wire import Packer
-from minillm.trace.event import Event
 from minillm.trace import Trace
+from minillm.trace.event import Event
 
 NOW, MODE, PRESSED = ".minillm-now", ".minillm-bar", ".minillm-chip[aria-pressed=true]"
 # The views record what they are told to draw; the real ones have tests of their own.

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_load_make import TINY
+from test_tools_make_checkpoint import TINY
 
 from minillm.__main__ import main
-from minillm.bench import load, stream
+from minillm.errors import CheckpointError
+from minillm.machine import Machine
+from minillm.tools import bench_load as load
+from minillm.tools import bench_stream as stream
+from minillm.tools import make_checkpoint as make
 from minillm.tools.bench_load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
 from minillm.tools.bench_memory import private_memory
-from minillm.errors import CheckpointError
-from minillm.load import make
 from minillm.tools.make_checkpoint import make_checkpoint
-from minillm.machine import Machine
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ import torch
 from minillm import Engine, EngineConfig, SamplingParams
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, OutOfMemory
-from minillm.load import Checkpoint, make
-from minillm.tools.make_checkpoint import SHAPES, make_checkpoint, tensor_shapes
+from minillm.load import Checkpoint
 from minillm.model import Llama
 from minillm.predict import parameters
+from minillm.tools import make_checkpoint as make
+from minillm.tools.make_checkpoint import SHAPES, make_checkpoint, tensor_shapes
 
 TINY = SHAPES["135m"] | {
     "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,

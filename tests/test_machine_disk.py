@@ -1,4 +1,4 @@
-"""minillm/machine/disk.py: reads that go past the page cache, and scratch files that leave nothing."""
+"""Reads that go past the page cache, and scratch files that leave nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from minillm.errors import OutOfMemory
 from minillm.machine import cgroups, disk
 from minillm.machine.disk import (
     PAGE,
@@ -23,7 +24,6 @@ from minillm.machine.disk import (
     read_at,
     scratch_file,
 )
-from minillm.errors import OutOfMemory
 
 MEMORY = Path("/dev/shm")
 needs_tmpfs = pytest.mark.skipif(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from minillm import ConfigError, Engine, Machine, SamplingParams
-from minillm.tools.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
 from minillm.kv import drop_oldest
+from minillm.tools.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("Mia put the red key", "The code of the chest", "Where is the key?")

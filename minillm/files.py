@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minillm.machine.disk import IN_MEMORY, filesystem
 from minillm.errors import MinillmError
 
 try:
@@ -153,35 +152,6 @@ def home() -> Path:
         return Path(os.environ.get("MINILLM_HOME") or "~/.minillm").expanduser()
     except RuntimeError:  # a user without a home, as in some containers
         return Path(tempfile.gettempdir()) / "minillm"
-
-
-def writable_folder() -> Path:
-    """A folder on a disk that takes files: this one, or `home()`, or the system's temporary one.
-
-    One in memory, such as a tmpfs, is taken if there is no other: there no disk can be measured.
-    Prints a line if it is not this one. MinillmError if none takes a file.
-    """
-    here = Path()
-    taking = {folder: filesystem(folder) in IN_MEMORY for folder in _taking_files(here)}
-    if not taking:
-        raise MinillmError(
-            f"wanted a folder that takes files, found none: not this one, {home()} or "
-            f"{tempfile.gettempdir()}; set MINILLM_HOME to one that does"
-        )
-    folder = min(taking, key=taking.__getitem__)  # the first one on a disk, else the first
-    if folder != here:
-        why = "lies in memory, not on a disk" if here in taking else "takes no files"
-        print(f"This folder {why}: files go to {folder}")
-    return folder
-
-
-def _taking_files(here: Path) -> Iterator[Path]:
-    """To try is the only sure way: there are places where even root may not write."""
-    for folder in (here, home(), Path(tempfile.gettempdir())):
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            yield folder
 
 
 # -- temporary, with an owner -----------------------------------------------------------------

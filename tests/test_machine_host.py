@@ -1,4 +1,4 @@
-"""minillm/machine/host.py: what this process may use, and a machine that runs where nobody tells."""
+"""What this process may use, and a machine that runs where nobody tells."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm.machine import cgroups, files, host
+from minillm import files
+from minillm.machine import Machine, cgroups, host
 from minillm.machine.cgroups import Least
-from minillm.machine import Machine
-from minillm.tools import doctor
 from minillm.probe import Profile
+from minillm.tools import doctor
 
 GIB = 2**30
 

@@ -1,4 +1,4 @@
-"""minillm/machine/scale.py: slowed links keep a server's proportions, and copies over them are real.
+"""Slowed links keep a server's proportions, and copies over them are real.
 
 Times are virtual: the clock stands still or is moved by hand, so that no test waits or measures.
 """
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError, MinillmError
-from minillm.machine.copies import Way, Ways
 from minillm.machine import Machine
-from minillm.probe.measure import Measurement
+from minillm.machine.copies import Way, Ways
+from minillm.machine.scale import ScaledLink, ScaleModel
 from minillm.predict import HARDWARE, Wire
 from minillm.probe import Profile, machine_name
-from minillm.machine.scale import ScaledLink, ScaleModel
+from minillm.probe.measure import Measurement
 from minillm.trace import Trace
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minillm.bench import views
-from minillm.tools.bench_views import Cost, Round
 from minillm.errors import MinillmError
+from minillm.tools import bench_views as views
+from minillm.tools.bench_views import Cost, Round
 
 
 def cost(*shares: float) -> Cost:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minillm.bench import decode, decode_llama
+from minillm.tools import bench_decode as decode
+from minillm.tools import bench_decode_llama as decode_llama
 from minillm.tools.bench_decode import OURS, TASKS, Report
 
 
