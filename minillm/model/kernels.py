@@ -110,7 +110,10 @@ class Kernels:
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._holders = [_holders(block) for block in self._blocks]
         self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
-        self._halves = [self._put_on(i, block) for i, block in enumerate(self._blocks)]
+        self._pages: list[int] = []  # and pages
+        self._halves: list[Callable] = []  # of each layer attention, then FFN
+        for i, block in enumerate(self._blocks):
+            self._halves += self._put_on(i, block)
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
             model.embed = ends.embed
@@ -124,10 +127,20 @@ class Kernels:
 
     def _follow(self, i: int) -> None:
         """Take in where the weights of a layer lie now, if one of them has moved."""
-        lie = [parameters["weight"].data_ptr() for parameters in self._holders[i]]
+        lie = _lie(self._holders[i])
         if lie != self._lie[i]:
             bind(self._layers[i], self._blocks[i])
             self._lie[i] = lie
+
+    def _follow_all(self, pools: list[Tensor]) -> None:
+        """The same for all layers, and for their pages: as a rule, one comparison."""
+        lie = [*map(_lie, self._holders)], [pool.data_ptr() for pool in pools]
+        if lie == (self._lie, self._pages):
+            return
+        for i, pages in enumerate(lie[1]):
+            self._follow(i)
+            self._layers[i].pages = pages
+        self._pages = lie[1]
 
     def _put_on(self, i: int, block: Block) -> tuple[Callable, Callable]:
         """C halves in the place of the plain ones of `block`."""
@@ -179,10 +192,8 @@ class Kernels:
             return self._plain_layers(x, positions, attend)
         if not self.model.first:
             x = x.clone()  # it is added to in place
+        self._follow_all(resident)
         n = len(self._blocks)
-        for i, layer, pool in zip(range(n), self._layers, resident, strict=True):
-            self._follow(i)
-            layer.pages = pool.data_ptr()
         call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
         self.stamps = self._stamps[:]
         return x
@@ -194,13 +205,10 @@ class Kernels:
         """
         if self.model.reduce is not identity:
             return False
-        for block, halves in zip(self._blocks, self._halves, strict=True):
-            found = block.attention_half, block.ffn_half
-            if tuple(getattr(half, "watches", half) for half in found) != halves:
-                return False
-            if block._forward_pre_hooks or block._forward_hooks:
-                return False
-        return True
+        if any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks):
+            return False
+        found = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
+        return [getattr(half, "watches", half) for half in found] == self._halves
 
 
 class _Ends:
@@ -253,3 +261,7 @@ class _Ends:
 def _holders(block: Block) -> list[dict[str, Tensor]]:
     """What holds the weights of a block, under "weight"; whoever replaces one does it there."""
     return [module._parameters for module in block.modules() if module._parameters]
+
+
+def _lie(holders: list[dict[str, Tensor]]) -> list[int]:
+    return [parameters["weight"].data_ptr() for parameters in holders]
