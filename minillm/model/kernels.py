@@ -23,7 +23,7 @@ from minillm.model.attention import Attend
 from minillm.model.compiled import NoKernels, library, processor
 from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
-from minillm.model.products import Choice, Products, choose
+from minillm.model.products import Choice, Products, choose, keep_freed_memory
 from minillm.model.structs import CLayer, COutput, Pass, bind, call, declare, linear_at
 
 MAX_THREADS, MAX_ROWS, MAX_HEADS = 64, 2**20, 255  # of pool.h: threads; items of a phase: 2^16
@@ -51,6 +51,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
     weight = model.blocks[0].mlp.gate_proj.weight
     if weight.device.type not in ("cpu", "meta"):
         return None, "torch, on the card"
+    keep_freed_memory()
     where = f"{processor()} · {threads} threads"
     try:
         if not c:
@@ -95,11 +96,11 @@ class Kernels:
         declare(lib)
         ends = self._ends = _Ends(model, lib, threads)
         gate = model.blocks[0].mlp.gate_proj.weight
-        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone, ends.unpack)
+        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone)
         ends.most = self.choice.most
         self.stamps: list[float] | None = None
         self._last: tuple[Attend | None, Pass | None] = (None, None)
-        product = Products(self.choice, ends.unpack)
+        product = Products(self.choice)
         for linear in _linears(model):
             linear.product = product
             if linear.packable and not linear.packed and linear.weight.device.type == "cpu":
@@ -245,12 +246,6 @@ class _Ends:
         call(self.lib.head, byref(output), self.threads, N, *to)
         self.tops = tops
         return logits
-
-    def unpack(self, linear: Linear, start: int, stop: int, out: Tensor) -> None:
-        """`products.Unpack`."""
-        keep = out.dtype == linear.weight.dtype
-        at = byref(linear_at(linear)), start, stop, keep, out.data_ptr(), self.threads
-        call(self.lib.unpack, *at)
 
     def alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
         """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
