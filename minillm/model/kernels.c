@@ -365,39 +365,18 @@ int embed(const Linear *l, const int64_t *ids, int M, float *out) {
   return 1;
 }
 
-// Rows `from` … of a weight as plain rows, for a product with many tokens: of float, or of T if `keep`.
-typedef struct { const Linear *l; int from, to, keep; void *out; } Plain;
-static void unpack_rows(void *job, int item, int t) {
-  Plain *j = job; const Linear *l = j->l;
-  for (int r = j->from + item * ROWS; r < smaller(j->to, j->from + (item + 1) * ROWS); r++) {
-    const T *a = row_of(l, r); long at = (long)(r - j->from) * l->k;
-    for (long i = 0; i < l->k; i += 16, a += piece_of(l)) {
-      if (j->keep) memcpy((T *)j->out + at + i, a, 16 * sizeof(T));
-      else for (int c = 0; c < 16; c++) ((float *)j->out)[at + i + c] = get(a[c]);
-    }
-  }
-}
-int unpack(const Linear *l, int from, int to, int keep, void *out, int threads) {
-  Plain j = {l, from, to, keep, out};
-  Phase phases[] = {{unpack_rows, items(to - from)}};
-  if (!pool_enter(threads, 0, 0)) return 0;
-  in_phases(phases, 1, &j, threads);
-  pool_leave();
-  return 1;
-}
 // Plain rows into packed ones, where they lie. n is a multiple of 4.
 static void pack_rows(void *job, int item, int t) {
-  const Linear *l = ((Plain *)job)->l; long k = l->k; T *rows4 = (T *)l->w + item * ROWS * k, *copy = (T *)own(t);
+  const Linear *l = job; long k = l->k; T *rows4 = (T *)l->w + item * ROWS * k, *copy = (T *)own(t);
   for (int r = item * ROWS; r < smaller(l->n, (item + 1) * ROWS); r += 4, rows4 += 4 * k) {
     memcpy(copy, rows4, 4 * k * sizeof(T));
     for (long i = 0; i < k; i += 16) for (int q = 0; q < 4; q++) memcpy(rows4 + 4 * i + 16 * q, copy + q * k + i, 16 * sizeof(T));
   }
 }
 int pack(const Linear *l, int threads) {
-  Plain j = {.l = l};
   Phase phases[] = {{pack_rows, items(l->n)}};
   if (!pool_enter(threads, 0, 4UL * l->k)) return 0;
-  in_phases(phases, 1, &j, threads);
+  in_phases(phases, 1, (void *)l, threads);
   pool_leave();
   return 1;
 }

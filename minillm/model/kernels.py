@@ -23,7 +23,7 @@ from minillm.model.attention import Attend
 from minillm.model.compiled import NoKernels, library, processor
 from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
-from minillm.model.products import Choice, Products, choose
+from minillm.model.products import Choice, Products, choose, keep_freed_memory
 from minillm.model.structs import CLayer, COutput, Pass, bind, call, declare, linear_at
 
 MAX_THREADS, MAX_ROWS, MAX_HEADS = 64, 2**20, 255  # of pool.h: threads; items of a phase: 2^16
@@ -51,6 +51,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
     weight = model.blocks[0].mlp.gate_proj.weight
     if weight.device.type not in ("cpu", "meta"):
         return None, "torch, on the card"
+    keep_freed_memory()
     where = f"{processor()} · {threads} threads"
     try:
         if not c:
@@ -95,11 +96,11 @@ class Kernels:
         declare(lib)
         ends = self._ends = _Ends(model, lib, threads)
         gate = model.blocks[0].mlp.gate_proj.weight
-        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone, ends.unpack)
+        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone)
         ends.most = self.choice.most
         self.stamps: list[float] | None = None
         self._last: tuple[Attend | None, Pass | None] = (None, None)
-        product = Products(self.choice, ends.unpack)
+        product = Products(self.choice)
         for linear in _linears(model):
             linear.product = product
             if linear.packable and not linear.packed and linear.weight.device.type == "cpu":
@@ -110,7 +111,10 @@ class Kernels:
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._holders = [_holders(block) for block in self._blocks]
         self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
-        self._halves = [self._put_on(i, block) for i, block in enumerate(self._blocks)]
+        self._pages: list[int] = []  # and pages
+        self._halves: list[Callable] = []  # of each layer attention, then FFN
+        for i, block in enumerate(self._blocks):
+            self._halves += self._put_on(i, block)
         self._plain_layers, model.run_layers = model.run_layers, self.run_layers
         if model.first:
             model.embed = ends.embed
@@ -124,10 +128,20 @@ class Kernels:
 
     def _follow(self, i: int) -> None:
         """Take in where the weights of a layer lie now, if one of them has moved."""
-        lie = [parameters["weight"].data_ptr() for parameters in self._holders[i]]
+        lie = _lie(self._holders[i])
         if lie != self._lie[i]:
             bind(self._layers[i], self._blocks[i])
             self._lie[i] = lie
+
+    def _follow_all(self, pools: list[Tensor]) -> None:
+        """The same for all layers, and for their pages: as a rule, one comparison."""
+        lie = [*map(_lie, self._holders)], [pool.data_ptr() for pool in pools]
+        if lie == (self._lie, self._pages):
+            return
+        for i, pages in enumerate(lie[1]):
+            self._follow(i)
+            self._layers[i].pages = pages
+        self._pages = lie[1]
 
     def _put_on(self, i: int, block: Block) -> tuple[Callable, Callable]:
         """C halves in the place of the plain ones of `block`."""
@@ -179,10 +193,8 @@ class Kernels:
             return self._plain_layers(x, positions, attend)
         if not self.model.first:
             x = x.clone()  # it is added to in place
+        self._follow_all(resident)
         n = len(self._blocks)
-        for i, layer, pool in zip(range(n), self._layers, resident, strict=True):
-            self._follow(i)
-            layer.pages = pool.data_ptr()
         call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
         self.stamps = self._stamps[:]
         return x
@@ -194,13 +206,10 @@ class Kernels:
         """
         if self.model.reduce is not identity:
             return False
-        for block, halves in zip(self._blocks, self._halves, strict=True):
-            found = block.attention_half, block.ffn_half
-            if tuple(getattr(half, "watches", half) for half in found) != halves:
-                return False
-            if block._forward_pre_hooks or block._forward_hooks:
-                return False
-        return True
+        if any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks):
+            return False
+        found = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
+        return [getattr(half, "watches", half) for half in found] == self._halves
 
 
 class _Ends:
@@ -238,12 +247,6 @@ class _Ends:
         self.tops = tops
         return logits
 
-    def unpack(self, linear: Linear, start: int, stop: int, out: Tensor) -> None:
-        """`products.Unpack`."""
-        keep = out.dtype == linear.weight.dtype
-        at = byref(linear_at(linear)), start, stop, keep, out.data_ptr(), self.threads
-        call(self.lib.unpack, *at)
-
     def alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
         """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
         x, norm = torch.zeros(tokens, linear.weight.shape[1]), linear.weight[0]
@@ -253,3 +256,7 @@ class _Ends:
 def _holders(block: Block) -> list[dict[str, Tensor]]:
     """What holds the weights of a block, under "weight"; whoever replaces one does it there."""
     return [module._parameters for module in block.modules() if module._parameters]
+
+
+def _lie(holders: list[dict[str, Tensor]]) -> list[int]:
+    return [parameters["weight"].data_ptr() for parameters in holders]

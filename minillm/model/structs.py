@@ -53,7 +53,6 @@ _ARGUMENTS = {
     "attention": [c_void_p] * 5, "ffn": [c_void_p] * 4,
     "layers": [c_void_p, c_int, *[c_void_p] * 4], "head": [c_void_p, c_int, c_int, *[c_void_p] * 5],
     "embed": [c_void_p, c_void_p, c_int, c_void_p], "pack": [c_void_p, c_int],
-    "unpack": [c_void_p, c_int, c_int, c_int, c_void_p, c_int],
 }  # fmt: skip
 
 
