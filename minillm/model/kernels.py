@@ -172,17 +172,12 @@ class Kernels:
 
     def _step(self, attend: Attend) -> Pass | None:
         """The C side of a plan, made once a pass; None if torch is to do it."""
-        plan, step = self._last
-        if plan is not attend:
-            step = self._taken(attend)
-            self._last = attend, step
-        return step
-
-    def _taken(self, plan: Attend) -> Pass | None:
-        if not hasattr(plan, "token_tables") or plan.hidden:
-            return None
-        few = 0 < len(plan.place) <= self.choice.most and plan.place.device.type == "cpu"
-        return Pass(self.model, plan, self.threads) if few else None
+        if self._last[0] is not attend:
+            known = hasattr(attend, "token_tables") and not attend.hidden
+            few = known and 0 < len(attend.place) <= self.choice.most
+            few = few and attend.place.device.type == "cpu"
+            self._last = attend, Pass(self.model, attend, self.threads) if few else None
+        return self._last[1]
 
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
