@@ -195,10 +195,7 @@ class Kernels:
         return x
 
     def _alone_between(self) -> bool:
-        """Whether nobody put anything round, before or after a half that is not only a watch.
-
-        A wrapper that only looks on says so: its attribute `watches` is the half that it wraps.
-        """
+        """Whether nobody put more round a half than a watch: one that says what it `watches`."""
         if self.model.reduce is not identity:
             return False
         if any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks):
