@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minillm import Engine, Machine, SamplingParams, Trace, doctor
+from minillm import Engine, Machine, SamplingParams, Trace
 from minillm.__main__ import _bar, main
+from minillm.tools import doctor
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Mia put the red key"
