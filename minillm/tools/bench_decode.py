@@ -30,8 +30,8 @@ from minillm.tools.bench_decode_ways import PROMPT, Ours, Run, Transformers, lla
 
 OURS, TORCH, THEIRS, CPP = "minillm", "minillm, torch", "transformers", "llama.cpp"
 CEILING = "DRAM's ceiling"
-PREFILL = 512
-# Sequences, and tokens of each one's prompt; decode writes some more.
+PREFILL, FEW, MANY = 512, 8, 64  # tokens
+# Sequences, and tokens of each one's prompt; decode writes FEW to MANY more: those of a second.
 TASKS = {"decode": (1, PROMPT), "decode of 8": (8, PROMPT), f"prefill of {PREFILL}": (1, PREFILL)}
 
 Rates = dict[tuple[str, str], list[float]]  # tokens a second in each round, by way and task
@@ -49,11 +49,7 @@ def bench(
     with given_or_random(given and locate(given), shape) as folder, ExitStack() as stack:
         runs, lacking = _ways(folder, stack, python)
         nbytes = runs[OURS].weight_bytes
-        tokens = max(16, min(128, 10**10 // nbytes))  # some 10 GB to read, or a second
-        ways = {
-            (way, task): partial(_rate, run, task, tokens)
-            for way, run in runs.items() for task in TASKS
-        }  # fmt: skip
+        ways = {(way, t): partial(_rate, run, t) for way, run in runs.items() for t in TASKS}
         ways[CEILING, "decode"] = lambda: dram_bandwidth(0.2).best / nbytes
         found = rounds(ways, number, progress)
         best = keep_best(found)
@@ -88,11 +84,12 @@ def keep_best(found: Rates) -> list[str]:
     return lines
 
 
-def _rate(run: Run, task: str, tokens: int) -> float:
+def _rate(run: Run, task: str) -> float:
     torch.set_num_threads(n_cores())
     batch, prompt = TASKS[task]
     if prompt == PREFILL:
         return prompt / run(1, prompt, 0)[0]
+    tokens = max(FEW, min(MANY, int(FEW / run(batch, prompt, FEW)[1])))
     return batch * tokens / run(batch, prompt, tokens)[1]
 
 
