@@ -139,7 +139,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         control = evaluate(
             engine, lines=far, batch=options.batch, forget=half, progress=_bar("control")
         )
-        kept = {result.line: result.right for result in scores.results}
+        kept = {result.line: result.right for result in scores}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
         print(f"with that half of the KV cache dropped: {control.total}")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
@@ -157,7 +157,6 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from minillm.tools import bench_decode, bench_load, bench_stream, bench_views
-
 
     speed = partial(bench_decode.bench, shape=options.shape, python=options.llama)
     bench, rounds, model = {

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minillm import Engine, Machine, SamplingParams, Trace, doctor
+from minillm import Engine, Machine, SamplingParams, Trace
 from minillm.__main__ import _bar, main
+from minillm.tools import doctor
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Mia put the red key"
@@ -292,3 +293,8 @@ def test_a_pin_that_differs_is_a_note_and_a_package_that_lacks_is_missing(monkey
     found = {finding.name: finding for finding in doctor._packages()}
     assert "0.0.1 is what was tested" in found["torch"].do and not found["torch"].needed
     assert found["nosuchneeded"].needed and not found["nosuchpackage"].needed
+
+
+def test_the_doctor_looks_where_the_course_lies():
+    """Catches a doctor that was moved a folder down and finds neither the pins nor the model."""
+    assert (doctor.ROOT / "requirements.txt").is_file() and (doctor.ROOT / "data" / "town").is_dir()

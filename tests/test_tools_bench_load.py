@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_tools_make_checkpoint import TINY
 
+from minillm import Engine
 from minillm.__main__ import main
 from minillm.errors import CheckpointError
+from minillm.load import Checkpoint
 from minillm.machine import Machine
 from minillm.tools import bench_load as load
 from minillm.tools import bench_stream as stream
 from minillm.tools import make_checkpoint as make
-from minillm.tools.bench_load import ALL, COPIED, OURS, RAW, STOCK, LoadReport
-from minillm.tools.bench_memory import private_memory
+from minillm.tools.bench_load import OURS, RAW, STOCK
 from minillm.tools.make_checkpoint import make_checkpoint
 
 
@@ -31,15 +31,34 @@ def small(tmp_path_factory) -> Path:
 def test_every_way_is_measured_in_every_round_cold_and_warm(small):
     """Would catch a way that is left out of a round: ratios would be taken between rounds."""
     machine, told = Machine.here(hbm="64 MiB", device="cpu"), []
-    report = load.bench(small, 2, lambda *step: told.append(step), machine)
-    expected = {(way, "cold") for way in (RAW, STOCK, COPIED, *OURS, *ALL)}
-    expected |= {(way, "warm") for way in (RAW, STOCK, COPIED, *OURS)}
-    assert set(report.seconds) == expected
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in report.seconds.values())
-    assert len(report.overlap) == 2 and all(0 < share <= 1 for share in report.overlap)
-    assert told == [(0, 2), (1, 2), (2, 2)] and report.arena > 0
-    assert all(way in str(report) for way, _ in expected)
+    checkpoint = Checkpoint.open(small)
+    seconds = load.measure(checkpoint, 2, lambda *step: told.append(step), machine)
+    assert set(seconds) == {(w, s) for w in (RAW, STOCK, *OURS) for s in ("cold", "warm")}
+    assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
+    assert told == [(0, 2), (1, 2), (2, 2)]
     assert machine.hbm.used == machine.dram.used == 0
+
+
+@pytest.mark.parametrize("way", [STOCK, *OURS])
+def test_each_way_brings_the_weights(small, monkeypatch, way):
+    """Would catch a way that wins since it does less."""
+    filled, rounds = {}, load.rounds
+
+    def one(ways, number, progress):
+        places = ways[way, "cold"].args[1].args[1]
+        places = getattr(places, "places", places)
+        for place in places.values():
+            place.zero_()
+        ways[way, "cold"]()
+        filled.update({name: place.clone() for name, place in places.items()})
+        return rounds({}, 0, progress)
+
+    monkeypatch.setattr(load, "rounds", one)
+    machine = Machine.here(hbm="64 MiB", device="cpu")
+    load.measure(Checkpoint.open(small), 1, lambda *step: None, machine)
+    wanted = {k: t for file in small.glob("*.safetensors") for k, t in load_file(file).items()}
+    assert filled.keys() == wanted.keys()
+    assert all(torch.equal(filled[name], wanted[name]) for name in wanted)
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path):
@@ -50,36 +69,19 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
             load.bench(tmp_path, 1, lambda *step: None)
 
 
-def test_ratios_are_taken_within_a_round():
-    """Would catch a median over a median: a machine that was busy for one round would show."""
-    seconds = {("direct", "cold"): [1.0, 10.0, 1.0], (RAW, "cold"): [0.5, 5.0, 0.5]}
-    assert LoadReport(1, "", seconds).times_as_fast("direct", "cold", RAW) == 0.5
-
-
-def test_private_memory_is_seen_at_its_peak():
-    """Would catch a peak that is over before anyone looks."""
-    with private_memory() as peak:
-        threading.Event().wait(0.01)
-        if peak() == 0 and not Path("/proc/self/statm").exists():
-            pytest.skip("needs /proc")
-        block = torch.ones(2**26, dtype=torch.uint8)
-        threading.Event().wait(0.05)
-        del block
-        threading.Event().wait(0.02)
-        assert 0.8 * 2**26 < peak() < 2 * 2**26
-
-
 def test_streaming_is_measured_beside_the_same_in_hbm(small, monkeypatch):
     """Would catch traffic that is counted for the model that is not streamed, or not at all."""
-    monkeypatch.setattr(stream, "PROMPT", 8)
-    monkeypatch.setattr(stream, "TOKENS", 2)
-    report = stream.bench(small, 1, lambda *step: None)
-    assert {way for way, _ in report.rounds} == set(stream.WAYS)
-    for (way, _), ((seconds, moving, hidden),) in report.rounds.items():
-        assert seconds > 0 and 0 <= hidden <= 1
-        assert (moving > 0) == (way != "in HBM")
-    assert report.hbm["from DRAM"] == report.hbm["from SSD"] < report.hbm["in HBM"]
-    assert "from SSD" in str(report)
+    monkeypatch.setattr(stream, "WORK", {"prefill": (8, 1), "decode step": (1, 2)})
+    for way, config in stream.WAYS.items():
+        engine = Engine.load(small, Machine.here(hbm="64 MiB", device="cpu"), config)
+        for work in stream.WORK:
+            seconds, moving, hidden = stream.measure(engine, work)
+            assert seconds > 0 and 0 <= hidden <= 1
+            assert (moving > 0) == (way != stream.HBM)
+        engine.close()
+    rows = stream.bench(small, 1, lambda *step: None).splitlines()
+    assert rows[0] == small.name and len(rows) == 2 + 2 * len(stream.WAYS)
+    assert rows[3].startswith("prefill from DRAM")
 
 
 def test_the_commands_are_there(small, tmp_path, capsys, monkeypatch):

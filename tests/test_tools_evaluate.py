@@ -34,9 +34,10 @@ def test_a_line_counts_if_the_text_begins_with_its_answer(engine, lines):
     """Catches a comparison that strips, searches inside, or forgives the last character."""
     assert all(line.answer for line in lines)
     scores = evaluate(engine, lines=lines, batch=3)
-    assert [result.right for result in scores.results] == [True, True, True, False]
-    assert scores.by_skill == {"where": Score(3, 3), "recall": Score(0, 1)}
-    assert scores.n == 4 and scores.total.share == 0.75
+    assert [result.right for result in scores] == [True, True, True, False]
+    totals = {skill: part.total for skill, part in scores.by("skill").items()}
+    assert totals == {"where": Score(3, 3), "recall": Score(0, 1)}
+    assert len(scores) == 4 and scores.total.share == 0.75
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100])
@@ -46,8 +47,8 @@ def test_results_do_not_depend_on_the_batch(engine, lines, batch):
     scores = evaluate(
         engine, lines=lines, batch=batch, progress=lambda done, total: told.append((done, total))
     )
-    assert [result.line for result in scores.results] == lines
-    assert [result.right for result in scores.results] == [True, True, True, False]
+    assert [result.line for result in scores] == lines
+    assert [result.right for result in scores] == [True, True, True, False]
     assert told[-1] == (4, 4) and told == sorted(told)
 
 
@@ -74,9 +75,8 @@ def test_the_table_shows_near_distances_first():
     distances = (1400, 20, 300)
     results = tuple(Result(Line("recall", "p", " a", d), " a") for d in distances)
     scores = Scores((*results, Result(Line("sums", "p", " 3", 0), " 4")))
-    assert list(scores.by_distance) == [
-        ("sums", "–"), ("recall", "1–128"), ("recall", "129–512"), ("recall", "1,025–1,500"),
-    ]  # fmt: skip
+    near_first = ["1–128", "129–512", "1,025–1,500"]
+    assert list(scores.by("skill")["recall"].by("bucket")) == near_first
     rows = [row.split() for row in scores.table().splitlines()]
     assert rows[1] == ["recall", "all", "3", "100.0%"]
     assert [row[0] for row in rows[2:5]] == ["1–128", "129–512", "1,025–1,500"]
@@ -150,8 +150,8 @@ def test_the_shipped_model_has_its_skills():
     """Catches a shipped model that answers no better than before training; a small sample."""
     engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
     sample = [line for line in read_lines() if len(line.prompt) < 1500][::6]
-    for skill, score in evaluate(engine, lines=sample).by_skill.items():
-        assert score.share > 0.8, skill
+    for skill, score in evaluate(engine, lines=sample).by("skill").items():
+        assert score.total.share > 0.8, skill
 
 
 def test_the_shipped_model_forgets_what_is_dropped():

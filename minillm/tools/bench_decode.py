@@ -2,19 +2,18 @@
 
     python -m minillm bench decode --shape 135m --llama PYTHON
 
-Each round does each way once, one after another, so that what else the machine does hits all of
-them; medians are printed with the lowest and highest round. Ours is the whole engine, with trace
-and text; of transformers the faster of float32 and bfloat16 is shown. Greedy everywhere.
+Ours is the whole engine, with trace and text; of transformers the faster of float32 and bfloat16 is
+shown. Greedy everywhere. The ceiling is what DRAM delivers, by the weights that a token reads.
 
-How it could lie: a rival program during some rounds (the spread shows it); a first run that pays
-for memory and caches (it is not counted); llama.cpp built for another processor.
+How it could lie: a rival program during some rounds (the spread shows it); llama.cpp built for
+another processor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,105 +23,90 @@ from minillm.engine.assemble import locate
 from minillm.errors import ConfigError
 from minillm.machine import Machine
 from minillm.machine.host import n_cores
+from minillm.probe import dram_bandwidth
+from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 from minillm.tools.bench_decode_facts import facts
-from minillm.tools.bench_decode_ways import Ours, Run, Transformers, llama_cpp
-from minillm.tools.bench_load import given_or_random
+from minillm.tools.bench_decode_ways import PROMPT, Ours, Run, Transformers, llama_cpp
 
-OURS, TORCH, CPP = "minillm", "minillm, torch", "llama.cpp"
-PREFILL, FEW = 512, 8  # tokens
-TASKS = {"decode": (1,), "decode of 8": (8,), f"prefill of {PREFILL}": ()}
+OURS, TORCH, THEIRS, CPP = "minillm", "minillm, torch", "transformers", "llama.cpp"
+CEILING = "DRAM's ceiling"
+PREFILL, FEW, MANY = 512, 8, 64  # tokens
+# Sequences, and tokens of each one's prompt; decode writes FEW to MANY more: those of a second.
+TASKS = {"decode": (1, PROMPT), "decode of 8": (8, PROMPT), f"prefill of {PREFILL}": (1, PREFILL)}
 
-
-@dataclass
-class Report:
-    """Tokens a second of each round, by (way, task); and lines with what else was found."""
-
-    head: str
-    rates: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-
-    def middle(self, way: str, task: str) -> float:
-        """The median of a way's rounds."""
-        return median(self.rates[way, task])
-
-    def __str__(self) -> str:
-        ways = list(dict.fromkeys(way for way, _ in self.rates))
-        text = [self.head, "", f"{'tokens/s':<24}" + "".join(f"{t:>30}" for t in TASKS)]
-        for way in ways:
-            text.append(f"{way:<24}" + "".join(f"{self._cell(way, t):>30}" for t in TASKS))
-        text += ["", f"{'times as fast as':<24}" + "".join(f"{t:>30}" for t in TASKS)]
-        for way in ways:
-            if way != OURS:
-                ratios = (self.middle(OURS, t) / self.middle(way, t) for t in TASKS)
-                text.append(f"{way:<24}" + "".join(f"{ratio:>30.2f}" for ratio in ratios))
-        return "\n".join([*text, "", *self.lines])
-
-    def _cell(self, way: str, task: str) -> str:
-        rates = self.rates[way, task]
-        return f"{median(rates):,.1f} ({min(rates):,.1f} … {max(rates):,.1f})"
+Rates = dict[tuple[str, str], list[float]]  # tokens a second in each round, by way and task
 
 
 def bench(
-    model: str | Path | None, rounds: int, progress: Callable[[int, int], None],
-    shape: str = "town", python: str | None = None, tokens: int = 48,
-) -> Report:  # fmt: skip
+    model: str | Path | None, number: int, progress: Progress,
+    shape: str = "town", python: str | None = None,
+) -> str:  # fmt: skip
     """Measure the checkpoint `model`, or random weights of a shape, made and then deleted.
 
     python: a Python, or a folder of packages, that has llama_cpp and gguf; None asks this one.
-    tokens: of each answer, in each round; fewer where they take longer than a second.
     """
     given = model or ("data/town" if shape == "town" else None)
     with given_or_random(given and locate(given), shape) as folder, ExitStack() as stack:
-        machine = Machine.here()
-        report = Report(f"{folder.name}: {machine.describe()}")
-        ways = _ways(folder, stack, report, python)
-        each = [(way, task) for way in ways for task in TASKS]
-        first = {pair: _rate(ways[pair[0]], TASKS[pair[1]], FEW) for pair in each}  # not counted
-        for done in range(rounds):
-            for way, task in each:
-                batch = TASKS[task]
-                steps = int(first[way, task] / (*batch, 1)[0])  # of one second
-                rate = _rate(ways[way], batch, max(FEW, min(tokens, steps)))
-                report.rates.setdefault((way, task), []).append(rate)
-            progress(done + 1, rounds)
-        _keep_best(report)
-        middles = (report.middle(OURS, task) for task in ("decode", "decode of 8"))
-        report.lines += facts(ways[OURS], *middles, rounds)
-    return report
+        runs, lacking = _ways(folder, stack, python)
+        nbytes = runs[OURS].weight_bytes
+        ways = {(way, t): partial(_rate, run, t) for way, run in runs.items() for t in TASKS}
+        ways[CEILING, "decode"] = lambda: dram_bandwidth(0.2).best / nbytes
+        found = rounds(ways, number, progress)
+        best = keep_best(found)
+        head = f"{folder.name}, tokens a second: {Machine.here().describe()}\n"
+        return "\n".join([head, show(found), "", *lacking, *best, *facts(runs[OURS], number)])
 
 
-def _rate(run: Run, batch: tuple[int, ...], tokens: int) -> float:
+def show(found: Rates) -> str:
+    """A row for each way: by task its rates, and how many times as fast we are."""
+    rows = [["", *(cell for task in TASKS for cell in (task, "× as fast"))]]
+    for way in dict.fromkeys(way for way, _ in found):
+        row = [way]
+        for task in TASKS:
+            rates = found.get((way, task))
+            times = spread(ratios(found[OURS, task], rates), "{:.2f}") if rates else ""
+            row += [spread(rates) if rates else "", times if way != OURS else ""]
+        rows.append(row)
+    return table(rows)
+
+
+def keep_best(found: Rates) -> list[str]:
+    """Of transformers only the faster type, task by task; which it was."""
+    lines = []
+    for task in TASKS:
+        kinds = [key for key in found if key[0].startswith(THEIRS) and key[1] == task]
+        if kinds:
+            best = max(kinds, key=lambda key: median(found[key]))
+            lines.append(f"{THEIRS}, {task}: {best[0].split()[1]} is its faster type")
+            found[THEIRS, task] = found[best]
+        for key in kinds:
+            del found[key]
+    return lines
+
+
+def _rate(run: Run, task: str) -> float:
     torch.set_num_threads(n_cores())
-    amount = batch[0] * tokens if batch else PREFILL
-    return amount / (run(*batch, tokens) if batch else run(PREFILL))
+    batch, prompt = TASKS[task]
+    if prompt == PREFILL:
+        return prompt / run(1, prompt, 0)[0]
+    tokens = max(FEW, min(MANY, int(FEW / run(batch, prompt, FEW)[1])))
+    return batch * tokens / run(batch, prompt, tokens)[1]
 
 
 def _ways(
-    folder: Path, stack: ExitStack, report: Report, python: str | None
-) -> dict[str, Run]:
+    folder: Path, stack: ExitStack, python: str | None
+) -> tuple[dict[str, Run], list[str]]:
+    """The ways that are here, ours first; and a line for each that is not."""
+    makers: dict[str, Callable[[], Run]] = {
+        OURS: partial(Ours, folder, "auto", stack), TORCH: partial(Ours, folder, "torch", stack),
+        **{f"{THEIRS} {d}": partial(Transformers, folder, d) for d in ("float32", "bfloat16")},
+        CPP: lambda: stack.enter_context(llama_cpp(folder, python)),
+    }  # fmt: skip
     ways: dict[str, Run] = {}
-    for name, kernels in ((OURS, "auto"), (TORCH, "torch")):
-        ours = Ours(folder, kernels=kernels)
-        stack.callback(ours.engine.close)
-        ways[name] = ours
-    for dtype in (torch.float32, torch.bfloat16):
+    lacking = []
+    for name, make in makers.items():
         try:
-            ways[f"transformers {str(dtype)[6:]}"] = Transformers(folder, dtype)
-        except ImportError as error:
-            report.lines.append(f"transformers is not here: {error}")
-    try:
-        ways[CPP] = stack.enter_context(llama_cpp(folder, python))
-    except ConfigError as error:
-        report.lines.append(f"llama.cpp is not here: {error}")
-    return ways
-
-
-def _keep_best(report: Report) -> None:
-    """Of transformers the faster type, task by task."""
-    names = list(dict.fromkeys(way for way, _ in report.rates if way.startswith("transformers ")))
-    for task in TASKS if names else ():
-        best = max(names, key=lambda way: report.middle(way, task))
-        report.lines.append(f"transformers, {task}: {best.split()[1]} is its faster type")
-        report.rates["transformers", task] = report.rates[best, task]
-        for way in names:
-            del report.rates[way, task]
+            ways[name] = make()
+        except (ImportError, ConfigError) as error:
+            lacking.append(f"{name} is not here: {error}")
+    return ways, lacking

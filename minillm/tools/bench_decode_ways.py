@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,100 +18,79 @@ from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
 from minillm.machine import Machine
 from minillm.machine.host import n_cores
-from minillm.tools import bench_decode_llama as decode_llama
+from minillm.tools import bench_decode_llama
 
-PROMPT = decode_llama.PROMPT
-Run = Callable[..., float]
-"""(batch, tokens) -> seconds of decoding; (tokens) -> seconds to the first token of an answer."""
-
+PROMPT = 16  # tokens read before decoding
+Run = Callable[[int, int, int], tuple[float, float]]
+"""(batch, tokens of each prompt, tokens of each answer after its first) -> seconds of both."""
 
 
 class Ours:
-    """The engine behind one way. `engine` is public for what is measured beside the rounds."""
+    """The engine, closed at the end of `stack`."""
 
-    def __init__(self, folder: Path, **settings: object):
-        self.engine = Engine.load(folder, Machine.here(), EngineConfig(**settings))
-        self.vocabulary = self.engine.model_config.vocab_size
+    def __init__(self, folder: Path, kernels: str, stack: ExitStack) -> None:
+        self.engine = Engine.load(folder, Machine.here(), EngineConfig(kernels=kernels))
+        stack.callback(self.engine.close)
+        model = self.engine.model
+        self.weight_bytes = sum(p.nbytes for p in model.parameters())  # that a token reads
+        if not model.config.tie_word_embeddings:
+            self.weight_bytes -= model.model.embed_tokens.weight.nbytes
 
-    def __call__(self, *numbers: int) -> float:
-        return self.decode(*numbers) if len(numbers) == 2 else self.prefill(*numbers)
-
-    def streams(self, batch: int, prompt: int, tokens: int) -> list[Iterator[object]]:
-        params = SamplingParams(tokens, temperature=0.0, ignore_eos=True)
-        ids = [[(7 * i + n) % self.vocabulary for i in range(prompt)] for n in range(batch)]
-        return [self.engine.stream(row, params) for row in ids]
-
-    def decode(self, batch: int, tokens: int, each: list[float] | None = None) -> float:
-        """Seconds of so many tokens for each stream; each: gets the seconds of every step."""
-        streams = self.streams(batch, PROMPT, tokens + 1)
+    def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
+        V = self.engine.model_config.vocab_size
+        params = SamplingParams(tokens + 1, temperature=0.0, ignore_eos=True)
+        ids = [[(7 * i + n) % V for i in range(prompt)] for n in range(batch)]
+        streams = [self.engine.stream(row, params) for row in ids]
+        self.engine.trace.clear()
+        began = time.perf_counter()
         for stream in streams:
             next(stream)
-        self.engine.trace.clear()
-        began = last = time.perf_counter()
+        read = time.perf_counter()
         for _ in range(tokens):
             for stream in streams:
                 next(stream)
-            now = time.perf_counter()
-            if each is not None:
-                each.append(now - last)
-            last = now
-        return last - began
-
-    def prefill(self, tokens: int) -> float:
-        (stream,) = self.streams(1, tokens, 1)
-        began = time.perf_counter()
-        next(stream)
-        return time.perf_counter() - began
+        return read - began, time.perf_counter() - read
 
 
 class Transformers:
     """The library's model, driven by hand: no generation loop of its own is in the way."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype):
+    def __init__(self, folder: Path, dtype: str) -> None:
         auto = importlib.import_module("transformers").AutoModelForCausalLM
-        self.model = auto.from_pretrained(folder, dtype=dtype).eval()
+        self.model = auto.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
-    def __call__(self, *numbers: int) -> float:
-        batch, tokens = numbers if len(numbers) == 2 else (1, 0)
-        length = PROMPT if tokens else numbers[0]
-        V = self.model.config.vocab_size
-        ids = (7 * torch.arange(length)[None] + torch.arange(batch)[:, None]) % V
-        began = time.perf_counter()
-        out = self.model(ids, use_cache=True, logits_to_keep=1)
-        newest = out.logits[:, -1:].argmax(-1)
-        if tokens:
-            began = time.perf_counter()
-        for _ in range(tokens):
-            out = self.model(newest, past_key_values=out.past_key_values, use_cache=True)
-            newest = out.logits[:, -1:].argmax(-1)
-        return time.perf_counter() - began
+    def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
+        ids = 7 * torch.arange(prompt)[None] + torch.arange(batch)[:, None]
+        newest, past, times = ids % self.model.config.vocab_size, None, [time.perf_counter()]
+        for _ in range(tokens + 1):
+            out = self.model(newest, past_key_values=past, use_cache=True, logits_to_keep=1)
+            newest, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+            times.append(time.perf_counter())
+        return times[1] - times[0], times[-1] - times[1]
 
 
 @contextmanager
 def llama_cpp(folder: Path, python: str | None) -> Iterator[Run]:
     """llama.cpp in a process of its own, asked by lines."""
-    command, more = [python or sys.executable], {}
-    if python and Path(python).is_dir():
-        command, more = [sys.executable], {"PYTHONPATH": python}
-    command += [str(Path(decode_llama.__file__)), str(folder.resolve()), str(n_cores())]
+    packages = python if python and Path(python).is_dir() else None
+    command = [sys.executable if packages else python or sys.executable]
+    command += [bench_decode_llama.__file__, str(folder.resolve()), str(n_cores())]
     process = subprocess.Popen(
-        command, env=os.environ | more, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        command, env=os.environ | ({"PYTHONPATH": packages} if packages else {}), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         if process.stdout.readline() != "ready\n":
             why = process.stderr.read().strip().rpartition("\n")[2]
             raise ConfigError(f"wanted a Python with llama_cpp and gguf, found {why}; see --llama")
 
-        def ask(*numbers: int) -> float:
-            what = "decode" if len(numbers) == 2 else "prefill"
-            print(what, *numbers, file=process.stdin, flush=True)
-            return float(process.stdout.readline())
+        def ask(*numbers: int) -> tuple[float, float]:
+            print(*numbers, file=process.stdin, flush=True)
+            read, wrote = map(float, process.stdout.readline().split())
+            return read, wrote
 
         yield ask
     finally:
         process.stdin.close()
         process.wait()
-
-

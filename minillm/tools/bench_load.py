@@ -1,28 +1,24 @@
-"""How fast weights reach HBM: our readers, the library's, and the disk's own ceiling.
+"""How fast weights reach HBM: our readers, the library's, and the machine's own ceiling.
 
     python -m minillm bench load --rounds 5
 
-Each round does each way once, one after another, so that what else the machine does hits all of
-them. Ratios are taken within a round. Cold: the page cache was told to forget the files before.
-"raw" is the ceiling: cold, the files read past the page cache and forgotten; warm, as many bytes
-copied to HBM out of memory in use. Our ways, and load_file+copy, end in HBM, in memory that is made
-and touched: a first touch can cost more than the disk. "all" pays for that too, from nothing to
-weights in HBM. load_file alone touches every page and leaves the weights in the page cache: warm,
-it copies nothing at all, so no copy can keep up with it.
+Cold: the page cache was told to forget the files before. "raw" is the ceiling: cold, the files
+read past the page cache and forgotten; warm, as many bytes copied to HBM out of memory in use.
+All others end in HBM, in memory that is made and touched: a first touch can cost more than the
+disk. `load_file` is what most programs call: it maps the file, and its tensors are copied to HBM.
 
-Before each, as much memory as the weights take is touched and given back. The host of a virtual
-machine may take a second to find a gigabyte that was never used, and the first to ask would pay for
-all; what that costs is told as the time of the arena.
+How it could lie: the host of a virtual machine may take a second to find a gigabyte that was never
+used, and the first to ask would pay for all. So before each load as much memory as the weights
+take is touched and given back.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -31,213 +27,123 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from minillm.files import home, temporary_folder
-from minillm.load.pieces import CHUNK
-from minillm.load.readers import drop
+from minillm.load import Checkpoint, Reader, drop
 from minillm.load.safetensors import damaged
-from minillm.load.shard import Checkpoint, bring
-from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
 from minillm.machine.disk import PAGE, aligned, open_direct, read_all
 from minillm.machine.host import huge_pages, n_cores
-from minillm.tools.bench_load_report import COPIED, RAW, STOCK, LoadReport
-from minillm.tools.bench_memory import private_memory
-from minillm.tools.make_checkpoint import make_checkpoint
+from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 
-ALL = "direct, all", "load_file, all"  # from nothing: they make their memory too
-OURS = ("direct", "read", "mmap")
+RAW, STOCK, OURS = "raw", "load_file", ("direct", "read")
 SHAPE = "1b"
+_CHUNK, _READS = 2**23, 7  # bytes of a request, requests in flight
 _PART = 2**25  # bytes copied at a time, out of eight such parts: no cache holds them
-_SOURCE = 8 * _PART
 
-Go = Callable[[], object]
+Seconds = dict[tuple[str, str], list[float]]  # of each round, by way and "cold" or "warm"
 
 
 def bench(
-    model: str | Path | None, rounds: int, progress: Callable[[int, int], None],
-    machine: Machine | None = None,
-) -> LoadReport:  # fmt: skip
+    model: str | Path | None, number: int, progress: Progress, machine: Machine | None = None
+) -> str:
     """Measure loads of the checkpoint `model`, or of a random one of 2.5 GB that is then deleted.
 
     Needs the weights' size three times in memory: arena, page cache, and the library's tensors.
     """
     with given_or_random(model, SHAPE) as folder:
-        checkpoint = Checkpoint.open(folder)
+        checkpoint, machine = Checkpoint.open(folder), machine or Machine.here()
         if not checkpoint.nbytes:
             raise damaged(folder, "weights to load", "not a byte", do="take another checkpoint")
-        return _measure(checkpoint, rounds, progress, machine or Machine.here())
+        seconds = measure(checkpoint, number, progress, machine)
+        head = f"{machine.describe()}\n{checkpoint.nbytes / 1e9:.2f} GB of weights, GB/s:\n"
+        stays = "" if drop(checkpoint.files) else "\nthe page cache stays: cold is warm too"
+    return head + _table(seconds, checkpoint.nbytes) + stays
 
 
-@contextmanager
-def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
-    """The folder of the model given or, without one, of random weights, deleted at the end."""
-    if model is not None:
-        yield Path(model)
-        return
-    home().mkdir(parents=True, exist_ok=True)
-    with temporary_folder(home()) as folder:
-        make_checkpoint(shape, Path(folder) / shape)
-        yield Path(folder) / shape
+def _table(seconds: Seconds, nbytes: int) -> str:
+    rows = [["", "GB/s", "of raw", "× load_file"]]
+    for (way, state), times in seconds.items():
+        of_raw, faster = (ratios(seconds[other, state], times) for other in (RAW, STOCK))
+        rates = spread([nbytes / 1e9 / s for s in times], "{:.2f}")
+        rows.append([f"{state} {way}", rates, spread(of_raw, "{:.0%}"), spread(faster, "{:.2f}")])
+    return table(rows)
 
 
-def _measure(
-    checkpoint: Checkpoint, rounds: int, progress: Callable[[int, int], None], machine: Machine
-) -> LoadReport:
-    report = LoadReport(checkpoint.nbytes, machine.describe())
+def measure(
+    checkpoint: Checkpoint, number: int, progress: Progress, machine: Machine
+) -> Seconds:
+    """Seconds of each load, round by round."""
     wanted = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
-    report.notes.append(f"raw, cold: the files read and forgotten, {_how(checkpoint.files[0])}")
-    report.notes.append("raw, warm: as many bytes copied to HBM out of memory in use")
-    if not drop(checkpoint.files):
-        report.notes.append("this system cannot drop its page cache: cold is no colder than warm")
-    begin = time.perf_counter()
-    arena = Arena(machine, wanted, "hbm", "weights")
-    try:
+    buffers = [memoryview(aligned(_CHUNK)) for _ in range(_READS)]
+    with ExitStack() as stack:
+        arena = stack.enter_context(closing(Arena(machine, wanted, "hbm", "weights")))
         arena.block.zero_()
-        machine.sync()
-        report.arena = time.perf_counter() - begin
-        ways = _Ways(checkpoint, arena.block, arena.places, machine).by_state
-        for number in range(rounds + 1):  # the first one warms up, and measures memory
-            for way, state, prepare in ways:
-                seconds, extra = _once(prepare, checkpoint, machine, state, number == 0)
-                if number:
-                    report.seconds.setdefault((way, state), []).append(seconds)
-                    report.note_links(way, state, machine)
-                elif state == "cold":
-                    report.extra[way] = extra - (way in ALL) * arena.nbytes
-            progress(number, rounds)
-    finally:
-        arena.close()
-    return report
+        source = machine.empty((8 * _PART,), torch.uint8, "dram", "bench").zero_()
+        stack.callback(machine.free, source)
+        raw = {
+            "cold": partial(_read, checkpoint.files, buffers),
+            "warm": partial(_copy, source, arena.block, machine),
+        }
+        ways = {}
+        for state, ceiling in raw.items():
+            ours = {how: partial(_fill, checkpoint, arena, machine, how) for how in OURS}
+            stock = partial(_load_file, checkpoint.files, arena.places, machine)
+            for way, load in {RAW: ceiling, **ours, STOCK: stock}.items():
+                before = partial(_prepare, checkpoint, machine, buffers, state)
+                ways[way, state] = partial(_timed, before, load)
+        return rounds(ways, number, progress)
 
 
-@dataclass
-class _Ways:
-    """Each way is a context that makes beforehand what its load needs, and hands out the load."""
-
-    checkpoint: Checkpoint
-    arena: Tensor
-    places: dict[str, Tensor]
-    machine: Machine
-
-    def __post_init__(self) -> None:
-        self.infos = list(self.checkpoint.tensors.values())
-        both = {
-            **{how: partial(self.ours, how) for how in OURS},
-            STOCK: partial(self.stock, None), COPIED: partial(self.stock, self.places),
-        }  # fmt: skip
-        nothing = {way: partial(self.all_of, way.split(",")[0]) for way in ALL}
-        cold, warm = {RAW: self.read, **both, **nothing}, {RAW: self.copy, **both}
-        self.by_state = [(way, "cold", prepare) for way, prepare in cold.items()]
-        self.by_state += [(way, "warm", prepare) for way, prepare in warm.items()]
-
-    @contextmanager
-    def copy(self) -> Iterator[Go]:
-        source = self.machine.empty((_SOURCE,), torch.uint8, "dram", "bench")
-        parts = list(self.arena.split(_PART))
-        pairs = list(zip(parts, source.zero_().split(_PART) * len(parts), strict=False))
-
-        def one(pair: tuple[Tensor, Tensor]) -> None:
-            target, part = pair[0], pair[1][: len(pair[0])]
-            if self.machine.emulated:
-                np.copyto(target.numpy(), part.numpy())  # lets the others run, as `move` does
-            else:
-                target.copy_(part, non_blocking=True)
-
-        try:
-            with ThreadPoolExecutor(n_cores() if self.machine.emulated else 1) as pool:
-                yield lambda: (list(pool.map(one, pairs)), self.machine.sync())
-        finally:
-            self.machine.free(source)
-
-    @contextmanager
-    def read(self) -> Iterator[Go]:
-        buffers = _buffers(SLOTS)
-        files = [open_direct(file) for file in self.checkpoint.files]
-        try:
-            yield lambda: [_read(file.fd, buffers) for file in files]
-        finally:
-            for file in files:
-                os.close(file.fd)
-
-    @contextmanager
-    def ours(self, how: str) -> Iterator[Go]:
-        with Reader(self.machine, how, self.infos) as reader:
-            yield lambda: reader.fill(self.places, self.infos)
-
-    @contextmanager
-    def stock(self, into: dict[str, Tensor] | None) -> Iterator[Go]:
-        yield lambda: [_load_file(file, self.machine, into) for file in self.checkpoint.files]
-
-    @contextmanager
-    def all_of(self, how: str) -> Iterator[Go]:
-        with ExitStack() as stack:
-
-            def go() -> None:
-                wanted = {name: (place.shape, place.dtype) for name, place in self.places.items()}
-                arena = Arena(self.machine, wanted, "hbm", "weights")
-                stack.callback(arena.close)
-                fresh = arena.places
-                if how in OURS:
-                    bring(fresh, self.checkpoint, self.machine, how)
-                else:
-                    for file in self.checkpoint.files:
-                        _load_file(file, self.machine, fresh)
-
-            yield go
+def _timed(before: Callable[[], object], load: Callable[[], object]) -> float:
+    before()
+    began = time.perf_counter()
+    load()
+    return time.perf_counter() - began
 
 
-def _load_file(file: Path, machine: Machine, places: dict[str, Tensor] | None) -> None:
-    """What most programs do. It maps the file, so a page comes when it is touched."""
-    for name, tensor in safetensors.torch.load_file(file, device=str(machine.device)).items():
-        if places:
-            places[name].copy_(tensor)
-        elif machine.emulated:
-            tensor.view(-1).view(torch.uint8)[:: os.sysconf("SC_PAGE_SIZE")].sum()
-    machine.sync()
-
-
-def _once(
-    prepare: Callable[[], AbstractContextManager[Go]], checkpoint: Checkpoint, machine: Machine,
-    state: str, spy: bool,
-) -> tuple[float, int]:  # fmt: skip
-    """Seconds of one load, and the private memory that it and its preparation took."""
+def _prepare(
+    checkpoint: Checkpoint, machine: Machine, buffers: list[memoryview], state: str
+) -> None:
+    """Memory that was used a moment ago, and a page cache without the files, or full of them."""
     machine.trace.clear()
-    _recycle(checkpoint.nbytes)
+    huge_pages(torch.empty(checkpoint.nbytes, dtype=torch.uint8)).zero_()
     if state == "cold":
         drop(checkpoint.files)
     else:
-        _warm(checkpoint)
-    with private_memory(spy) as peak, prepare() as go:
-        begin = time.perf_counter()
-        go()
-        return time.perf_counter() - begin, peak()
+        _read(checkpoint.files, buffers, direct=False)
 
 
-def _recycle(nbytes: int) -> None:
-    """Have the system hold so many bytes that were used a moment ago."""
-    huge_pages(torch.empty(nbytes, dtype=torch.uint8)).zero_()
+def _read(files: Sequence[Path], buffers: list[memoryview], direct: bool = True) -> None:
+    for path in files:
+        file = open_direct(path, direct)
+        try:
+            read_all(file.fd, os.fstat(file.fd).st_size // PAGE * PAGE, buffers)  # whole pages
+        finally:
+            os.close(file.fd)
 
 
-def _how(path: Path) -> str:
-    """By what way the ceiling reads: O_DIRECT, or what there is instead."""
-    file = open_direct(path)
-    os.close(file.fd)
-    return file.how
+def _copy(source: Tensor, target: Tensor, machine: Machine) -> None:
+    def one(pair: tuple[Tensor, Tensor]) -> None:
+        into, part = pair[0], pair[1][: len(pair[0])]
+        if machine.emulated:
+            np.copyto(into.numpy(), part.numpy())  # lets the others run, as our readers do
+        else:
+            into.copy_(part, non_blocking=True)
+
+    parts = target.split(_PART)
+    with ThreadPoolExecutor(n_cores() if machine.emulated else 1) as pool:
+        list(pool.map(one, zip(parts, source.split(_PART) * len(parts), strict=False)))
+    machine.sync()
 
 
-def _warm(checkpoint: Checkpoint) -> None:
-    """Have the page cache hold the files."""
-    buffers = _buffers(1)
-    for file in checkpoint.files:
-        with open(file, "rb", buffering=0) as stream:
-            _read(stream.fileno(), buffers)
+def _fill(checkpoint: Checkpoint, arena: Arena, machine: Machine, how: str) -> None:
+    infos = list(checkpoint.tensors.values())
+    with Reader(machine, how, infos) as reader:
+        reader.fill(arena.places, infos)
 
 
-def _buffers(number: int) -> list[memoryview]:
-    memory = memoryview(aligned(number * CHUNK))
-    return [memory[i * CHUNK : (i + 1) * CHUNK] for i in range(number)]
-
-
-def _read(fd: int, buffers: list[memoryview]) -> None:
-    read_all(fd, os.fstat(fd).st_size // PAGE * PAGE, buffers)  # O_DIRECT: whole pages
+def _load_file(files: Sequence[Path], places: dict[str, Tensor], machine: Machine) -> None:
+    for file in files:
+        for name, tensor in safetensors.torch.load_file(file, device=str(machine.device)).items():
+            places[name].copy_(tensor)
+    machine.sync()

@@ -9,12 +9,12 @@ spends on drawing is not in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import median, quantiles
 from typing import Any
 
 from minillm.errors import MinillmError
+from minillm.tools.bench import Progress, rounds
 
 LIMIT = 0.02  # of the run that the views show
 TOKENS = 240
@@ -30,82 +30,44 @@ params = SamplingParams(max_tokens={tokens}, temperature=0.0, ignore_eos=True)
 def decode():
     time.sleep(0.1)  # until the page has the view: that happens once, however long the run
     engine.trace.clear()
-    wall, processor = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     for piece in engine.stream("Mia put the red key", params):
         pass
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - began
 
 def watched():
     with watch(engine.trace) as view:
-        times = decode()
-    return *times, view.spent
+        seconds = decode()
+    return seconds, view.spent
 
-def measure(first):
-    ways = (("without", decode), ("watched", watched))
-    return json.dumps({{name: way() for name, way in (ways, ways[::-1])[first]}})
-
-decode(), watched();
+ways = [decode, watched]
+def measure():
+    ways.reverse()
+    found = {{way.__name__: way() for way in ways}}
+    print(json.dumps([found["decode"], *found["watched"]]))
 """
+Round = tuple[float, float, float]  # seconds without views, with them, and of the views' thread
 
 
-@dataclass(frozen=True)
-class Round:
-    """One decode each way, in seconds: wall and processor; `spent`: that of the views' thread."""
-
-    without: tuple[float, float]
-    watched: tuple[float, float]
-    spent: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What live views add to a decode, as shares of it.
-
-    >>> cost = Cost((Round((1.0, 2.0), (1.01, 2.1), 0.008),))
-    >>> cost.shares(0), cost.shares(1), cost.sending
-    ([0.01], [0.05], 0.008)
-    """
-
-    rounds: tuple[Round, ...]
-
-    def shares(self, clock: int) -> list[float]:
-        """By round, what the views add; clock 0 is the wall's, 1 the processor's."""
-        return [round(r.watched[clock] / r.without[clock] - 1, 6) for r in self.rounds]
-
-    @property
-    def sending(self) -> float:
-        """Processor time of the thread that sends, of the wall time of the run."""
-        return median(r.spent / r.without[0] for r in self.rounds)
-
-    @property
-    def verdict(self) -> str:
-        """Whether it is under LIMIT, if the rounds agree well enough to say."""
-        middle, unsure = _middle(self.shares(0))
-        if len(self.rounds) < 4 or unsure > LIMIT:
-            return (f"too noisy to say whether under {LIMIT:.0%}: "
-                    "take more rounds or a quieter machine")  # fmt: skip
-        return f"under {LIMIT:.0%}" if middle + unsure < LIMIT else f"NOT surely under {LIMIT:.0%}"
-
-    def __str__(self) -> str:
-        (wall, wall_off), (busy, busy_off) = map(_middle, (self.shares(0), self.shares(1)))
-        seconds = median(r.without[0] for r in self.rounds)
-        return "\n".join([
-            f"{TOKENS} tokens in {seconds:.2f} s, {len(self.rounds)} rounds with and without views",
-            f"live views cost {wall:+.1%} ± {wall_off:.1%} of the run: {self.verdict}",
-            f"in processor time {busy:+.1%} ± {busy_off:.1%}; "
-            f"their own thread takes {self.sending:.1%} of the run",
-        ])  # fmt: skip
+def cost(found: Sequence[Round]) -> str:
+    """What live views add to a decode, and whether that is under LIMIT: as far as rounds agree."""
+    shares = [watched / without - 1 for without, watched, _ in found]
+    middle, unsure = median(shares), max(shares) - min(shares)
+    if len(shares) >= 4:  # how far a median may be off: 1.57 × the middle half over the root of n
+        low, _, high = quantiles(shares, n=4)
+        unsure = 1.57 * (high - low) / len(shares) ** 0.5
+    verdict = f"under {LIMIT:.0%}" if middle + unsure < LIMIT else f"NOT surely under {LIMIT:.0%}"
+    if len(shares) < 4 or unsure > LIMIT:
+        verdict = f"too noisy to say whether under {LIMIT:.0%}: take more rounds"
+    sending = median(spent / without for without, _, spent in found)
+    return (
+        f"{TOKENS} tokens in {median(each[0] for each in found):.2f} s, {len(found)} rounds\n"
+        f"live views cost {middle:+.1%} ± {unsure:.1%} of the run: {verdict}\n"
+        f"their own thread takes {sending:.1%} of the run"
+    )
 
 
-def _middle(shares: list[float]) -> tuple[float, float]:
-    """The median, and how far it may be off: 1.57 times the middle half over the root of n."""
-    if len(shares) < 4:
-        return median(shares), max(shares) - min(shares)
-    low, middle, high = quantiles(shares, n=4)
-    return middle, 1.57 * (high - low) / len(shares) ** 0.5
-
-
-def bench(model: str, rounds: int, progress: Callable[[int, int], Any] | None = None) -> Cost:
+def bench(model: str, number: int, progress: Progress) -> str:
     """Measure in a kernel of its own. Raises MinillmError if that cannot start or fails."""
     try:
         from jupyter_client.manager import start_new_kernel
@@ -117,17 +79,11 @@ def bench(model: str, rounds: int, progress: Callable[[int, int], Any] | None = 
     manager, client = start_new_kernel()
     try:
         _run(client, _SETUP.format(model=model, tokens=TOKENS))
-        results = []
-        for done in range(rounds):
-            times = json.loads(_run(client, f"print(measure({done % 2}))"))
-            *watched, spent = times["watched"]
-            results.append(Round(tuple(times["without"]), tuple(watched), spent))
-            if progress:
-                progress(done + 1, rounds)
+        both = {"both": lambda: json.loads(_run(client, "measure()"))}
+        return cost(rounds(both, number, progress)["both"])
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    return Cost(tuple(results))
 
 
 def _run(client: Any, code: str) -> str:

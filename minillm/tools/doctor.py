@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("torch", "tokenizers", "safetensors", "numpy", "matplotlib", "jupyterlab", "ipykernel",
           "ipywidgets", "anywidget")  # fmt: skip
 SET_UP = "run `make lab`, or `python -m pip install -r requirements.txt -e .`"

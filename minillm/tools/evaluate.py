@@ -8,21 +8,21 @@ how many tokens back the fact lies that the answer needs (0: it lies in no promp
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import NamedTuple
 
 from minillm.config import SamplingParams
 from minillm.engine.assemble import locate
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
 from minillm.kv.pages import Forget
+from minillm.tools.bench import Progress, table
 
 SKILLS = "data/eval/skills.jsonl"
 BUCKETS = (128, 512, 1024, 1500, 2048)  # upper ends, in tokens
-
-Progress = Callable[[int, int], None]  # told (lines done, lines in all)
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,10 @@ class Line:
     @property
     def bucket(self) -> str:
         """The range of distances it falls into, such as "129–512"; "–" for no distance."""
-        if self.distance == 0:
-            return "–"
-        low = 0
-        for high in BUCKETS:
-            if self.distance <= high:
-                return f"{low + 1:,}–{high:,}"
-            low = high
-        return f"> {low:,}"
+        at = bisect_left(BUCKETS, self.distance)
+        low = BUCKETS[at - 1] if at else 0
+        near = f"{low + 1:,}–{BUCKETS[at]:,}" if at < len(BUCKETS) else f"> {low:,}"
+        return near if self.distance else "–"
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,7 @@ class Result:
         return self.text.startswith(self.line.answer)
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """`right` of `n` lines."""
 
     right: int
@@ -75,41 +70,30 @@ class Score:
         return f"{self.share:.0%} ({self.right} of {self.n})"
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found: every result, and their totals."""
-
-    results: tuple[Result, ...]
-
-    @property
-    def n(self) -> int:
-        """Lines evaluated."""
-        return len(self.results)
+class Scores(tuple[Result, ...]):
+    """What an evaluation found: every result, in the order of the lines."""
 
     @property
     def total(self) -> Score:
         """All lines together."""
-        return Score(sum(result.right for result in self.results), self.n)
+        return Score(sum(result.right for result in self), len(self))
 
-    @property
-    def by_skill(self) -> dict[str, Score]:
-        """One score a skill."""
-        return _tally((result.line.skill, result) for result in self.results)
-
-    @property
-    def by_distance(self) -> dict[tuple[str, str], Score]:
-        """One score for each (skill, range of distances), the near ones first."""
-        near_first = sorted(self.results, key=lambda result: result.line.distance)
-        return _tally(((result.line.skill, result.line.bucket), result) for result in near_first)
+    def by(self, key: str) -> dict[str, Scores]:
+        """Grouped by a field of their lines, such as "skill" or "bucket", in order of both."""
+        groups: dict[str, list[Result]] = {}
+        for result in sorted(self, key=lambda result: (result.line.skill, result.line.distance)):
+            groups.setdefault(getattr(result.line, key), []).append(result)
+        return {name: Scores(results) for name, results in groups.items()}
 
     def table(self) -> str:
-        """Skill, distance, lines, exact match: one row each, for a terminal."""
-        rows = ["skill       distance        n   exact match"]
-        for skill, score in sorted(self.by_skill.items()):
-            rows.append(_row(skill, "all", score))
-            parts = [(d, part) for (s, d), part in self.by_distance.items() if s == skill]
-            rows += [_row("", distance, part) for distance, part in parts if len(parts) > 1]
-        return "\n".join(rows)
+        """Skill, distance, lines, exact match: one row each, the near distances first."""
+        rows = [("skill", "distance", "n", "exact match")]
+        for skill, scores in self.by("skill").items():
+            parts = scores.by("bucket")
+            shown = [(skill, "all", scores)]
+            shown += [("", near, part) for near, part in parts.items() if len(parts) > 1]
+            rows += [(s, d, f"{len(p)}", f"{p.total.share:.1%}") for s, d, p in shown]
+        return table(rows)
 
 
 def read_lines(path: str | PathLike[str] = SKILLS) -> list[Line]:
@@ -129,19 +113,15 @@ def read_lines(path: str | PathLike[str] = SKILLS) -> list[Line]:
 
 
 def evaluate(
-    engine: Engine,
-    path: str | PathLike[str] = SKILLS,
-    *,
-    lines: Sequence[Line] | None = None,
-    batch: int = 64,
-    forget: Forget | None = None,
-    progress: Progress | None = None,
-) -> Scores:
+    engine: Engine, path: str | PathLike[str] = SKILLS, *, lines: Sequence[Line] | None = None,
+    batch: int = 64, forget: Forget | None = None, progress: Progress = lambda done, total: None,
+) -> Scores:  # fmt: skip
     """Ask every line of `path` (or of `lines`), `batch` at a time; results in their order.
 
+    progress: told (lines done, lines in all).
     forget: what the KV cache forgets of each prompt, as `drop_oldest(0.5)`.
 
-    >>> evaluate(engine).by_skill["recall"].share
+    >>> evaluate(engine).by("skill")["recall"].total.share
     0.97
     """
     lines = read_lines(path) if lines is None else list(lines)
@@ -156,11 +136,10 @@ def evaluate(
             completions = engine.generate([lines[at].prompt for at in chosen], params)
             for at, completion in zip(chosen, completions, strict=True):
                 texts[at] = completion.text
-            if progress:
-                progress(start + len(chosen), len(lines))
+            progress(start + len(chosen), len(lines))
     finally:
         engine.kv.forget = before
-    return Scores(tuple(map(Result, lines, texts)))
+    return Scores(map(Result, lines, texts))
 
 
 def beyond_half(engine: Engine, lines: Iterable[Line]) -> list[Line]:
@@ -169,10 +148,8 @@ def beyond_half(engine: Engine, lines: Iterable[Line]) -> list[Line]:
     The control: with `drop_oldest(0.5)` the model cannot look these facts up any more, so a model
     that still answers them has learned the answers, not to recall.
     """
-    recall = [line for line in lines if line.skill == "recall"]
-    return [
-        line for line in recall if line.distance > len(engine.tokenizer.encode(line.prompt)) / 2
-    ]
+    recall, encode = (line for line in lines if line.skill == "recall"), engine.tokenizer.encode
+    return [line for line in recall if line.distance > len(encode(line.prompt)) / 2]
 
 
 def _params(engine: Engine, answer: str) -> SamplingParams:
@@ -195,14 +172,3 @@ def _line(row: str, where: str) -> Line:
             f"found {row[:60]!r} ({error}); write the file again"
         ) from error
     return line
-
-
-def _tally(results: Iterable[tuple[Hashable, Result]]) -> dict:
-    groups: dict = defaultdict(list)
-    for key, result in results:
-        groups[key].append(result.right)
-    return {key: Score(sum(rights), len(rights)) for key, rights in groups.items()}
-
-
-def _row(skill: str, distance: str, score: Score) -> str:
-    return f"{skill:<10}  {distance:<11}  {score.n:>4}   {score.share:>10.1%}"

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,103 +22,95 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, OutOfMemory
 from minillm.machine.disk import drop_cache
+from minillm.model.llama import Llama
 
-_LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 8192}  # fmt: skip
+_LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+          "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False,
+          "rms_norm_eps": 1e-5}  # fmt: skip
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+          "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+          "rope_theta", "tie_word_embeddings")  # fmt: skip
 
 
-def _llama(
-    vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, head: int,
-    theta: float, context: int = 8192, tied: bool = True, stretch: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def _llama(*sizes: float, stretch: float | None = None) -> dict[str, Any]:
     """The config.json of a Llama in bfloat16; `stretch` is the factor of Llama 3's RoPE."""
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False,
-        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "head_dim": head, "max_position_embeddings": context, "rms_norm_eps": 1e-5,
-        "rope_theta": theta, "tie_word_embeddings": tied,
-    } | ({"rope_scaling": _LLAMA3 | {"factor": stretch}} if stretch else {})  # fmt: skip
+    scaling = {"rope_type": "llama3", "factor": stretch, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    more = {"rope_scaling": scaling} if stretch else {}
+    return _LLAMA | dict(zip(_SIZES, sizes, strict=True)) | more
 
 
 SHAPES = {
-    "135m": _llama(49152, 576, 1536, 30, 9, 3, 64, 1e5),  # SmolLM2-135M
-    "360m": _llama(49152, 960, 2560, 32, 15, 5, 64, 1e5),  # SmolLM2-360M
-    "1b": _llama(128256, 2048, 8192, 16, 32, 8, 64, 5e5, 131072, stretch=32.0),  # Llama-3.2-1B
-    "8b": _llama(128256, 4096, 14336, 32, 32, 8, 128, 5e5, 131072, False, 8.0),  # Llama-3.1-8B
+    "135m": _llama(49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, True),  # SmolLM2-135M
+    "360m": _llama(49152, 960, 2560, 32, 15, 5, 64, 8192, 1e5, True),  # SmolLM2-360M
+    # Llama-3.2-1B and Llama-3.1-8B
+    "1b": _llama(128256, 2048, 8192, 16, 32, 8, 64, 131072, 5e5, True, stretch=32.0),
+    "8b": _llama(128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, False, stretch=8.0),
 }
 """Name to config.json."""
 SHARD = 5 * 10**9  # bytes of one file at most, as on the hub
 _BLOCK = 32 * 2**20  # bytes drawn at random
 _WRITE = 8 * 2**20  # bytes of one write
 
-Tell = Callable[[int, int], None]
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]  # by tensor's name
+Tell = Callable[[int, int], object]
+Shapes = dict[str, torch.Size]  # by tensor's name
 
 
 def make_checkpoint(
-    shape: str | dict[str, Any], folder: str | Path, *, shard: int = SHARD, tell: Tell | None = None
-) -> int:
+    shape: str | dict[str, Any], folder: str | Path, *, shard: int = SHARD,
+    tell: Tell = lambda done, total: None,
+) -> int:  # fmt: skip
     """Write config.json, a tokenizer of single bytes and safetensors; returns the weights' bytes.
 
     shape: one of SHAPES, or a config.json of the Llama family. folder: new, or empty. tell(done,
-    total) hears of each write, in bytes. Takes 40 MiB of memory, whatever the model. ConfigError
+    total) hears of each write, in bytes. Takes 64 MiB of memory, whatever the model. ConfigError
     for another shape or a folder with something in it, OutOfMemory if the disk has no room. After
     an error or an interrupt what we made is gone, and nothing else.
 
     >>> make_checkpoint("1b", "models/1b")
     2471645184
     """
-    settings, folder = _settings(shape), Path(folder)
+    if not isinstance(shape, dict) and shape not in list(SHAPES):
+        raise ConfigError(f"wanted a shape of {', '.join(SHAPES)}, found {shape!r}; take one")
+    settings, folder = SHAPES[shape] if isinstance(shape, str) else shape, Path(folder)
     tensors = tensor_shapes(ModelConfig.from_dict(settings))
     total = sum(map(_nbytes, tensors.values()))
     _check_folder(folder, total)
-    own: list[Path] = []  # files and folders of ours: all that may be removed again
     try:
-        _make_folder(folder, own)
-        write_weights(folder, tensors, shard, tell or (lambda done, total: None), own)
-        _write_text(folder / "config.json", json.dumps(settings, indent=2), own)
-        _write_text(folder / "tokenizer.json", _byte_tokenizer().to_str(pretty=True), own)
-    except BaseException as error:  # an interrupt too: half a checkpoint is worth nothing
-        for path in reversed(own):
-            with suppress(OSError):  # a folder into which somebody else has put something stays
-                path.rmdir() if path.is_dir() else path.unlink()
-        if isinstance(error, FileExistsError):  # another run was at it too, and was faster
-            raise _taken(folder) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfMemory("ssd", total, _room(folder), {}) from error
-        raise
+        with ExitStack() as undo:  # an interrupt too: half a checkpoint is worth nothing
+            for path in reversed((folder, *folder.parents)):
+                with suppress(FileExistsError):  # it is there, or somebody else makes it just now
+                    path.mkdir()
+                    undo.callback(_remove, path)
+            _write_weights(folder, tensors, shard, tell, undo)
+            _write_text(folder / "config.json", json.dumps(settings, indent=2), undo)
+            _write_text(folder / "tokenizer.json", _byte_tokenizer().to_str(pretty=True), undo)
+            undo.pop_all()
+    except FileExistsError as error:  # another run was at it too, and was faster
+        raise _taken(folder) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfMemory("ssd", total, _room(folder), {}) from error
     return total
 
 
-def _make_folder(folder: Path, own: list[Path]) -> None:
-    for path in reversed((folder, *folder.parents)):
-        if not path.exists():
-            with suppress(FileExistsError):  # somebody else makes it at this moment
-                path.mkdir()
-                own.append(path)
+def _remove(path: Path) -> None:
+    """What we made, and nothing else: a folder into which somebody put something stays."""
+    with suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _new_file(path: Path, own: list[Path]) -> BinaryIO:
+def _new_file(path: Path, undo: ExitStack) -> BinaryIO:
     """To be written. FileExistsError if it is there: then it is not ours."""
     stream = open(path, "xb")
-    own.append(path)
+    undo.callback(_remove, path)
     return stream
 
 
-def _write_text(path: Path, text: str, own: list[Path]) -> None:
-    with _new_file(path, own) as stream:
+def _write_text(path: Path, text: str, undo: ExitStack) -> None:
+    with _new_file(path, undo) as stream:
         stream.write(f"{text}\n".encode())
-
-
-def _settings(shape: str | dict[str, Any]) -> dict[str, Any]:
-    if isinstance(shape, dict):
-        return shape
-    if not isinstance(shape, str) or shape not in SHAPES:
-        raise ConfigError(f"wanted a shape of {', '.join(SHAPES)}, found {shape!r}; take one")
-    return SHAPES[shape]
 
 
 def _check_folder(folder: Path, nbytes: int) -> None:
@@ -148,70 +139,42 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     """Name and shape of every tensor in a checkpoint of this model, layer by layer.
 
     >>> tensor_shapes(ModelConfig.from_pretrained("data/town"))["model.norm.weight"]
-    (256,)
+    torch.Size([256])
     """
-    width, inner = config.hidden_size, config.intermediate_size  # D, I
-    queries = config.num_attention_heads * config.head_dim  # H · E
-    keys = config.num_key_value_heads * config.head_dim  # K · E
-    weights = {
-        "input_layernorm": (width,), "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries), "post_attention_layernorm": (width,),
-        "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }  # fmt: skip
-    if config.qk_norm:
-        weights |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (config.head_dim,))
-    biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] * config.qkv_bias
-    biased += ["self_attn.o_proj"] * config.attention_out_bias
-    biased += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] * config.mlp_bias
-    layer = {f"{name}.weight": size for name, size in weights.items()}
-    layer |= {f"{name}.bias": weights[name][:1] for name in biased}
-    shapes = {"model.embed_tokens.weight": (config.vocab_size, width)}
-    for number in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
-    shapes["model.norm.weight"] = (width,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes
+    with torch.device("meta"):  # names and shapes, no memory
+        return {name: p.shape for name, p in Llama(config).named_parameters()}
 
 
-def write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell, own: list[Path]) -> None:
+def _write_weights(
+    folder: Path, tensors: Shapes, shard: int, tell: Tell, undo: ExitStack
+) -> None:
     """Safetensors of random bfloat16 in `folder`, on disk (not only in the page cache) at the end.
 
-    Norms are ones, all else normal with deviation 0.02, as at the beginning of a training. `own`
-    grows by each file as it is made.
+    Norms are ones, all else normal with deviation 0.02, as at the beginning of a training.
     """
     block = torch.empty(_BLOCK // 2, dtype=torch.bfloat16)
     block.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    noise = memoryview(block.view(torch.uint8).numpy())
-    shards = list(_shards(tensors, shard))
+    noise, ones = (memoryview(t.view(torch.uint8).numpy()) for t in (block, torch.ones_like(block)))
+    shards = _shards(tensors, shard)
     total, done, weight_map = sum(map(_nbytes, tensors.values())), 0, {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
-        with _new_file(folder / file, own) as stream:
+        with _new_file(folder / file, undo) as stream:
             stream.write(_header({name: tensors[name] for name in names}))
             for name in names:
-                for data in _numbers(name, tensors[name], noise, done):
-                    stream.write(data)
-                    done += len(data)
+                source, end = noise, done + _nbytes(tensors[name])
+                if name.endswith("norm.weight"):
+                    source = ones
+                while done < end:
+                    begin = done // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
+                    done += stream.write(source[begin:][: min(_WRITE, end - done)])
                     tell(done, total)
                 _to_disk(stream)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2), own)
-
-
-def _numbers(name: str, shape: Shape, noise: memoryview, at: int) -> Iterator[memoryview]:
-    """The bytes of a tensor, some at a time; `at` moves what is taken of the noise."""
-    if name.endswith("norm.weight"):
-        yield memoryview(torch.ones(shape, dtype=torch.bfloat16).view(torch.uint8).numpy())
-        return
-    for offset in range(0, size := _nbytes(shape), _WRITE):
-        begin = (at + offset) // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
-        yield noise[begin:][: min(_WRITE, size - offset)]
+        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2), undo)
 
 
 def _to_disk(stream: BinaryIO) -> None:
@@ -221,21 +184,21 @@ def _to_disk(stream: BinaryIO) -> None:
     drop_cache(stream.fileno())
 
 
-def _nbytes(shape: Shape) -> int:
-    return 2 * math.prod(shape)
+def _nbytes(shape: torch.Size) -> int:
+    return 2 * shape.numel()
 
 
-def _shards(tensors: Shapes, limit: int) -> Iterator[list[str]]:
+def _shards(tensors: Shapes, limit: int) -> list[list[str]]:
     """Names in order, cut where the next tensor would make a file larger than `limit`."""
-    names: list[str] = []
+    shards: list[list[str]] = []
     size = 0
     for name, shape in tensors.items():
-        if names and size + _nbytes(shape) > limit:
-            yield names
-            names, size = [], 0
-        names.append(name)
+        if not shards or size + _nbytes(shape) > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
         size += _nbytes(shape)
-    yield names
+    return shards
 
 
 def _header(tensors: Shapes) -> bytes:

@@ -1,0 +1,69 @@
+"""What every bench does: rounds of several ways, medians with their spread, a table.
+
+Each round does each way once, one after another, so that what else the machine does hits all of
+them. Ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+from minillm.files import home, temporary_folder
+from minillm.tools.make_checkpoint import make_checkpoint
+
+K, V = TypeVar("K"), TypeVar("V")
+Progress = Callable[[int, int], object]  # told (rounds done, rounds in all)
+
+
+def rounds(
+    ways: Mapping[K, Callable[[], V]], number: int, progress: Progress
+) -> dict[K, list[V]]:
+    """What each way gave in each of some rounds. One round before them warms up: not counted."""
+    found: dict[K, list[V]] = {key: [] for key in ways}
+    for done in range(number + 1):
+        for key, way in ways.items():
+            value = way()
+            found[key] += [value] * (done > 0)
+        progress(done, number)
+    return found
+
+
+def ratios(values: Sequence[float], by: Sequence[float]) -> list[float]:
+    """Round by round, one way's value by another's."""
+    return [value / other for value, other in zip(values, by, strict=True)]
+
+
+def spread(values: Sequence[float], form: str = "{:,.1f}") -> str:
+    """The median, and between which values all rounds lie.
+
+    >>> spread([100.0, 300.0, 200.0])
+    '200.0 (100.0 … 300.0)'
+    """
+    middle, low, high = map(form.format, (median(values), min(values), max(values)))
+    return f"{middle} ({low} … {high})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of text, each column as wide as its widest cell; all but the first end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("   ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+@contextmanager
+def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
+    """The folder of the model given or, without one, of random weights, deleted at the end."""
+    if model is not None:
+        yield Path(model)
+        return
+    home().mkdir(parents=True, exist_ok=True)
+    with temporary_folder(home()) as folder:
+        make_checkpoint(shape, Path(folder) / shape)
+        yield Path(folder) / shape
