@@ -11,7 +11,7 @@ import torch
 
 from minillm.errors import CheckpointError
 from minillm.load import readers
-from minillm.load.pieces import BLOCK, GAP, chunks
+from minillm.load.chunks import BLOCK, GAP, chunks
 from minillm.load.readers import READERS, WeightFile, cached, drop
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import disk

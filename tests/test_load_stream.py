@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from minillm.errors import CheckpointError, OutOfMemory
 from minillm.load import readers
-from minillm.load.pieces import BLOCK
+from minillm.load.checkpoint import Checkpoint, bring
+from minillm.load.chunks import BLOCK
 from minillm.load.readers import READERS
 from minillm.load.safetensors import read_header
-from minillm.load.shard import Checkpoint, bring
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minillm.load.pieces import Piece, chunks, names
+from minillm.load.chunks import Piece, chunks, names
 from minillm.load.place import Arrived
 from minillm.load.readers import WeightFile
 from minillm.load.safetensors import TensorInfo, damaged
@@ -20,7 +20,7 @@ from minillm.machine.interrupt import held
 class Files:
     """Files read in one way; see `minillm.load.readers`. Holds them open until `close`.
 
-    gap: a hole up to so many bytes is read over; see `minillm.load.pieces.chunks`.
+    gap: a hole up to so many bytes is read over; see `minillm.load.chunks.chunks`.
     """
 
     def __init__(self, machine: Machine, how: str, gap: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.load.pieces import Piece
+from minillm.load.chunks import Piece
 from minillm.machine import Machine
 
 _GRAIN = 2**14  # elements: so few torch converts on the thread that asks

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm.load.pieces import BLOCK, Piece, room
+from minillm.load.chunks import BLOCK, Piece, room
 from minillm.load.safetensors import damaged, opened
 from minillm.machine.disk import drop_cache, open_direct, read_at
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from minillm.errors import ConfigError
+from minillm.load.chunks import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.files import Files
-from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
 from minillm.load.place import Arrived, arrive, part_of, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo

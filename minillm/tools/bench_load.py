@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from minillm.files import home, temporary_folder
-from minillm.load.pieces import CHUNK
+from minillm.load.checkpoint import Checkpoint, bring
+from minillm.load.chunks import CHUNK
 from minillm.load.readers import drop
 from minillm.load.safetensors import damaged
-from minillm.load.shard import Checkpoint, bring
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena

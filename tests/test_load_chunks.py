@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minillm.load.pieces import BLOCK, GAP, Piece, chunks, room
+from minillm.load.chunks import BLOCK, GAP, Piece, chunks, room
 from minillm.load.safetensors import TensorInfo
 
 FILE = Path("model.safetensors")
