@@ -197,15 +197,6 @@ def test_what_the_page_cache_holds_is_not_said_to_come_from_the_ssd(
     machine.free(block)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_page_cache_needs_no_staging_unless_bytes_are_converted(checkpoint, machine, dtype):
-    """Would catch two copies where the kernel's one is enough."""
-    block, where = places(checkpoint, machine, dtype=dtype)
-    bring(where, checkpoint, machine, "read")
-    assert (machine.dram.peak == 0) == (dtype == torch.bfloat16)
-    machine.free(block)
-
-
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
 def test_direct_reads_whole_blocks_and_the_trace_says_so(checkpoint, machine):
     """Would catch a trace that tells what was wanted, and not what the disk had to read."""

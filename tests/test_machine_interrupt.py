@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 WORST = [
     (tier.Memory, "_own"), (checkpoint, "Arena"), (readers, "open_direct"),
-    (stream, "make_staging"), (stream, "ThreadPoolExecutor"), (place, "part_of"),
+    (stream, "make_staging"), (stream, "ThreadPoolExecutor"), (place, "move"),
     (checkpoint, "assign"),
 ]  # fmt: skip
 

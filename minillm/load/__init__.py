@@ -3,7 +3,6 @@
 safetensors.py  what the bytes of one file mean
 chunks.py       which bytes each read brings
 readers.py      three ways to read a file: read, mmap, direct
-files.py        open files, and each read of them on record
 place.py        from DRAM to where the bytes belong
 stream.py       SSD → staging → HBM, several reads in flight, in bounded memory
 checkpoint.py   a folder of files, and which tensor becomes which parameter in HBM

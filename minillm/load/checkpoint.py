@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import CheckpointError
-from minillm.load.place import Arrived, put
 from minillm.load.safetensors import (
     TensorInfo,
     damaged,
@@ -36,7 +35,7 @@ from minillm.load.safetensors import (
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
-from minillm.machine.interrupt import breathe, held
+from minillm.machine.interrupt import held
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_INDEX = 32 * 2**20  # bytes: a line for each of 300,000 tensors
@@ -136,18 +135,8 @@ def bring(
     checkpoint: Checkpoint,
     machine: Machine,
     reader: str = "read",
-    arriving: Generator[Arrived, None, None] | None = None,
 ) -> None:
-    """Fill each of `places` with the checkpoint's tensor of that name.
-
-    arriving: where the bytes come from, if not from here: see `broadcast`.
-    """
-    if arriving is not None:
-        with held(), closing(arriving):
-            for arrived in arriving:
-                put(arrived, places, machine)
-                breathe()
-        return
+    """Fill each of `places` with the checkpoint's tensor of that name."""
     if _INPUT in places and _OUTPUT not in places and _OUTPUT in checkpoint.tensors:
         _check_tied(checkpoint.only((_INPUT, _OUTPUT)), machine, reader)
     infos = list(checkpoint.only(places).tensors.values())
@@ -160,8 +149,8 @@ def _check_tied(tables: Checkpoint, machine: Machine, reader: str) -> None:
     infos = list(tables.tensors.values())
     digests = {info.name: hashlib.sha256(repr((info.dtype, info.shape)).encode()) for info in infos}
     with Reader(machine, reader, infos) as source, closing(source.chunks(infos)) as arriving:
-        for piece, raw in (both for arrived in arriving for both in arrived):
-            digests[piece.info.name].update(raw.numpy())
+        for part, raw in (both for arrived in arriving for both in arrived):
+            digests[part.info.name].update(raw.numpy())
     if digests[_INPUT].digest() != digests[_OUTPUT].digest():
         wanted = f"{_INPUT} once more, for config.json says tie_word_embeddings"
         do = 'if they are two tables, write "tie_word_embeddings": false there'

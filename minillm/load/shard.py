@@ -5,13 +5,13 @@
     one reads for all       one rank reads everything and sends it on, the others cut out theirs:
                             the files cross the disk once, but everything crosses the network
 
-Nobody ever holds the whole: what is not a rank's own passes through a few MiB of staging.
+Nobody ever holds the whole: what is not a rank's own passes through staging, one tensor at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,10 +20,10 @@ from torch import Tensor
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError
 from minillm.load.checkpoint import Checkpoint
-from minillm.load.chunks import Piece, chunks
-from minillm.load.place import Arrived
+from minillm.load.chunks import Part
+from minillm.load.place import put
 from minillm.load.safetensors import TensorInfo
-from minillm.load.stream import Reader, chunk_size
+from minillm.load.stream import Reader
 from minillm.machine import Machine
 
 
@@ -117,61 +117,37 @@ def _slice(info: TensorInfo, rank: int, ranks: int, split: Split) -> TensorInfo:
 
 
 def broadcast(
-    checkpoint: Checkpoint, own: Checkpoint, machine: Machine, send: Callable[[Tensor], object],
-    reads: bool, reader: str = "read",
-) -> Generator[Arrived, None, None]:  # fmt: skip
+    places: Mapping[str, Tensor], checkpoint: Checkpoint, own: Checkpoint, machine: Machine,
+    send: Callable[[Tensor], object], reads: bool, reader: str = "read",
+) -> None:  # fmt: skip
     """One rank (`reads`) reads every tensor of `checkpoint` and sends it on; each keeps its `own`.
 
     send(bytes): called by every rank equally often with a uint8 tensor in DRAM of equal size; on
-    return all of them hold the reader's bytes (`torch.distributed.broadcast`). What comes out is
-    for `bring(..., arriving=)`. If one rank fails, the others wait in `send`, which must give up by
-    itself. Staging: as a Reader's; without reading, one chunk.
+    return all of them hold the reader's bytes (`torch.distributed.broadcast`). If one rank fails,
+    the others wait in `send`, which must give up by itself. Fills `places`, by name, as `bring`.
+    Peak in DRAM: the largest tensor; and for the rank that reads, a Reader's staging.
 
     >>> own = slices(checkpoint, rank, 2, megatron(config))
-    >>> arriving = broadcast(checkpoint, own, machine, send, reads=rank == 0)
-    >>> bring(places, own, machine, arriving=arriving)
+    >>> broadcast(arena.places, checkpoint, own, machine, send, reads=rank == 0)
     """
-    # Whole rows, so that a slice by columns can be cut out of each piece.
-    infos = [_by_rows(checkpoint.tensors[name], info) for name, info in own.tensors.items()]
-    with closing((_read if reads else _receive)(infos, machine, reader)) as arriving:
-        for arrived in arriving:
-            for _, raw in arrived:
-                send(raw.view(-1))
-            cut = [_cut(piece, raw, own.tensors[piece.info.name]) for piece, raw in arrived]
-            yield [mine for mine in cut if mine is not None]
-
-
-def _by_rows(whole: TensorInfo, own: TensorInfo) -> TensorInfo:
-    """The whole tensor as rows without gaps, if a rank's own slice is by columns."""
-    return whole if own.rows == 1 else replace(whole, rows=own.rows, stride=own.stride)
-
-
-def _read(infos: list[TensorInfo], machine: Machine, how: str) -> Generator[Arrived, None, None]:
-    with Reader(machine, how, infos, gap=0) as reader:
-        yield from reader.chunks(infos)
-
-
-def _receive(infos: list[TensorInfo], machine: Machine, how: str) -> Generator[Arrived, None, None]:
-    """The same pieces in the same order, in memory for the bytes that will be received."""
-    size = chunk_size(infos)
+    wholes = list(checkpoint.only(places).tensors.values())
     with ExitStack() as stack:
-        buffer = machine.empty((2 * size,), torch.uint8, "dram", "staging")
+        size = max((whole.nbytes for whole in wholes), default=0)
+        buffer = machine.empty((size,), torch.uint8, "dram", "staging")
         stack.callback(machine.free, buffer)
-        for chunk in chunks(infos, size, gap=0):
-            sizes = [piece.nbytes for piece in chunk]
-            yield list(zip(chunk, buffer[: sum(sizes)].split(sizes), strict=True))
+        source = stack.enter_context(Reader(machine, reader, wholes)) if reads else None
+        for whole in wholes:
+            raw, mine = buffer[: whole.nbytes], own.tensors[whole.name]
+            if source is not None:
+                source.fill({whole.name: raw.view(whole.dtype)}, [whole])
+            send(raw)
+            part = Part(mine, 0, mine.start, mine.run, mine.rows)
+            put([(part, _cut(raw, whole, mine))], places, machine)
 
 
-def _cut(piece: Piece, raw: Tensor, own: TensorInfo) -> tuple[Piece, Tensor] | None:
-    """What of a piece of the whole tensor lies in a rank's own slice; None if nothing does."""
-    row = piece.at // own.stride if own.rows > 1 else 0
-    lo = own.start + row * own.stride  # byte of the file at which the slice's run begins
-    if piece.rows > 1:
-        at = lo - piece.start
-        part = raw.view(piece.rows, own.stride)[:, at : at + own.run]
-        return replace(piece, at=row * own.run), part
-    begin, end = max(piece.start, lo), min(piece.end, lo + own.run)
-    if begin >= end:
-        return None
-    at = row * own.run + begin - lo
-    return replace(piece, at=at), raw.view(-1)[begin - piece.start : end - piece.start]
+def _cut(raw: Tensor, whole: TensorInfo, own: TensorInfo) -> Tensor:
+    """What of a whole tensor's bytes is in a rank's own slice, one row a run."""
+    at = own.start - whole.start
+    if own.rows == 1:
+        return raw[at : at + own.nbytes]
+    return raw.view(own.rows, own.stride)[:, at : at + own.run]
