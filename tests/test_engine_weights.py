@@ -16,7 +16,7 @@ from minillm.engine.engine import Engine
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, readers
-from minillm.load.shard import Checkpoint
+from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
 from minillm.machine.prefetch import waiting
 from minillm.model.layers import Linear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 
 from minillm.errors import CheckpointError
 from minillm.load import readers
-from minillm.load.pieces import BLOCK, GAP, chunks
-from minillm.load.readers import READERS, WeightFile, cached, drop
+from minillm.load.chunks import BLOCK, chunks
+from minillm.load.readers import READERS, WeightFile, drop
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import disk
+from minillm.probe import page_cache
 
 NBYTES = 5 * BLOCK + 123
 has_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
@@ -32,13 +34,13 @@ def info(path: Path, start: int, nbytes: int, rows: int = 1, stride: int = 0) ->
     return TensorInfo("w", torch.int8, shape, start, nbytes, path, rows=rows, stride=stride)
 
 
-def fetch(file: WeightFile, wanted: TensorInfo, gap: int = GAP) -> bytes:
+def fetch(file: WeightFile, wanted: TensorInfo) -> bytes:
     """All of a tensor, by way of one slot, filled before with what must not come out."""
     slot = torch.full((2 * BLOCK + 10 * BLOCK,), 7, dtype=torch.uint8)
     slot = slot[-slot.data_ptr() % BLOCK :]
     result = b""
-    for chunk in chunks([wanted], 8 * BLOCK, gap):
-        for raw in file.fetch(chunk, file.ranges(chunk, gap), slot):
+    for chunk in chunks([wanted], 8 * BLOCK):
+        for raw in file.fetch(chunk, slot):
             result += raw.contiguous().numpy().tobytes()
     return result
 
@@ -60,15 +62,14 @@ def test_any_range_of_bytes_comes_as_it_is(file, path, start, nbytes):
     assert fetch(file, info(path, start, nbytes)) == path.read_bytes()[start : start + nbytes]
 
 
-@pytest.mark.parametrize("gap", [0, GAP])
 @pytest.mark.parametrize(
     ("start", "run", "stride", "rows"),
     [(5, 3, 10, 50), (0, 512, BLOCK, 5), (17, 700, 5000, 4), (100, 1, BLOCK, 5), (3, 9, 9, 100)],
 )
-def test_a_slice_by_columns_comes_as_its_runs(file, path, gap, start, run, stride, rows):
+def test_a_slice_by_columns_comes_as_its_runs(file, path, start, run, stride, rows):
     """Would catch runs that keep the bytes between them, or that overwrite each other."""
     wanted, content = info(path, start, rows * run, rows, stride), path.read_bytes()
-    assert fetch(file, wanted, gap) == b"".join(content[a:b] for a, b in wanted.ranges)
+    assert fetch(file, wanted) == b"".join(content[a:b] for a, b in wanted.ranges)
 
 
 @has_direct
@@ -83,18 +84,17 @@ def test_direct_asks_for_whole_blocks_only(path, monkeypatch):
     monkeypatch.setattr(readers, "read_at", read_at)
     file = WeightFile(path, "direct")
     fetch(file, info(path, 777, NBYTES - 777))
-    fetch(file, info(path, 777, 40, 4, BLOCK + 3), gap=0)
+    fetch(file, info(path, 777, 40, 4, BLOCK + 3))
     file.close()
     assert set(asked) == {(0, 0)}
 
 
-def test_with_no_gap_nothing_is_read_that_is_not_wanted(path):
+def test_nothing_is_asked_for_that_is_not_wanted(path):
     """Would catch a rank that reads what belongs to others."""
     file = WeightFile(path, "read")
-    wanted = info(path, 5, 30, rows=10, stride=1000)
-    asked = [r for chunk in chunks([wanted], 8 * BLOCK, gap=0) for r in file.ranges(chunk, 0)]
+    asked = [file.asked(chunk) for chunk in chunks([info(path, 5, 30)], 8 * BLOCK)]
     file.close()
-    assert asked == wanted.ranges
+    assert asked == [(5, 35)]
 
 
 @pytest.mark.parametrize("how", ["read", "direct"])
@@ -133,7 +133,7 @@ def test_a_file_cut_short_before_it_is_opened_is_named(path, how, left):
     file.close()
 
 
-def test_what_the_disk_cannot_read_is_an_os_error_that_the_caller_names(path, monkeypatch):
+def test_what_the_disk_cannot_read_is_named(path, monkeypatch):
     """Would catch a reader that retries for ever, or takes an error for the file's end."""
 
     def read_at(fd, view, offset):
@@ -141,7 +141,7 @@ def test_what_the_disk_cannot_read_is_an_os_error_that_the_caller_names(path, mo
 
     monkeypatch.setattr(readers, "read_at", read_at)
     file = WeightFile(path, "read")
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(CheckpointError, match="Input/output.*tensor 'w'; check the disk"):
         fetch(file, info(path, 0, 10))
     file.close()
 
@@ -171,7 +171,7 @@ def test_the_page_cache_forgets_a_file_and_the_note_says_so(path):
     """Would catch "cold" loads that are warm, and a note that says what it does not know."""
     stream = os.open(path, os.O_RDONLY)
     path.read_bytes()
-    held = cached(stream, NBYTES)
+    held = page_cache.cached(stream, NBYTES)
     os.close(stream)
     if held is None or disk.filesystem(path) in ("tmpfs", "overlay"):
         pytest.skip("this system does not tell, or has no disk here")
@@ -225,7 +225,7 @@ def test_another_user_is_told_nothing_of_the_page_cache(path):
     with open(path, "rb") as stream:
         os.seteuid(65534)
         try:
-            assert cached(stream.fileno(), NBYTES) is None
+            assert page_cache.cached(stream.fileno(), NBYTES) is None
         finally:
             os.seteuid(0)
 
@@ -233,21 +233,21 @@ def test_another_user_is_told_nothing_of_the_page_cache(path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells nothing anyway")
 def test_a_system_that_says_cached_of_everything_is_not_believed(path, monkeypatch):
     """Catches a sandbox in which every load is warm."""
-    monkeypatch.setattr(readers.ctypes, "CDLL", lambda name: Liar())
+    monkeypatch.setattr(page_cache.ctypes, "CDLL", lambda name: Liar())
     for warm, note in notes(path).values():
         assert not warm and "held an unknown share of the file" in note
 
 
 def test_a_file_that_cannot_be_mapped_is_read_and_its_cache_unknown(path, monkeypatch):
     """Catches a load that dies because a file was to be mapped, only to annotate it."""
-    real = readers.mmap.mmap
+    real = mmap.mmap
 
     def refused(fd, *arguments, **more):
         if fd >= 0:
             raise OSError(errno.ENODEV, "No such device")
         return real(fd, *arguments, **more)
 
-    monkeypatch.setattr(readers.mmap, "mmap", refused)
+    monkeypatch.setattr(mmap, "mmap", refused)
     file = WeightFile(path, "read")
     assert fetch(file, info(path, 0, NBYTES)) == path.read_bytes()
     assert not file.warm and "unknown" in file.note

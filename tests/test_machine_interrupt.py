@@ -6,12 +6,12 @@ import signal
 import threading
 
 import pytest
-from test_load_shard import BF16, on_meta, random_tensors, save
+from test_load_checkpoint import BF16, on_meta, random_tensors, save
 from test_load_stream import left_behind
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.load import Checkpoint, load, place, readers, shard, stream
+from minillm.load import Checkpoint, checkpoint, load, place, readers, stream
 from minillm.machine import tiers as tier
 from minillm.machine.interrupt import breathe, held
 from minillm.machine.prefetch import Prefetch
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="no Ctrl-C here"
 )
 WORST = [
-    (tier.Memory, "_own"), (shard, "Arena"), (readers, "open_direct"), (stream, "make_staging"),
-    (stream, "ThreadPoolExecutor"), (place, "part_of"), (shard, "assign"),
+    (tier.Memory, "_own"), (checkpoint, "Arena"), (readers, "open_direct"),
+    (stream, "make_staging"), (stream, "ThreadPoolExecutor"), (place, "move"),
+    (checkpoint, "assign"),
 ]  # fmt: skip
 
 
@@ -53,14 +54,14 @@ def test_ctrl_c_at_the_worst_moment_leaves_nothing(
     tmp_path, machine, monkeypatch, where, name, when
 ):
     """Would catch memory that nobody gives back, a lost file, and a model with half its weights."""
-    checkpoint, model = Checkpoint.open(save(tmp_path, random_tensors())), on_meta()
+    whole, model = Checkpoint.open(save(tmp_path, random_tensors())), on_meta()
     with monkeypatch.context() as patch:
         pressed = pressing(patch, where, name, when)
         with pytest.raises(KeyboardInterrupt):
-            load(model, checkpoint, machine, BF16, "direct")
+            load(model, whole, machine, BF16, "direct")
     assert pressed and not left_behind(machine)
     assert all(parameter.is_meta for parameter in model.parameters())
-    load(model, checkpoint, machine, BF16, "direct").close()
+    load(model, whole, machine, BF16, "direct").close()
 
 
 @pytest.mark.parametrize("home", ["dram", "ssd"])

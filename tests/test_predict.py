@@ -16,7 +16,7 @@ import torch
 from minillm.config import ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
-from minillm.load.shard import Checkpoint
+from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
 from minillm.predict import (
     HARDWARE,

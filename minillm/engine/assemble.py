@@ -18,7 +18,7 @@ from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError
 from minillm.kv import ContiguousKV, PagedKV
-from minillm.load.shard import Checkpoint
+from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
 from minillm.model.layers import Linear

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
+from minillm.load.checkpoint import Checkpoint, assign, bring, check_fit, load
 from minillm.load.place import move
-from minillm.load.shard import Checkpoint, assign, bring, check_fit, load
 from minillm.load.stream import Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena

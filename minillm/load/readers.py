@@ -13,23 +13,20 @@ something else when the SSD was never asked.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minillm.load.pieces import BLOCK, Piece, room
+from minillm.load.chunks import BLOCK, Part
 from minillm.load.safetensors import damaged, opened
 from minillm.machine.disk import drop_cache, open_direct, read_at
+from minillm.probe.page_cache import cached
 
 READERS = ("read", "mmap", "direct")
-_MANY = 1000  # buffers in one request: systems take 1,024
 
 
 class WeightFile:
@@ -70,89 +67,56 @@ class WeightFile:
             found, do = f"“{error.strerror}”", 'take reader="read"'
             raise damaged(self.path, "a file that can be mapped", found, do=do) from error
 
-    def ranges(self, pieces: list[Piece], gap: int) -> list[tuple[int, int]]:
-        """What is asked for to bring `pieces`: one range of whole steps, or one for each run."""
-        first, step = pieces[0], self.step
-        ranges = [(first.start, pieces[-1].end)]
-        if first.rows > 1 and (self.how == "mmap" or first.info.stride - first.run > gap):
-            starts = range(first.start, first.end, first.info.stride)
-            ranges = [(start, start + first.run) for start in starts]
-        return [(start // step * step, -(-end // step) * step) for start, end in ranges]
+    def asked(self, chunk: list[Part]) -> tuple[int, int]:
+        """The bytes of the file that are asked for to bring a chunk, in whole steps: from, to."""
+        return chunk[0].start // self.step * self.step, -(-chunk[-1].end // self.step) * self.step
 
-    def fetch(
-        self, pieces: list[Piece], ranges: list[tuple[int, int]], slot: Tensor | None
-    ) -> list[Tensor]:
-        """The bytes of each piece, uint8, one row a run; in `slot`, or the page cache if mapped.
+    def fetch(self, chunk: list[Part], slot: Tensor | None) -> list[Tensor]:
+        """The bytes of each part, uint8, one row a run; in `slot`, or the page cache if mapped.
 
-        Raises CheckpointError for a file that has become shorter, OSError for one that the disk
-        cannot read.
+        Raises CheckpointError for a file that has become shorter, or that the disk cannot read.
         """
         if self.pages is not None:
-            return [self._touch(piece) for piece in pieces]
-        first = pieces[0]
-        if len(ranges) > 1:
-            return [self._gather(first, ranges, slot)]
-        self._read(slot, ranges[0], pieces[-1])
-        return [_view(slot, piece, piece.start - ranges[0][0]) for piece in pieces]
-
-    def scatter(self, pieces: list[Piece], targets: list[Tensor]) -> None:
-        """Fill each target with the bytes of its piece, right out of the page cache.
-
-        With a single request if the pieces adjoin, for they are often many and small. Errors as
-        in `fetch`. A target is uint8 and flat, a piece one run.
-        """
-        adjoin = all(one.end == two.start for one, two in pairwise(pieces))
-        if adjoin and len(pieces) < _MANY:
-            views = [memoryview(target.numpy()) for target in targets]
-            if read_at(self.fd, views, pieces[0].start) == pieces[-1].end - pieces[0].start:
-                return
-        for piece, target in zip(pieces, targets, strict=True):
-            self._read(target, (piece.start, piece.end), piece)
-
-    def _read(self, slot: Tensor, asked: tuple[int, int], last: Piece, end: int = 0) -> None:
-        """Fill `slot`, from its beginning on, with the bytes `asked` for, up to `end` at least."""
-        start, stop = asked
-        need, done = (end or last.end) - start, 0
+            return [self._touch(part) for part in chunk]
+        (start, stop), last, done = self.asked(chunk), chunk[-1], 0
+        need = last.end - start
         with memoryview(slot.numpy())[: stop - start] as window:
             while done < need:
-                got = read_at(self.fd, window[done:], start + done)
+                try:
+                    got = read_at(self.fd, window[done:], start + done)
+                except OSError as error:
+                    raise self._unreadable(chunk, error) from error
                 if done + got < need and got < self.step:
                     raise self._cut_short(last, start + done + got)
                 done += got if done + got >= need else got // self.step * self.step
+        return [_view(slot, part, part.start - start) for part in chunk]
 
-    def _gather(self, piece: Piece, ranges: list[tuple[int, int]], slot: Tensor) -> Tensor:
-        """Read run by run, and close the runs up: (rows, run)."""
-        apart = piece.run if self.step == 1 else room(piece.run)
-        for row, asked in enumerate(ranges):
-            start = piece.start + row * piece.info.stride
-            self._read(slot[row * apart :], asked, piece, start + piece.run)
-        with memoryview(slot.numpy()) as window:
-            for row, (begin, _) in enumerate(ranges if self.step > 1 else ()):
-                at = row * apart + piece.start + row * piece.info.stride - begin
-                window[row * piece.run :][: piece.run] = window[at : at + piece.run]
-        return slot[: piece.nbytes].view(piece.rows, piece.run)
-
-    def _touch(self, piece: Piece) -> Tensor:
+    def _touch(self, part: Part) -> Tensor:
         size = min(os.fstat(self.fd).st_size, len(self.pages))
-        if size < piece.end:  # touching its pages would end the process
-            raise self._cut_short(piece, size)
-        raw = _view(self.pages, piece, piece.start)
+        if size < part.end:  # touching its pages would end the process
+            raise self._cut_short(part, size)
+        raw = _view(self.pages, part, part.start)
         # One byte of each page, so that the SSD is waited for here, on the clock, and not unseen
         # inside the copy to HBM.
         raw[..., :: mmap.PAGESIZE].sum()
         return raw
 
-    def _cut_short(self, piece: Piece, end: int) -> Exception:
+    def _unreadable(self, chunk: list[Part], error: OSError) -> Exception:
+        do = 'check the disk, or take reader="read"' if self.step > 1 else "check the disk"
+        wanted = "bytes {:,} to {:,}".format(*self.asked(chunk))
+        return damaged(self.path, wanted, f"“{error.strerror}”", chunk[0].info.name, do)
+
+    def _cut_short(self, part: Part, end: int) -> Exception:
         found = f"the file's end at {end:,} (it was longer a moment ago)"
-        wanted = f"bytes {piece.start:,} to {piece.end:,}"
-        return damaged(self.path, wanted, found, piece.info.name)
+        wanted = f"bytes {part.start:,} to {part.end:,}"
+        return damaged(self.path, wanted, found, part.info.name)
 
 
-def _view(whole: Tensor, piece: Piece, at: int) -> Tensor:
-    """The piece that begins at byte `at` of `whole`: (run,), or (rows, run) if it has several."""
-    if piece.rows == 1:
-        return whole[at : at + piece.run]
-    size, stride = (piece.rows, piece.run), (piece.info.stride, 1)
+def _view(whole: Tensor, part: Part, at: int) -> Tensor:
+    """The part that begins at byte `at` of `whole`: (run,), or (rows, run) if it has several."""
+    if part.rows == 1:
+        return whole[at : at + part.run]
+    size, stride = (part.rows, part.run), (part.info.stride, 1)
     return whole.as_strided(size, stride, whole.storage_offset() + at)
 
 
@@ -162,51 +126,6 @@ def _map(fd: int, size: int) -> Tensor:
         return torch.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
     except ValueError:  # the file has become shorter, or is empty: `_touch` will say so
         return torch.empty(0, dtype=torch.uint8)
-
-
-def cached(fd: int, size: int) -> float | None:
-    """The share of a file's pages that the page cache holds (0 to 1); None where nobody tells.
-
-    A large file is sampled, 64 pages in each of 64 places: asking for all costs a GB 20 ms. The
-    kernel tells only who owns the file or may write it, for it shows what others have read; to
-    anybody else it says "all of it", which is not believed.
-    """
-    mincore = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mincore", None)
-    if mincore is None or not size or not _may_ask(fd) or _tells_all(mincore):
-        return None
-    try:
-        pages, length = _map(fd, size), 64 * mmap.PAGESIZE
-    except OSError:  # some network file systems map no files
-        return None
-    found = []
-    for place in range(0, size, max(length, size // 64 // mmap.PAGESIZE * mmap.PAGESIZE)):
-        here = _in_memory(mincore, pages.data_ptr() + place, min(length, size - place))
-        if not here:
-            return None
-        found += here
-    return sum(found) / len(found)
-
-
-def _may_ask(fd: int) -> bool:
-    """Whether this process, as what it now acts as, owns the file or may write it."""
-    acts = os.access in os.supports_effective_ids
-    may_write = os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=acts)
-    return may_write or os.fstat(fd).st_uid == os.geteuid()
-
-
-def _tells_all(mincore: Callable[..., int]) -> bool:
-    """Whether memory that nobody has touched is in memory, too: some sandboxes always say so."""
-    with mmap.mmap(-1, mmap.PAGESIZE, access=mmap.ACCESS_COPY) as untouched:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(untouched))
-        return _in_memory(mincore, address, mmap.PAGESIZE) != [0]
-
-
-def _in_memory(mincore: Callable[..., int], address: int, nbytes: int) -> list[int]:
-    """For each page from `address` on, at most 64, whether it is; [] where nobody tells."""
-    answer = (ctypes.c_ubyte * 64)()
-    if mincore(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), answer):
-        return []
-    return [byte & 1 for byte in answer[: -(-nbytes // mmap.PAGESIZE)]]
 
 
 def drop(files: list[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""From SSD through DRAM to HBM at the speed of the disk: pieces of tensors, in reused staging.
+"""From SSD through DRAM to HBM at the speed of the disk: chunks, in reused staging.
 
     SSD ────> staging: 7 slots of 8 MiB, used again and again ────> HBM
 
@@ -11,34 +11,31 @@ needs to fill the page. How much there is does not depend on the tensors' sizes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from traceback import clear_frames
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minillm.errors import ConfigError
-from minillm.load.files import Files
-from minillm.load.pieces import BLOCK, CHUNK, GAP, Piece, blocks, chunks, names, room
-from minillm.load.place import Arrived, arrive, part_of, put
+from minillm.load.chunks import BLOCK, CHUNK, Part, blocks, chunks, names, room
+from minillm.load.place import Arrived, put
 from minillm.load.readers import READERS, WeightFile
 from minillm.load.safetensors import TensorInfo
 from minillm.machine import Machine
-from minillm.machine.copies import T
 from minillm.machine.interrupt import breathe, held
-from minillm.trace import At, Stamp
+from minillm.trace import Stamp
 
 SLOTS = 7  # 56 MiB of staging: some being filled, some full, one being emptied
 # Requests in flight. An SSD works on several at once; but the kernel, which fills its page cache
 # ahead of a reader, does so best for one that reads in order.
 THREADS = {"direct": 6, "mmap": 6, "read": 2}
 _HUGE = 2 * 2**20  # bytes of a huge page
-_LARGE = 4  # chunks in one read where no staging holds them: Python's own work shows beside a copy
 
 
 def chunk_size(infos: Iterable[TensorInfo], largest: int = CHUNK) -> int:
@@ -52,18 +49,17 @@ class Reader:
 
     >>> with Reader(machine, "direct", infos) as reader:
     ...     for arrived in reader.chunks(infos):
-    ...         for piece, raw in arrived: ...   # raw is good until the next are asked for
+    ...         for part, raw in arrived: ...   # raw is good until the next are asked for
     >>> reader.fill({"model.norm.weight": tensor}, infos)
 
     how: "read", "mmap" or "direct"; see `minillm.load.readers`. infos: the most that it will be
-    asked for at once: for little, little staging is made. gap: see `chunks`; with 0, not a byte is
-    read that is not wanted (with O_DIRECT, not a block). Holds staging (DRAM, at most slots ·
-    (chunk + 8 KiB) + 2 MiB; none where nothing is staged), open files and threads until `close`.
+    asked for at once: for little, little staging is made. Holds staging (DRAM, at most slots ·
+    (chunk + 8 KiB) + 2 MiB; none for "mmap"), open files and threads until `close`.
     """
 
     def __init__(
         self, machine: Machine, how: str, infos: Iterable[TensorInfo], *, chunk: int = CHUNK,
-        slots: int = SLOTS, gap: int = GAP,
+        slots: int = SLOTS,
     ) -> None:  # fmt: skip
         if how not in READERS:
             raise ConfigError(f"wanted a reader of {', '.join(READERS)}, found {how!r}; take one")
@@ -71,19 +67,15 @@ class Reader:
         infos = list(infos)
         self.machine, self.how = machine, how
         self.chunk = chunk_size(infos, chunk)
-        self.slots = len(list(islice(chunks(infos, self.chunk, gap), slots))) or 1
-        self._files = Files(machine, how, gap)
-        # The kernel can copy out of its page cache right to an emulated HBM: staging would be one
-        # copy more. A card cannot be reached so, and a scale model has a link to wait for.
-        self._straight = how == "read" and machine.emulated and machine.scale is None
+        self.slots = len(list(islice(chunks(infos, self.chunk), slots))) or 1
+        self._files: dict[Path, WeightFile] = {}
         self._staging: Tensor | None = None
         with ExitStack() as stack:
-            with held():
-                if how != "mmap" and not self._straight:
-                    self._staging = make_staging(machine, self.slots, self.chunk, stack)
-                stack.callback(self._files.close)
-                self._pool = ThreadPoolExecutor(min(THREADS[how], self.slots), "minillm-read")
-                stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+            if how != "mmap":
+                self._staging = make_staging(machine, self.slots, self.chunk, stack)
+            self._open = stack.enter_context(ExitStack())
+            self._pool = ThreadPoolExecutor(min(THREADS[how], self.slots), "minillm-read")
+            stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
 
     def __enter__(self) -> Reader:
@@ -95,78 +87,61 @@ class Reader:
 
     def close(self) -> None:
         """Wait for the reads under way; give back threads, files and staging."""
-        with held():
-            self._stack.close()
-            self._staging = None
+        self._stack.close()
+        self._staging = None
 
     def chunks(self, infos: Iterable[TensorInfo]) -> Generator[Arrived, None, None]:
-        """The tensors' bytes as stored, in the order given, some pieces at a time.
+        """The tensors' bytes as stored, in the order given, some parts at a time.
 
         Each read is a transfer SSD → DRAM in the trace or, out of a warm page cache, work of the
         CPU. Raises CheckpointError for a file that cannot be read or has become shorter than its
         header says.
         """
-        reads = enumerate(self._files.reads(infos, self.chunk))
         waiting: deque[Future[Arrived]] = deque()
         try:
-            for number, (file, chunk) in reads:
+            for number, chunk in enumerate(chunks(infos, self.chunk)):
                 if len(waiting) == self.slots:
-                    yield _first(waiting)  # back here, its slot is free again
-                slot = self._slot(number % self.slots)
-                waiting.append(self._submit(self._files.fetch, file, chunk, slot))
+                    yield waiting.popleft().result()  # back here, its slot is free again
+                slot = None if self._staging is None else self._staging[number % self.slots]
+                file, stamp = self._file(chunk[0].info.file), self.machine.trace.at.stamp
+                waiting.append(self._pool.submit(self._fetch, file, chunk, slot, stamp))
             while waiting:
-                yield _first(waiting)
+                yield waiting.popleft().result()
         finally:  # what is under way would be written into slots that are filled anew
-            _drain(waiting)
+            wait([future for future in waiting if not future.cancel()])
 
     def fill(self, places: Mapping[str, Tensor], infos: Iterable[TensorInfo]) -> None:
         """Bring each tensor to its place, as `put` does; errors as in `chunks`."""
-        infos = list(infos)
-        dtypes = {name: place.dtype for name, place in places.items()}
-        if self._straight and all(i.rows == 1 and dtypes.get(i.name) == i.dtype for i in infos):
-            return self._fill_straight(places, infos)
         with held(), closing(self.chunks(infos)) as arriving:
             for arrived in arriving:
                 put(arrived, places, self.machine)
                 breathe()
 
-    def _fill_straight(self, places: Mapping[str, Tensor], infos: list[TensorInfo]) -> None:
-        """Out of the page cache right to its place, without staging."""
-        reading: deque[Future] = deque()
-        with held():
-            try:
-                for file, chunk in self._files.reads(infos, _LARGE * self.chunk):
-                    reading.append(self._submit(self._place, places, file, chunk))
-                while reading:
-                    _first(reading)
-                    breathe()
-            finally:
-                _drain(reading)
+    def _file(self, path: Path) -> WeightFile:
+        if path not in self._files:
+            file = self._open.enter_context(closing(WeightFile(path, self.how)))
+            self._files[path] = file
+        return self._files[path]
 
-    def _slot(self, number: int) -> Tensor | None:
-        if self._staging is None and self.how != "mmap":
-            self._staging = make_staging(self.machine, self.slots, self.chunk, self._stack)
-        return None if self._staging is None else self._staging[number]
+    def _fetch(
+        self, file: WeightFile, chunk: list[Part], slot: Tensor | None, stamp: Stamp
+    ) -> Arrived:
+        """Bring a chunk to DRAM: into `slot`, or where the page cache has it if mapped.
 
-    def _place(
-        self, places: Mapping[str, Tensor], file: WeightFile, chunk: list[Piece]
-    ) -> None:
-        targets = [
-            part_of(places[piece.info.name], piece, piece.nbytes).view(torch.uint8)
-            for piece in chunk
-        ]
-
-        def read() -> None:
-            do, nbytes = partial(file.scatter, chunk, targets), sum(t.nbytes for t in targets)
-            arrive(do, targets[0], self.machine, names(chunk), nbytes)
-
-        self._files.on_record(file, chunk, read)
-
-    def _submit(self, do: Callable[..., T], *arguments: object) -> Future[T]:
-        """Have a thread do it; it records its events as done for what this thread is at."""
-        at = self.machine.trace.at
-        with held():
-            return self._pool.submit(_stamped, at, at.stamp, do, *arguments)
+        Runs on a thread of the pool, and is recorded as done for what the one that asked was at.
+        """
+        trace, (start, end) = self.machine.trace, file.asked(chunk)
+        do = partial(file.fetch, chunk, slot)
+        fields = {"label": "weights", "stage": "load", "detail": f"{names(chunk)}; {file.note}"}
+        with trace.at.exactly(stamp):
+            if not file.warm or self.machine.scale is not None:
+                ends = {"source": "ssd", "target": "dram", "name": file.how}
+                raws = self.machine.carry(do, end - start, **ends, **fields)
+            else:  # the SSD is not asked: these are bytes copied within DRAM
+                copied = 0 if slot is None else end - start
+                with trace.span(file.how, resource="cpu", nbytes=copied, **fields):
+                    raws = do()
+        return list(zip(chunk, raws, strict=True))
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -174,23 +149,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__cause__
-
-
-def _first(waiting: deque[Future]) -> Any:
-    """What the first of them brought, once it is done."""
-    with held():
-        return waiting.popleft().result()
-
-
-def _drain(waiting: deque[Future]) -> None:
-    """Drop those that have not begun, and wait for the rest."""
-    with held():
-        wait([future for future in waiting if not future.cancel()])
-
-
-def _stamped(at: At, stamp: Stamp, do: Callable[..., T], *arguments: object) -> T:
-    with at.exactly(stamp):
-        return do(*arguments)
 
 
 def make_staging(machine: Machine, slots: int, chunk: int, stack: ExitStack) -> Tensor:

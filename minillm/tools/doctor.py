@@ -128,7 +128,7 @@ def _model() -> list[Finding]:
     """The shipped model: its config, its tokenizer, and every shard's header and length."""
     from minillm.config import ModelConfig
     from minillm.errors import MinillmError
-    from minillm.load.shard import Checkpoint
+    from minillm.load.checkpoint import Checkpoint
     from minillm.tokens.tokenizer import Tokenizer
 
     folder = ROOT / "data" / "town"

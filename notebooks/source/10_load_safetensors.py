@@ -397,9 +397,9 @@ for share in (0.5, 0.9):
 # Or ask for several at once: while one waits, others flow. Our readers do both.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.load import pieces, stream
+from minillm.load import chunks, stream
 
-print(f"direct: {stream.THREADS['direct']} in flight, of {format_size(pieces.CHUNK)} at most")
+print(f"direct: {stream.THREADS['direct']} in flight, of {format_size(chunks.CHUNK)} at most")
 
 # %% [markdown]
 # ## Five questions

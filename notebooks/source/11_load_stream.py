@@ -8,7 +8,7 @@
 # work at once, only the slower one counts. Then we share the weights out over several GPUs, and run
 # a model that is larger than HBM. *Forty minutes; the code behind it:
 # [`minillm/load/stream.py`](../minillm/load/stream.py) and
-# [`minillm/load/share.py`](../minillm/load/share.py).*
+# [`minillm/load/shard.py`](../minillm/load/shard.py).*
 
 # %% tags=["nbval-ignore-output"]
 import time
@@ -311,7 +311,7 @@ column_ranges = check("11.2", column_ranges)
 # round, so it calls our cut by columns *row-parallel*.
 
 # %%
-from minillm.load.share import broadcast, megatron, slices
+from minillm.load.shard import broadcast, megatron, slices
 
 config = minillm.ModelConfig.from_pretrained(town)
 whole = Checkpoint.open(town)
@@ -330,7 +330,7 @@ print(f"rank 1 of 2 keeps {len(own.ranges)} ranges: {own.ranges[:2]} …")
 # since another request would take longer.
 
 # %%
-from minillm.load.shard import bring
+from minillm.load.checkpoint import bring
 
 
 def read_by(rank: int) -> tuple[dict[str, torch.Tensor], int]:

@@ -1,4 +1,4 @@
-"""Which bytes each read brings: large tensors in pieces, small neighbours together.
+"""Which bytes each read brings: large tensors in parts, small neighbours together.
 
 Staging holds a few reads of a fixed size, whatever the tensors are like. So the tensors are cut
 to that size before anything is read; this is arithmetic only.
@@ -18,7 +18,7 @@ _NAME = 100  # letters of a tensor's name that go into the trace: the file may b
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """Bytes of a tensor from its byte `at` on; in the file `rows` runs of `run`, from `start`."""
 
     info: TensorInfo
@@ -42,60 +42,59 @@ class Piece:
         return self.start + (self.rows - 1) * self.info.stride + self.run
 
 
-def chunks(infos: Iterable[TensorInfo], size: int = CHUNK, gap: int = GAP) -> Iterator[list[Piece]]:
-    """The pieces of each read, in the order given (that of the files' bytes is best).
+def chunks(infos: Iterable[TensorInfo], size: int = CHUNK) -> Iterator[list[Part]]:
+    """The parts of tensors that each read brings, in the order given (best: that of the bytes).
 
     A read ends at a multiple of `size` in the file, or an element before, so that O_DIRECT reads
-    few blocks twice. A slice by columns is read by itself, some rows at a time: with what lies
-    between its runs, or if that is more than `gap`, run by run.
+    few blocks twice. A slice by columns is read by itself, some rows at a time, with what lies
+    between its runs.
 
     >>> norm = TensorInfo("norm", torch.int8, (64,), 100, 64, file)
     >>> proj = TensorInfo("proj", torch.int8, (8192,), 164, 8192, file)
     >>> [[(p.info.name, p.start, p.nbytes) for p in chunk] for chunk in chunks([norm, proj], 4096)]
     [[('norm', 100, 64), ('proj', 164, 3932)], [('proj', 4096, 4096)], [('proj', 8192, 164)]]
     """
-    chunk: list[Piece] = []
-    for piece in (piece for info in infos for piece in _cut(info, size, gap)):
-        if chunk and not _together(chunk[-1], piece, size, gap):
+    chunk: list[Part] = []
+    for part in (part for info in infos for part in _cut(info, size)):
+        if chunk and not _together(chunk[-1], part, size):
             yield chunk
             chunk = []
-        chunk.append(piece)
+        chunk.append(part)
     if chunk:
         yield chunk
 
 
-def _together(one: Piece, two: Piece, size: int, gap: int) -> bool:
+def _together(one: Part, two: Part, size: int) -> bool:
     return (
         one.info.file == two.info.file
         and one.info.rows == two.info.rows == 1
-        and 0 <= two.start - one.end <= gap
+        and 0 <= two.start - one.end <= GAP
         and (one.end - 1) // size == (two.end - 1) // size
     )
 
 
-def _cut(info: TensorInfo, size: int, gap: int) -> Iterator[Piece]:
-    """One tensor's pieces, none of which takes more than `size` and an element of staging."""
+def _cut(info: TensorInfo, size: int) -> Iterator[Part]:
+    """One tensor's parts, none of which takes more than `size` and an element of staging."""
     rows, run, stride = info.rows, info.run, info.stride
-    each = room(run) if stride - run > gap else stride
-    fit = size // each if rows > 1 and run else 0
+    fit = size // stride if rows > 1 and run else 0
     for row in range(0, rows, max(1, fit)):
         at, start = row * run, info.start + row * stride
         if fit:
-            yield Piece(info, at, start, run, min(fit, rows - row))
+            yield Part(info, at, start, run, min(fit, rows - row))
         else:
             yield from _cut_run(info, at, start, size)
 
 
-def _cut_run(info: TensorInfo, at: int, start: int, size: int) -> Iterator[Piece]:
+def _cut_run(info: TensorInfo, at: int, start: int, size: int) -> Iterator[Part]:
     item, left = info.dtype.itemsize, info.run
     while left:
         nbytes = ((start + item) // size + 1) * size - start  # up to the next border
         nbytes = left if left <= nbytes else nbytes - nbytes % item
-        yield Piece(info, at, start, nbytes)
+        yield Part(info, at, start, nbytes)
         at, start, left = at + nbytes, start + nbytes, left - nbytes
 
 
-def names(chunk: list[Piece]) -> str:
+def names(chunk: list[Part]) -> str:
     """Which tensors a read brings, in a few words."""
     more = f" … {chunk[-1].label} ({len(chunk)})" if len(chunk) > 1 else ""
     return chunk[0].label + more
