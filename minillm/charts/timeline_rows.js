@@ -135,29 +135,26 @@ export function indexAt(lane, at, slack, inside) {
   return best;
 }
 
-// Bytes that moved or were at work in from … to (play seconds), and the share of the time.
-export function rowTotals(row, from, to) {
+// Bytes that moved or were at work in a run of `length` play seconds, and the share of the time.
+export function rowTotals(row, length) {
   let busy = 0, seconds = 0, nbytes = 0;
   for (const { lanes } of row.tracks) {
-    let until = from; // two lanes at once take their time once
+    let until = 0; // two lanes at once take their time once
     const spans = [];
     for (const lane of lanes) {
-      for (let i = firstSeen(lane, from); i < lane.from.length && lane.from[i] < to;) {
+      for (let i = 0; i < lane.from.length; i = lane.next[i]) {
         if (lane.ink[i] !== "idle") spans.push([lane.from[i], lane.to[i]]);
-        if ((lane.from[i] + lane.to[i]) / 2 >= from && (lane.from[i] + lane.to[i]) / 2 <= to) {
-          nbytes += lane.events[i].nbytes;
-          seconds += lane.events[i].seconds;
-        }
-        i = lane.next[i];
+        nbytes += lane.events[i].nbytes;
+        seconds += lane.events[i].seconds;
       }
     }
     if (lanes.length > 1) spans.sort((a, b) => a[0] - b[0]);
     for (const [start, stop] of spans) {
-      busy += Math.max(0, Math.min(stop, to) - Math.max(start, until));
-      until = Math.max(until, Math.min(stop, to));
+      busy += Math.max(0, stop - Math.max(start, until));
+      until = Math.max(until, stop);
     }
   }
-  return { share: busy / Math.max(1e-12, row.tracks.length * (to - from)), nbytes, seconds };
+  return { share: busy / Math.max(1e-12, row.tracks.length * length), nbytes, seconds };
 }
 
 // What goes on over all rows: [{start, stop (trace seconds), words, tokens}]: the load, then each

@@ -56,7 +56,7 @@ function ceilingOfEvent(run, e) {
 export function timelineWords(run, rows) {
   if (!run.work.length) return "Timeline by resource: nothing has happened yet.";
   const { length } = run.clock, tokens = run.requests.reduce((n, r) => n + r.tokens.length, 0);
-  const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, 0, length).share)}`);
+  const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, length).share)}`);
   const made = tokens ? ` ${tokens} tokens of ${run.requests.length} requests.` : "";
   return `Timeline by resource, ${formatSeconds(length)} long. Busy: ${busy.join(", ")}.${made}`;
 }
