@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.charts.show import Chart
 from minillm.charts.style import (
     FAINT,
@@ -24,7 +24,7 @@ from minillm.charts.style import (
     times,
 )  # fmt: skip
 from minillm.errors import MinillmError
-from minillm.trace import Event, Trace, busy_seconds
+from minillm.trace import Event, Trace, bare, busy_seconds
 from minillm.units import format_size
 
 LEFT, COLUMN, STEP = 1.65, 0.82, 0.44  # inches: names, a column, a row
@@ -137,10 +137,9 @@ def find_hops(trace: Trace, ceilings: Mapping[str, float]) -> list[Hop]:
 def _way(event: Event) -> tuple[str, str] | None:
     """From where to where; None for work that moved nothing over a link."""
     if event.kind == "transfer":
-        ends = facts.bare(event.source), facts.bare(event.target)
-        link = event.link if event.link in ("nvlink", "infiniband") else "network"
-        return (link, "") if link in (event.link, facts.bare(event.resource)) else ends
-    return ("hbm", "compute") if facts.bare(event.resource) == "compute" else None
+        over = meaning.row(event)
+        return (over, "") if over in NAMES else (bare(event.source), bare(event.target))
+    return ("hbm", "compute") if bare(event.resource) == "compute" else None
 
 
 def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float]) -> Hop:
@@ -149,14 +148,13 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
         links.setdefault((event.source, event.target, event.resource), []).append(event)
     nbytes = sum(e.nbytes for e in events)
     rate = nbytes / sum(busy_seconds(link) for link in links.values())
-    key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
-    ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
+    ceiling = meaning.ceiling(ceilings, meaning.limit(events[0]))
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
     guessed = any(map(facts.guessed, events))
     ends = [NAMES.get(end, end.upper()) for end in way if end]
     # Several at a time may together be faster than any of them.
     best = max(rate, *(e.nbytes / e.seconds for e in events))
-    name, ink = " → ".join(ends), facts.meaning(events[0])
+    name, ink = " → ".join(ends), meaning.ink(events[0])
     return Hop(name, ink, nbytes, rate, best, ceiling, how, guessed, len(events), len(links))
 
 

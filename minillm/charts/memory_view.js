@@ -3,7 +3,6 @@ import { RESERVED, baseOf, formatBytes, formatPercent } from "./run.js";
 import { dashed, line } from "./sheet.js";
 import { crisp } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
-import { labelSaid } from "./machine_words.js";
 import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
 const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
@@ -172,7 +171,7 @@ function shineValues(g, sheet, scale, panel, at) {
     return;
   }
   panel.labels.forEach((label, i) => {
-    const nbytes = point ? point.held[i] : 0, words = `${labelSaid(label)} ${formatBytes(nbytes)}`;
+    const nbytes = point ? point.held[i] : 0, words = `${label} ${formatBytes(nbytes)}`;
     if (!margin && !nbytes) return;
     paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
     g.fillStyle = nbytes ? ink.text : ink.faint;

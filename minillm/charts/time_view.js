@@ -1,4 +1,4 @@
-// What the canvas views have in common: they follow a run, over all of its time, and listen to hands.
+// What the canvas views have in common: they follow a run, over all its time, and listen to hands.
 import { announce, Sheet } from "./sheet.js";
 import { AXIS, paintAxis, paintChosen, shineTime, timeScale } from "./time_axis.js";
 

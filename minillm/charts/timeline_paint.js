@@ -1,5 +1,5 @@
 // How the timeline draws its rows: names, blocks, and above them requests and tokens.
-import { formatBytes, formatPercent, formatRate, formatSeconds, nameOf } from "./run.js";
+import { formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
 import { fittingIn, line, shortened } from "./sheet.js";
 import { crisp } from "./time_axis.js";
 import { rowTotals } from "./timeline_rows.js";
@@ -42,7 +42,7 @@ export function paintNames(g, sheet, row, scale, end) {
 function totalWords(row, end) {
   const { share, nbytes, seconds } = rowTotals(row, end);
   if (!nbytes || row.key === "cpu") return { share, words: "" };
-  const rate = row.key === "staging" || !seconds ? "" : ` · ${formatRate(nbytes / seconds)}`;
+  const rate = !seconds ? "" : ` · ${formatRate(nbytes / seconds)}`;
   return { share, words: formatBytes(nbytes) + rate };
 }
 
@@ -52,13 +52,13 @@ export function paintLane(g, sheet, scale, lane, y, height) {
   for (let i = 0; i < lane.from.length;) {
     const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]), next = lane.next[i];
     if (next > i + 1 && x1 - x0 >= NESTED) {
-      pen.frame(lane.events[i], lane.ink[i], x0, x1, y, height, header);
+      pen.frame(lane.events[i], x0, x1, y, height, header);
       for (let j = i + 1; j < next; j++) {
         const a = scale.x(lane.from[j]), b = scale.x(lane.to[j]);
-        pen.block(lane.events[j], lane.ink[j], a, b, y + header, height - header);
+        pen.block(lane.events[j], a, b, y + header, height - header);
       }
       pen.flush();
-    } else pen.block(lane.events[i], lane.ink[i], x0, x1, y, height);
+    } else pen.block(lane.events[i], x0, x1, y, height);
     i = next;
   }
   pen.flush();
@@ -71,10 +71,10 @@ class Pen {
     Object.assign(g, { font: sheet.font(10), textAlign: "left", textBaseline: "middle" });
   }
 
-  block(e, meaning, x0, x1, y, height) {
+  block(e, x0, x1, y, height) {
     const { g } = this, wide = x1 - x0;
-    if (wide < 1.5) return this.gather(meaning, x0, x1, y, height);
-    const ink = this.sheet.inkOf(meaning), gap = wide > 4 ? 1 : 0.5;
+    if (wide < 1.5) return this.gather(e.ink, x0, x1, y, height);
+    const ink = this.sheet.inkOf(e.ink), gap = wide > 4 ? 1 : 0.5;
     g.fillStyle = ink.colour;
     if (e.how === "predicted") return this.dashed(ink, x0, x1, y, height);
     g.fillRect(x0, y, wide - gap, height);
@@ -88,7 +88,7 @@ class Pen {
   // In place, on a plate of the ink so that the hatch does not cross the letters.
   label(e, ink, x0, x1, y, height) {
     const { g } = this, plate = Math.min(14, height), middle = y + height / 2;
-    const name = nameOf(e), wordings = [`${name}  ${formatSeconds(e.seconds)}`, name];
+    const wordings = [`${e.said}  ${formatSeconds(e.seconds)}`, e.said];
     if (e.kind === "transfer") wordings.push(e.label);
     const words = fittingIn(g, wordings, x1 - x0 - 6);
     if (!words) return;
@@ -108,9 +108,9 @@ class Pen {
   }
 
   // An event that shows its inside: a pale field with its name on top.
-  frame(e, meaning, x0, x1, y, height, header) {
+  frame(e, x0, x1, y, height, header) {
     this.flush();
-    const { g, sheet } = this, ink = sheet.inkOf(meaning);
+    const { g, sheet } = this, ink = sheet.inkOf(e.ink);
     Object.assign(g, { fillStyle: ink.colour, globalAlpha: 0.16 });
     g.fillRect(x0, y, x1 - x0 - 1, height);
     g.globalAlpha = 1;

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import moving
+from test_charts_live import browser_data
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.trace import Event, Trace
 
 MIB, KIB = 2**20, 2**10
@@ -122,7 +123,7 @@ def many_gpus() -> list[Event]:
             Event("transfer", "all-reduce", "parallel", "network", 0.006, 0.001, 4096,
                   f"hbm:{rank}", next_, "activations", token=1, request=0, link="nvlink"),
         ]  # fmt: skip
-    # While one part is copied to HBM, the next is read: both pass through staging at once.
+    # While one part is copied to HBM, the next is read.
     for part in range(4):
         read = Event("transfer", "read", "load", "ssd", part * 0.003, 0.003, MIB, "ssd", "dram")
         copy = Event("transfer", "copy", "load", "copy", read.end, 0.002, MIB, "dram", "hbm")
@@ -138,7 +139,7 @@ def trace() -> Trace:
 @pytest.fixture
 def shown(views_page, trace: Trace) -> Iterator:
     """Both views of the trace, at rest at its end."""
-    views_page.evaluate(SETUP, {"meta": trace.meta, "rows": [list(e) for e in trace.events]})
+    views_page.evaluate(SETUP, browser_data(trace))
     return views_page
 
 
@@ -173,17 +174,9 @@ def rest(page) -> None:
 
 def test_every_event_lies_on_the_row_of_its_resource(shown, trace: Trace) -> None:
     """Catches an event that is lost, drawn twice, or drawn on a neighbour's row."""
-    drawn = [s for s in spans(shown) if s["row"] != "staging"]
-    found = sorted((s["row"], round(s["start"], 9), s["name"]) for s in drawn)
+    found = sorted((s["row"], round(s["start"], 9), s["name"]) for s in spans(shown))
     work = [e for e in trace.events if e.kind != "counter"]
     assert found == sorted((e.resource, round(e.start, 9), e.name) for e in work)
-
-
-def test_what_enters_or_leaves_dram_is_also_staged(shown, trace: Trace) -> None:
-    """Catches a staging row that shows only one of filling and emptying, or copies between GPUs."""
-    staged = sorted(s["start"] for s in spans(shown) if s["row"] == "staging")
-    through = [e.start for e in trace.events if "dram" in (e.source, e.target)]
-    assert staged == pytest.approx(sorted(through))
 
 
 def test_pauses_are_cut_and_nothing_else(shown, trace: Trace) -> None:
@@ -204,8 +197,8 @@ def test_pauses_are_cut_and_nothing_else(shown, trace: Trace) -> None:
 
 def test_what_runs_at_once_never_covers_each_other(shown) -> None:
     """Catches a layer drawn beside its step, and eight GPUs drawn on top of one another."""
-    rows = [list(e) for e in many_gpus()]
-    shown.evaluate("(rows) => { run = new M.Run({}); run.append(rows); }", rows)
+    data = browser_data(Trace.of(many_gpus(), {}))
+    shown.evaluate("({meta, rows}) => { run = new M.Run(meta); run.append(rows); }", data)
     drawn = spans(shown)
     for row, tracks in (("compute", GPUS), ("nvlink", GPUS)):
         assert {s["rank"] for s in drawn if s["row"] == row} == set(range(tracks))
@@ -230,9 +223,10 @@ def test_levels_are_those_that_the_trace_counted(shown, trace: Trace, tier: str)
     panel = shown.evaluate("(tier) => M.memoryPanels(run).find((p) => p.tier === tier)", tier)
     counted = facts.memory(trace, tier)
     labels = panel["labels"]
-    assert set(labels) == set(counted.levels)
+    levels = {meaning.said(label): held for label, held in counted.levels.items()}
+    assert set(labels) == set(levels)
     drawn = [[point["t"], point["used"], *point["held"]] for point in panel["points"]]
-    values = [counted.times, counted.totals, *(counted.levels[label] for label in labels)]
+    values = [counted.times, counted.totals, *(levels[label] for label in labels)]
     told = [list(moment) for moment in zip(*values, strict=True)][1:]  # the first is the empty tier
     assert [moment[1:] for moment in drawn] == [moment[1:] for moment in told]
     assert [moment[0] for moment in drawn] == pytest.approx([moment[0] for moment in told])
@@ -342,7 +336,8 @@ def test_all_of_a_run_is_seen_and_live_there_is_room_for_more(shown) -> None:
     assert live == [1, 2, 2, 4]
     shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
       run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,
-        1, null, 0, "", "measured", "measured", ""]]); draw(run.end); await still(); }""")
+        1, "", 0, "", "measured", "measured", "", "compute", "decode step", "compute", "hbm", []]]);
+      draw(run.end); await still(); }""")
     shown.wait_for_function("() => views.every((one) => one.scale.to >= run.clock.length)")
     shown.evaluate("() => { view.live = false; draw(run.end); }")
     shown.wait_for_function("() => views.every((one) => one.scale.to === run.clock.length)")
