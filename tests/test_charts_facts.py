@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_charts_live import node
+from test_charts_live import browser_data, node
 
 from minillm import charts
 from minillm.charts import facts, loading
@@ -118,8 +118,7 @@ def test_the_browser_cuts_shared_steps_as_python_does(tmp_path: Path) -> None:
     """Catches chips and journeys of a batch that lose the pass, its longest part."""
     trace = mixed()
     ask = """const run = new Run(data.meta); run.append(data.rows); show(run.requests)"""
-    rows = [list(event) for event in trace.events]
-    first, second = node(ask, {"meta": trace.meta, "rows": rows}, tmp_path)
+    first, second = node(ask, browser_data(trace), tmp_path)
     assert [first["number"], second["number"]] == [0, 1] and second["prompt"] == "Tom, at length"
     assert [token["text"] for token in first["tokens"]] == [f" 0.{k}" for k in range(5)]
     pieces = facts.tokens(facts.request(trace))
@@ -163,17 +162,16 @@ def test_stills_show_a_pool_as_room_and_not_as_cache() -> None:
 def test_the_browser_tells_pages_in_use_from_the_pool(tmp_path: Path) -> None:
     """Catches a tank that is full, and a peak that never moves, since a pool was reserved."""
     trace = mixed()
-    rows = [list(event) for event in trace.events]
     ask = """const run = new Run(data.meta); run.append(data.rows);
       const end = run.series("hbm").at(-1), [panel] = memoryPanels(run), {t} = panel.peak;
       const at = pointAt(panel, run.clock.play(t));
       show({peak: panel.peak, end, labels: panel.labels, held: at.held,
             facts: memoryFacts(panel, run.clock.play(t)),
             layers: layersOf(panel.peak.levels, null).map((one) => one.label)})"""
-    said = node(ask, {"meta": trace.meta, "rows": rows}, tmp_path, "widget.js")
+    said = node(ask, browser_data(trace), tmp_path, "widget.js")
     assert (said["end"]["used"], said["peak"]["nbytes"]) == (12 * MIB, 20 * MIB)
     assert said["end"]["peak"] == said["peak"]["taken"] == 12 * MIB + POOL * PAGE
-    assert said["labels"] == said["layers"] == ["weights", "kv", facts.RESERVED]
+    assert said["labels"] == said["layers"] == ["weights", "KV cache", "KV reserved"]
     assert [n // MIB for n in said["held"]] == [12, 8, 12]
     assert said["facts"]["title"] == "HBM 20 MiB · 31 % of 64 MiB"
     assert {"KV cache 8 MiB", "KV reserved 12 MiB"} <= set(said["facts"]["lines"])

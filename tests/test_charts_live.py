@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from minillm.charts import bundle, facts, live, style, watch
-from minillm.charts.wire import Packer, thin
+from minillm.charts import bundle, facts, live, meaning, style, watch
+from minillm.charts.machine_layout import layout
+from minillm.charts.machine_view import plan
+from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 from minillm.trace.event import Event
@@ -51,6 +53,13 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
     return Trace.of(events, {"capacity": {"ssd": 10**9, "hbm": 2**23}, "prompt": "Mia"})
 
 
+def browser_data(trace: Trace, **more: object) -> dict[str, object]:
+    """`meta` and `rows` of a trace as a page has them."""
+    sheet = plan(trace)
+    rows = [meaning.told(event, sheet) for event in trace.events]
+    return {"meta": live.for_page(trace), "rows": rows, **more}
+
+
 def node(code: str, data: object, folder: Path, entry: str = "run.js") -> object:
     """What `code` shows: it sees all of a script and `data`, and ends with `show(result)`."""
     program = shutil.which("node")
@@ -72,7 +81,7 @@ def browser_run(tmp_path: Path) -> Callable[..., object]:
     """`browser_run(code, trace, extra)`: the code has `run`, a Run of the trace, and `extra`."""
 
     def ask(code: str, trace: Trace, extra: object = None) -> object:
-        data = {"meta": trace.meta, "rows": [list(e) for e in trace.events], "extra": extra}
+        data = browser_data(trace, extra=extra)
         start = "const run = new Run(data.meta); run.append(data.rows); const extra = data.extra;"
         return node(start + code, data, tmp_path)
 
@@ -109,8 +118,8 @@ def parts_slowly(events: list[Event], start: float, stop: float) -> dict[tuple[s
 
     def key(event: Event) -> tuple[str, str]:
         rest = id(event) in parents
-        name = f"rest of the {event.stage}" if rest else facts.name_of(event)
-        return name, facts.meaning(event)
+        name = f"rest of the {event.stage}" if rest else meaning.name_of(event)
+        return name, meaning.ink(event)
 
     inside = {t for e in events for t in (e.start, e.end) if start < t < stop}
     edges, idle = [start, *sorted(inside), stop], ("in between", "idle")
@@ -134,7 +143,7 @@ def test_parts_in_the_browser_give_each_instant_to_the_innermost_event(
     told = browser_run("show(extra.map(([a, b]) => run.parts(a, b)))", trace, spans)
     for (start, stop), parts in zip(spans, told, strict=True):
         over = [e for e in rows if e.start < stop and (e.end > start or e.start >= start)]
-        ours = {(p["name"], p["meaning"]): p["seconds"] for p in parts}
+        ours = {(p["name"], p["ink"]): p["seconds"] for p in parts}
         assert ours == pytest.approx(parts_slowly(over, start, stop), abs=1e-8)
         assert sum(ours.values()) == pytest.approx(stop - start)
 
@@ -156,7 +165,7 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
         assert token["text"] == f" w{token['index']}"
     memory = facts.memory(trace, "hbm")
     assert told["peak"]["nbytes"] == memory.peak and told["levels"][-1] == {
-        label: values[-1] for label, values in memory.levels.items()
+        meaning.said(label): values[-1] for label, values in memory.levels.items()
     }
     assert told["used"] == {"w": 6 * 2**20}  # between the load and the request
     assert told["tiers"] == ["ssd", "dram", "hbm", "hbm:1"]
@@ -197,13 +206,14 @@ def test_inks_fields_and_numbers_are_the_same_in_both_languages(browser_run) -> 
     """Catches a colour or a rounding that was changed in one of the two places."""
     sizes = [0, 48, 1023, 1024, 12130816, 2**20 - 1, 3 * 2**40]
     times = [0.0, 3e-6, 0.00241, 0.9994]
-    ask = """show({fields: FIELDS, sizes: extra[0].map(formatBytes),
+    ask = """show({fields: FIELDS, reserved: RESERVED, sizes: extra[0].map(formatBytes),
                    times: extra[1].map(formatSeconds), rate: formatRate(3.2e9),
                    shares: [0, 0.001, 0.434, 1].map((x) => formatPercent(x))})"""
     told = browser_run(ask, Trace(), [sizes, times])
     inks = dict(re.findall(r"--m-(\w+): (#\w{6});", bundle.style().partition("}")[0]))
     assert {name: ink.colour.lower() for name, ink in style.INK.items()}.items() <= inks.items()
-    assert tuple(told["fields"]) == Event._fields
+    assert tuple(told["fields"]) == FIELDS
+    assert told["reserved"] == meaning.said(meaning.RESERVED)
     assert told["sizes"] == [format_size(n).replace(".0 ", " ") for n in sizes]
     assert told["times"] == [style.amount(t, "s") for t in times]
     assert told["shares"] == [style.percent(x, 1) for x in (0, 0.001, 0.434, 1)]
@@ -223,8 +233,11 @@ def test_no_event_is_lost_between_the_trace_and_the_browser(tmp_path: Path) -> N
     rows = node(ask, batches, tmp_path)
     assert len(rows) == len(events)
     for row, event in zip(rows, events, strict=True):
-        told = Event(*row)
-        assert told._replace(start=0, seconds=0) == event._replace(start=0, seconds=0)
+        told = Event(*row[: len(Event._fields)])
+        wanted = Event(*meaning.told(event, layout())[: len(Event._fields)])
+        assert told._replace(start=0, seconds=0) == wanted._replace(start=0, seconds=0)
+        assert row[len(Event._fields) :] == json.loads(json.dumps(
+            meaning.told(event, layout())[len(Event._fields) :]))  # fmt: skip
         assert (told.start, told.end) == pytest.approx((event.start, event.end), abs=1.01e-7)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from test_charts_live import browser_data
 
 from minillm.charts import bundle
 from minillm.charts.machine_pen import scale
@@ -333,7 +334,7 @@ def test_the_living_picture_and_the_still_see_the_same_flows(
         const rows = told.map(([step, f]) => [step, f.nbytes, f.rate, f.how, f.ink]);
         console.log(JSON.stringify(rows));
         """,
-        {"meta": trace.meta, "rows": [list(e) for e in trace.events], "sheet": sheet}, tmp_path,
+        browser_data(trace, sheet=sheet), tmp_path,
     )  # fmt: skip
     flows = crossed(trace, sheet)
     assert {step for step, *_ in said} == set(flows)

@@ -411,7 +411,7 @@ def test_each_rank_has_its_lane_and_the_words_are_the_busiest_ones() -> None:
               for path in bars.get_paths()}  # fmt: skip
     assert len(blocks) == 16  # compute and network, eight each
     assert "compute of 8 ranks prefill 8.7 ms, 2 × decode step 17.4 ms" in chart.alt
-    assert {"compute\n8 ranks", "network\n8 ranks"} <= set(texts(chart))
+    assert {"compute\n8 ranks", "NVLink\n8 ranks"} <= set(texts(chart))
     drawn = chart.get_tightbbox(FigureCanvasAgg(chart).get_renderer())
     assert drawn.x0 >= 0 and drawn.x1 <= 7
 

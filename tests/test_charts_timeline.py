@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from minillm import charts
-from minillm.charts import facts, loading
+from minillm.charts import facts, loading, meaning
 from minillm.charts.stills import still
 from minillm.charts.style import INK
 from minillm.charts.timeline_rows import at_once, told
@@ -185,7 +185,7 @@ def test_waiting_for_weights_is_no_work() -> None:
     pale = to_hex(INK["idle"].colour)
     faces = [to_hex(bars.get_facecolor()[0]) for bars in chart.axes[-1].collections]
     assert pale in faces
-    assert not facts.meaning(waits[0]) == "idle"
+    assert not meaning.ink(waits[0]) == "idle"
 
 
 # -- a token's own time ----------------------------------------------------------------------------

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
+from minillm.charts.meaning import RESERVED
 from minillm.errors import MinillmError
-from minillm.trace import Event, Trace, bare
-
-RESERVED = "kv reserved"  # the label of a pool's empty pages: taken, and not in use
+from minillm.trace import Event, Trace
 
 
 @dataclass(frozen=True)
@@ -201,35 +200,6 @@ def memory(trace: Trace, tier: str) -> Memory | None:
         for label, nbytes in held.items():
             levels[label].append(nbytes)
     return Memory(tier, tuple(times), {label: tuple(v) for label, v in levels.items()})
-
-
-def meaning(event: Event) -> str:
-    """The ink of an event: its link, the tier it copies to, or the unit that works or waits."""
-    unit, target = bare(event.resource), bare(event.target)
-    if event.name.startswith("wait "):
-        return "idle"
-    if unit == "copy":
-        return target if target in ("hbm", "dram") else "cpu"
-    return "ffn" if event.name == "ffn" else unit
-
-
-def name_of(event: Event) -> str:
-    """What a reader calls it: 'logits → DRAM' for a transfer, else its name."""
-    if event.kind == "transfer":
-        return f"{event.label or event.name} → {bare(event.target).upper()}"
-    return f"page cache ({event.name})" if from_cache(event) else event.name
-
-
-def said(label: str) -> str:
-    """A label of memory, as a reader calls it."""
-    return {"kv": "KV cache", RESERVED: "KV reserved"}.get(label, label)
-
-
-def from_cache(event: Event) -> bool:
-    """Whether it read weights that the page cache held: work of the CPU, no transfer from SSD."""
-    return (event.kind, event.stage, event.label) == ("span", "load", "weights") and event.name in (
-        "read", "mmap",
-    )  # fmt: skip
 
 
 def guessed(event: Event) -> bool:

@@ -70,8 +70,8 @@ export function journeyBox(box, run) {
       const piece = document.createElement("div"), ink = document.createElement("i");
       const name = document.createElement("span");
       piece.style.flex = `${part.seconds / whole} 1 0`;
-      ink.style.setProperty("--ink", `var(--m-${part.meaning})`);
-      ink.dataset.meaning = part.meaning;
+      ink.style.setProperty("--ink", `var(--m-${part.ink})`);
+      ink.dataset.meaning = part.ink;
       const share = formatPercent(part.seconds, whole);
       piece.title = `${part.name}: ${formatSeconds(part.seconds)}, ${share}`;
       const room = (box.clientWidth * part.seconds) / whole, time = formatSeconds(part.seconds);

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.charts.show import Chart
 from minillm.charts.style import (
     FAINT,
@@ -24,7 +24,7 @@ from minillm.charts.style import (
     times,
 )  # fmt: skip
 from minillm.errors import MinillmError
-from minillm.trace import Event, Trace, busy_seconds
+from minillm.trace import Event, Trace, bare, busy_seconds
 from minillm.units import format_size
 
 LEFT, COLUMN, STEP = 1.65, 0.82, 0.44  # inches: names, a column, a row
@@ -137,10 +137,9 @@ def find_hops(trace: Trace, ceilings: Mapping[str, float]) -> list[Hop]:
 def _way(event: Event) -> tuple[str, str] | None:
     """From where to where; None for work that moved nothing over a link."""
     if event.kind == "transfer":
-        ends = facts.bare(event.source), facts.bare(event.target)
-        link = event.link if event.link in ("nvlink", "infiniband") else "network"
-        return (link, "") if link in (event.link, facts.bare(event.resource)) else ends
-    return ("hbm", "compute") if facts.bare(event.resource) == "compute" else None
+        over = meaning.row(event)
+        return (over, "") if over in NAMES else (bare(event.source), bare(event.target))
+    return ("hbm", "compute") if bare(event.resource) == "compute" else None
 
 
 def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float]) -> Hop:
@@ -149,14 +148,13 @@ def _hop(way: tuple[str, str], events: list[Event], ceilings: Mapping[str, float
         links.setdefault((event.source, event.target, event.resource), []).append(event)
     nbytes = sum(e.nbytes for e in events)
     rate = nbytes / sum(busy_seconds(link) for link in links.values())
-    key = {"compute": "hbm"}.get(way[1], "ssd" if "ssd" in way else "copy") if way[1] else way[0]
-    ceiling = ceilings.get(key, ceilings.get("network") if not way[1] else None)
+    ceiling = meaning.ceiling(ceilings, meaning.limit(events[0]))
     how = "emulated" if any(e.how == "emulated" for e in events) else events[0].how
     guessed = any(map(facts.guessed, events))
     ends = [NAMES.get(end, end.upper()) for end in way if end]
     # Several at a time may together be faster than any of them.
     best = max(rate, *(e.nbytes / e.seconds for e in events))
-    name, ink = " → ".join(ends), facts.meaning(events[0])
+    name, ink = " → ".join(ends), meaning.ink(events[0])
     return Hop(name, ink, nbytes, rate, best, ceiling, how, guessed, len(events), len(links))
 
 
@@ -174,27 +172,18 @@ def _climb(hops: Sequence[Hop]) -> str:
 
 
 def _finding(hops: Sequence[Hop]) -> str:
-    """How high the ceilings of this way are. Where they are not known, what was reached: how HBM is
-    read against how it is filled; without both, the fastest link against the slowest.
+    """How high the ceilings of this way are. Where they are not known, the links that differ most;
+    the rate of a few bytes of ids is that of a tiny copy, and no link's.
     """
     if climb := _climb(hops):
         return climb
-    by_name = {hop.name: hop for hop in hops}
-    read, fill = by_name.get("HBM → compute"), by_name.get("DRAM → HBM")
-    if read and fill and fill.nbytes < 0.5 * read.nbytes / read.count:
-        fill = None  # no load: only ids came in, and their rate is that of a tiny copy
-    fast, slow = max(hops, key=lambda h: h.rate), min(hops, key=lambda h: h.rate)
+    large = [hop for hop in hops if 100 * hop.nbytes >= max(h.nbytes for h in hops)]
+    fast, slow = max(large, key=lambda h: h.rate), min(large, key=lambda h: h.rate)
     if fast is slow:
         share = f", {percent(fast.rate, fast.ceiling)} of its ceiling" if fast.ceiling else ""
         return f"{fast.name} moves {amount(fast.rate, 'B/s')}{share}"
-    if read and fill and read.rate >= fill.rate:
-        fast, slow, said = read, fill, "HBM is read {} as fast as it is filled"
-    elif read and fill:
-        fast, slow, said = fill, read, "HBM is filled {} as fast as it is read"
-    else:
-        said = f"{fast.name} is {{}} as fast as {slow.name}"
     rates = f"{amount(fast.rate, 'B/s')} against {amount(slow.rate, 'B/s')}"
-    return f"{said.format(times(fast.rate / slow.rate))}: {rates}"
+    return f"{fast.name} is {times(fast.rate / slow.rate)} as fast as {slow.name}: {rates}"
 
 
 def _draw(ax: Axes, hops: Sequence[Hop]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from minillm.charts import bundle, stills
+from minillm.charts import bundle, meaning, stills
 from minillm.charts.machine_view import plan
 from minillm.charts.wire import Packer, thin
 from minillm.errors import MinillmError
@@ -64,7 +64,7 @@ class RunView(anywidget.AnyWidget):
         self.trace, events = trace, at_most(MANY, trace.events)
         with self.hold_sync():  # one message
             self.meta = for_page(trace)
-            self.columns = Packer().pack(events)
+            self.columns = Packer(plan(trace)).pack(events)
 
     def feed(self, events: Sequence[Event], packer: Packer, anew: bool = False) -> None:
         """More of the run, while it goes on; `anew`: it began again, forget what was sent."""
@@ -145,7 +145,7 @@ class Feed:
         pause: Callable[[float], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self._trace, self._send, self._packer, self._clock = trace, send, Packer(), clock
+        self._trace, self._send, self._packer, self._clock = trace, send, Packer(plan(trace)), clock
         self._over = threading.Event()
         self.spent = 0.0  # seconds of processor time
         self._pause = pause or self._over.wait
@@ -195,7 +195,7 @@ class Feed:
             self.events += new
             self._unsent += new
             return False
-        self.events, self._packer = list(self._trace.events), Packer()
+        self.events, self._packer = list(self._trace.events), Packer(plan(self._trace))
         self._unsent = list(self.events)
         return True
 
@@ -229,9 +229,13 @@ def at_most(many: int, events: Sequence[Event]) -> Sequence[Event]:
 
 
 def for_page(trace: Trace) -> dict[str, Any]:
-    """What the trace says of itself, and where the boxes of its machine stand."""
+    """What the trace says of itself, where its machine's boxes stand, and the timeline's rows."""
     wide, narrow = plan(trace), plan(trace, narrow=True)
-    return {**trace.meta, "layout": {"wide": wide, "narrow": narrow}}
+    known, capacity = (trace.meta.get(key) or {} for key in ("ceilings", "capacity"))
+    ceilings = {key: meaning.ceiling(known, key) for key in (*known, "nvlink", "infiniband")}
+    return {**trace.meta, "layout": {"wide": wide, "narrow": narrow}, "ceilings": ceilings,
+            "capacity": {meaning.plain(tier): n for tier, n in capacity.items()},
+            "rows": list(meaning.ROWS.items())}  # fmt: skip
 
 
 def _in_notebook() -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.charts.facts import Window
-from minillm.trace import Event, Trace, busy_seconds
+from minillm.trace import Event, Trace, bare, busy_seconds
 
 
 def load(trace: Trace) -> Window | None:
@@ -34,7 +34,7 @@ def _brings_weights(event: Event) -> bool:
 def streamed(events: Iterable[Event]) -> list[Event]:
     """The transfers that brought weights to HBM for a token: there they did not stay."""
     return [e for e in events if e.kind == "transfer" and e.stage == "load"
-            and facts.served(e) and facts.bare(e.target) == "hbm"]  # fmt: skip
+            and facts.served(e) and bare(e.target) == "hbm"]  # fmt: skip
 
 
 def count_tokens(events: Iterable[Event]) -> int:
@@ -77,9 +77,9 @@ def overlap(events: Iterable[Event]) -> Overlap:
     """What the two links of a load did beside each other."""
     events = [e for e in events if e.stage == "load"]
     moves = [e for e in events if e.kind == "transfer"]
-    links = {link: [e for e in moves if facts.bare(e.resource) == link] for link in ("ssd", "copy")}
+    links = {link: [e for e in moves if bare(e.resource) == link] for link in ("ssd", "copy")}
     ssd, copy = (busy_seconds(link) for link in links.values())
     both = ssd + copy - busy_seconds([*links["ssd"], *links["copy"]])
     nbytes = sum(e.nbytes for e in links["copy"] or links["ssd"])
-    cached = not links["ssd"] and any(map(facts.from_cache, events))
+    cached = not links["ssd"] and any(map(meaning.from_cache, events))
     return Overlap(ssd, copy, max(0.0, both), nbytes, cached)

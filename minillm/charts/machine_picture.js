@@ -1,6 +1,6 @@
 // One picture of the machine, wide or narrow: it puts the parts together and sets them to a moment.
 
-import { baseOf, formatRate, meaningOf } from "./run.js";
+import { baseOf, formatRate } from "./run.js";
 import { SwitchBox, UnitBox } from "./machine_boxes.js";
 import { MemoryBox } from "./machine_tanks.js";
 import { FADES, MachinePipe } from "./machine_pipes.js";
@@ -156,7 +156,7 @@ export class MachinePicture {
     const spent = {}, units = new Map();
     for (const e of events) {
       spent[e.stage] = (spent[e.stage] || 0) + e.seconds;
-      const works = e.kind === "span" && meaningOf(e) !== "idle";
+      const works = e.kind === "span" && e.ink !== "idle";
       if (works) units.set(this.sheet.home[e.resource], e.resource);
     }
     this.strip.light(spent, now, this.still);

@@ -17,6 +17,8 @@ STAGES = {
 }  # fmt: skip
 # Widths in the order of real bandwidths: a hint (NVMe < InfiniBand < PCIe < NVLink < HBM).
 PIPE = {"disk": 8, "infiniband": 9, "nic": 9, "pcie": 12, "bus": 12, "nvlink": 18, "read": 26}
+# Whose ceiling holds for a kind of link; between host and switch several share one: none is known.
+LIMITS = {"disk": "ssd", "pcie": "copy", "read": "hbm", "nic": "network", "bus": ""}
 TITLES = {"ssd": "SSD", "dram": "DRAM", "cpu": "CPU", "nic": "NIC", "pcie": "PCIe",
           "nvlink": "NVLink"}  # fmt: skip
 
@@ -52,10 +54,11 @@ class Sheet:
     def link(self, name: str, kind: str, ends: str, points: list, label: list | None = None):
         """Join two boxes. label: [x, y, side], words stand "start", "middle" or "end" there."""
         begin, end = ends.split()
+        shared = kind == "pcie" and self.boxes[end]["kind"] == "pcie"
         path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
         self.links[name] = {
             "kind": kind, "from": begin, "to": end, "points": [list(p) for p in points],
-            "path": path, "width": PIPE[kind],
+            "path": path, "width": PIPE[kind], "limit": "" if shared else LIMITS.get(kind, kind),
         } | ({"label": label} if label else {})  # fmt: skip
 
     def across(self, name: str, kind: str, ends: str, y: float, label: Any = None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.patches import Rectangle
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.charts.machine_pen import RAISED, TINTS, Pen, arrow, order, scale, visible
 from minillm.charts.show import Chart
 from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, amount, percent
@@ -165,7 +165,7 @@ def _label(pen: Pen, box: dict, edges: list[tuple[str, int, float, float]]) -> N
         if middle > h - 20:
             continue
         free = middle
-        name, size = facts.said(label), amount(nbytes, "B")
+        name, size = meaning.said(label), amount(nbytes, "B")
         words = [f"{name} {size}", f"{label} {size}", name]
         tint = TINTS[[edge[0] for edge in edges].index(label)]
         ink = INK[box["kind"]].colour

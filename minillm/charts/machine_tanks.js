@@ -3,10 +3,10 @@
 import { INSET, LINES, WordBox } from "./machine_boxes.js";
 import { RESERVED } from "./events.js";
 import { formatBytes } from "./formats.js";
-import { labelSaid, memorySaid } from "./machine_words.js";
+import { memorySaid } from "./machine_words.js";
 import { fitting, setAttr, setText, svgPart } from "./machine_svg.js";
 
-const LOWEST = ["weights", "kv", RESERVED]; // in a tank; the rest on top of them
+const LOWEST = ["weights", "KV cache", RESERVED]; // in a tank; the rest on top of them
 const TINTS = [0.28, 0.55, 0.75, 0.95]; // what is large is pale, what is thin is strong
 const UNNAMED = 2000; // a layer this many times smaller than the whole is seen, but not named
 const tankCount = { made: 0 };
@@ -134,7 +134,7 @@ export class MemoryBox extends WordBox {
       setAttr(label, "display", shown ? "inline" : "none");
       if (!shown) return;
       free = middle;
-      const name = labelSaid(one.label), brief = name.split(" ")[0];
+      const name = one.label, brief = name.split(" ")[0];
       const nbytes = formatBytes(one.there);
       const arriving = { used: one.there, capacity: one.nbytes };
       const part = one.there === one.nbytes ? []
@@ -150,7 +150,7 @@ export class MemoryBox extends WordBox {
   // The same for a tip: each label with its bytes.
   held() {
     const scale = this.open ? [`drawn up to ${formatBytes(this.top)}, so that it can be seen`] : [];
-    return [...this.edges.map((one) => `${labelSaid(one.label)} ${formatBytes(one.there)}`
+    return [...this.edges.map((one) => `${one.label} ${formatBytes(one.there)}`
       + (one.there < one.nbytes ? ` of ${formatBytes(one.nbytes)}` : "")), ...scale];
   }
 }

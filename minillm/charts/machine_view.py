@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.charts.machine_finding import find
 from minillm.charts.machine_layout import layout
 from minillm.charts.machine_still import draw
 from minillm.charts.show import Chart
 from minillm.charts.style import amount
-from minillm.trace import Event, Trace, busy_seconds, rank_of
+from minillm.trace import Event, Trace, bare, busy_seconds, rank_of
 from minillm.units import format_size
 
 
@@ -96,12 +96,12 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
     """
     home, capacity = sheet["home"], _capacities(trace)
     held: dict[str, dict[tuple[str, str], int]] = {}
-    most = {box: Peak({}, capacity.get(box, capacity.get(facts.bare(box.split("@")[0]))))
+    most = {box: Peak({}, capacity.get(box, capacity.get(bare(box.split("@")[0]))))
             for box, what in sheet["boxes"].items() if "tank" in what}  # fmt: skip
     if trace.meta.get("weight_bytes"):
         most["ssd"].levels["weights"] = int(trace.meta["weight_bytes"])
     for event in trace.events:
-        box = home.get(_plain(event.name)) if event.kind == "counter" else None
+        box = home.get(meaning.plain(event.name)) if event.kind == "counter" else None
         if box is None:
             continue
         levels = held.setdefault(box, {})
@@ -111,15 +111,8 @@ def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
     return most
 
 
-def _ink(event: Event, kind: str, end: str) -> str:
-    """The meaning of a link's dots: what is on the network is that all along its way."""
-    if facts.bare(event.resource) == "network":
-        return "network"
-    return {"disk": "ssd", "read": "hbm"}.get(kind, facts.bare(end))
-
-
 def _capacities(trace: Trace) -> dict[str, int]:
-    return {_plain(tier): n for tier, n in trace.meta.get("capacity", {}).items()}
+    return {meaning.plain(tier): n for tier, n in trace.meta.get("capacity", {}).items()}
 
 
 def _by_label(levels: dict[tuple[str, str], int]) -> dict[str, int]:
@@ -132,9 +125,9 @@ def _by_label(levels: dict[tuple[str, str], int]) -> dict[str, int]:
 def crossed(trace: Trace, sheet: dict[str, Any]) -> dict[str, Flow]:
     """What crossed each link, by step: "+pcie" along the link of that name, "-pcie" against it."""
     moved: dict[str, list[tuple[Event, str]]] = {}
-    for event, begin, end in _moves(trace):
-        for step in _way(sheet, begin, end):
-            moved.setdefault(step, []).append((event, end))
+    for event in _moves(trace):
+        for step, ink in meaning.way(event, sheet):
+            moved.setdefault(step, []).append((event, ink))
     ceilings = trace.meta.get("ceilings", {})
     return {step: _flow(sheet, step, moves, ceilings) for step, moves in moved.items()}
 
@@ -142,18 +135,15 @@ def crossed(trace: Trace, sheet: dict[str, Any]) -> dict[str, Flow]:
 def _flow(
     sheet: dict[str, Any], step: str, moves: list[tuple[Event, str]], ceilings: dict[str, float]
 ) -> Flow:
-    """moves: what took this step, each with the tier it went to. The largest gives the words."""
+    """moves: what took this step, each with its ink. The largest gives the words."""
     link, events = sheet["links"][step[1:]], [event for event, _ in moves]
-    largest, end = max(moves, key=lambda move: move[0].nbytes)
+    largest, ink = max(moves, key=lambda move: move[0].nbytes)
     guessed = largest.kind == "span" and facts.guessed(largest)
-    key = {"disk": "ssd", "pcie": "copy", "read": "hbm"}.get(link["kind"], "network")
-    shared = link["kind"] == "pcie" and sheet["boxes"][link["to"]]["kind"] == "pcie"
     return Flow(
         sum(e.nbytes for e in events), busy_seconds(events),
         label=largest.label if largest.kind == "transfer" else "weights, KV",
         how="predicted" if guessed else largest.how,
-        ceiling=None if shared else ceilings.get(link["kind"], ceilings.get(key)),
-        ink=_ink(largest, link["kind"], end),
+        ceiling=meaning.ceiling(ceilings, link["limit"]), ink=ink,
     )  # fmt: skip
 
 
@@ -161,8 +151,8 @@ def _busy(trace: Trace, sheet: dict[str, Any]) -> dict[str, float]:
     """Seconds for which each unit was at work; what runs inside other work counts once."""
     spans: dict[str, list[Event]] = {}
     for event in facts.work(trace):
-        if event.kind == "span" and facts.meaning(event) != "idle":
-            spans.setdefault(sheet["home"].get(_plain(event.resource), ""), []).append(event)
+        if event.kind == "span" and meaning.ink(event) != "idle":
+            spans.setdefault(sheet["home"].get(meaning.plain(event.resource), ""), []).append(event)
     return {box: busy_seconds(events) for box, events in spans.items()}
 
 
@@ -174,38 +164,15 @@ def _words(trace: Trace) -> tuple[str, list[str]]:
     return "".join(e.detail for e in mine if e.name == "tokenize"), words
 
 
-def _moves(trace: Trace) -> Iterator[tuple[Event, str, str]]:
-    """Events that move bytes, with both ends: transfers, and what compute reads from its HBM.
+def _moves(trace: Trace) -> Iterator[Event]:
+    """Events that move bytes: transfers, and what compute reads from its HBM.
 
     Of a span that lies in another one with bytes, the outer one counts.
     """
     work = facts.work(trace)
-    for event in work:
-        if event.kind == "transfer":
-            yield event, _plain(event.source), _plain(event.target)
+    yield from (e for e in work if e.kind == "transfer")
     reads = (e for e in work if e.kind == "span" and e.nbytes)
-    for event in facts.outermost(e for e in reads if facts.bare(e.resource) == "compute"):
-        unit = _plain(event.resource)
-        yield event, unit.replace("compute", "hbm"), unit
-
-
-def _way(sheet: dict[str, Any], begin: str, end: str) -> list[str]:
-    """The steps from one tier to another. One without a rank is of the other one's node."""
-    rank = rank_of(begin) or rank_of(end)
-    one, two = (_home(sheet, unit, rank) for unit in (begin, end))
-    if f"{one} {two}" in sheet["routes"]:
-        return sheet["routes"][f"{one} {two}"]
-    back = sheet["routes"].get(f"{two} {one}", [])
-    return [("-" if step[0] == "+" else "+") + step[1:] for step in reversed(back)]
-
-
-def _home(sheet: dict[str, Any], unit: str, rank: int) -> str | None:
-    shared = unit in ("ssd", "dram", "cpu") and rank
-    return sheet["home"].get(f"{unit}:{rank}" if shared else unit)
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(":0")
+    yield from facts.outermost(e for e in reads if bare(e.resource) == "compute")
 
 
 def _in_words(step: str, flow: Flow, sheet: dict[str, Any]) -> str:

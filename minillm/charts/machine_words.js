@@ -1,6 +1,6 @@
 // What the machine diagram says: of each part in a sentence, of each link in a few short lines.
 
-import { RESERVED, baseOf, formatBytes, formatPercent, formatRate } from "./run.js";
+import { baseOf, formatBytes, formatPercent, formatRate } from "./run.js";
 
 const PART_SAYS = {
   ssd: "The disk. Weights rest here as files: large, slow, and kept without power.",
@@ -23,21 +23,12 @@ const PIPE_NAMES = {
 const CACHED = 1.1; // of the disk's ceiling: what is read faster than that was in DRAM already
 const ARROWS = { across: ["→", "←"], down: ["↓", "↑"] };
 
-const SAID = { kv: "KV cache", [RESERVED]: "KV reserved" };
-
 export const partSays = (kind) => PART_SAYS[kind] || "";
-export const labelSaid = (label) => SAID[label] || label || "bytes";
 export const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
 // On a machine without a GPU a link to HBM is a copy inside DRAM: it is not called PCIe.
 export const pipeName = (kind, emulated) =>
   (kind === "pcie" && emulated ? "copy" : PIPE_NAMES[kind]);
-
-// The ceiling of a kind of link, in bytes/s, or null.
-export function ceilingOf(kind, { ceilings = {} }) {
-  const key = { disk: "ssd", pcie: "copy", read: "hbm" }[kind] || "network";
-  return ceilings[kind] || ceilings[key] || null;
-}
 
 export function arrowOf({ points }, sign) {
   const [[x0, y0], [x1, y1]] = points;
@@ -50,12 +41,12 @@ export function arrowOf({ points }, sign) {
 // yet. total: say how many bytes, too. brief: few lines, for there is little room.
 export function linkLines(link, flow, meta, total, brief = false) {
   if (!flow) {
-    const ceiling = ceilingOf(link.kind, meta);
+    const ceiling = meta.ceilings?.[link.limit];
     return { over: [pipeName(link.kind, meta.device === "cpu")],
       under: ceiling ? ["ceiling", formatRate(ceiling)] : [] };
   }
   const arrow = arrowOf(link, flow.sign), name = link.kind === "infiniband" ? "InfiniBand · " : "";
-  const over = [[flow.label].flat().map((label) => `${name}${labelSaid(label)} ${arrow}`)];
+  const over = [[flow.label].flat().map((label) => `${name}${label || "bytes"} ${arrow}`)];
   if (total) over.push(formatBytes(flow.nbytes));
   over.push(flow.rate ? formatRate(flow.rate) : "at once");
   const under = [flow.how], share = formatPercent(flow.share || 0);
@@ -92,7 +83,7 @@ export function sceneSentence({ scene, strip, flows, sheet }) {
   for (const [step, flow] of moved.sort((a, b) => b[1].nbytes - a[1].nbytes).slice(0, 3)) {
     const link = sheet.links[step.slice(1)], way = [link.from, link.to];
     const ends = (flow.sign > 0 ? way : way.reverse()).map((end) => sheet.boxes[end].title);
-    const label = labelSaid([flow.label].flat()[0]);
+    const label = [flow.label].flat()[0] || "bytes";
     says.push(`${ends.join(" to ")}: ${label} at ${formatRate(flow.rate)}, ${flow.how}`);
   }
   const word = scene.words.at(-1);

@@ -1,6 +1,5 @@
 // How full each tier was, as the memory view shows it, and what can be said of it. Nothing draws.
 import { firstAbove } from "./clock.js";
-import { labelSaid } from "./machine_words.js";
 import { RESERVED, baseOf, formatBytes, formatPercent, formatSeconds, rankOf } from "./run.js";
 
 const MOST = 3; // labels shown by name; the rest of them together are "other"
@@ -56,7 +55,7 @@ export const pointAt = ({ points }, at) =>
 export function memoryFacts(panel, at) {
   const point = pointAt(panel, at), used = point ? point.used : 0;
   const lines = panel.labels.map((label, i) => [label, point ? point.held[i] : 0])
-    .filter(([, nbytes]) => nbytes).map(([label, n]) => `${labelSaid(label)} ${formatBytes(n)}`);
+    .filter(([, nbytes]) => nbytes).map(([label, n]) => `${label} ${formatBytes(n)}`);
   const { budget } = panel;
   const share = budget ? ` · ${formatPercent(used, budget)} of ${formatBytes(budget)}` : "";
   lines.push(`at ${formatSeconds(at)}`);

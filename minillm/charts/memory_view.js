@@ -1,9 +1,8 @@
 // Memory: how full each tier was, by label, over the run.
 import { RESERVED, baseOf, formatBytes, formatPercent } from "./run.js";
 import { dashed, line } from "./sheet.js";
-import { clipTo, crisp } from "./time_axis.js";
+import { crisp } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
-import { labelSaid } from "./machine_words.js";
 import { memoryFacts, memoryPanels, memoryWords, pointAt } from "./memory_panels.js";
 
 const SHADES = [[0.85, ""], [0.55, "/"], [0.32, "."]]; // strength and hatch, largest label first
@@ -24,50 +23,45 @@ export class MemoryView extends TimeView {
   inkPlot(g) {
     const { run, sheet, scale } = this, emulated = run.meta.device === "cpu";
     for (const panel of this.panels) {
-      clipTo(g, scale, panel.y, panel.y + panel.height + 1);
       paintAreas(g, sheet, scale, panel, run.clock.length);
-      g.restore();
       paintLevels(g, sheet, scale, panel, emulated);
     }
   }
 
   shinePlot(g) {
-    const at = this.stretch.pointer ?? this.run.clock.play(this.t);
+    const at = this.pointer ?? this.run.clock.play(this.t);
     for (const panel of this.panels) shineValues(g, this.sheet, this.scale, panel, at);
   }
 
   hover(x, y) {
-    const { scale, stretch } = this, inside = x >= scale.left && x <= scale.right;
-    stretch.point(inside ? scale.at(x) : null);
+    const { scale } = this, inside = x >= scale.left && x <= scale.right;
+    this.point(inside ? scale.at(x) : null);
     const panel = inside && this.panels.find((p) => y >= p.y - 4 && y <= p.y + p.height + 4);
     if (panel) this.tell(x, { y, height: 0 }, memoryFacts(panel, scale.at(x)), false);
     else this.sheet.card.hide();
   }
 
   leave() {
-    this.stretch.point(null);
+    this.point(null);
     this.sheet.card.hide();
   }
 
-  open() { this.stretch.fit(); }
-
   // Left and right to the next change of a tier, up and down to the next tier.
   step(key) {
-    const { panels, stretch } = this, down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
+    const { panels } = this, down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
     if (!panels.length) return false;
     this.chosen = Math.min(Math.max(this.chosen + down, 0), panels.length - 1);
     const panel = panels[this.chosen], { points } = panel;
-    let at = stretch.pointer ?? stretch.from;
+    let at = this.pointer ?? 0;
     if (key === "ArrowRight") at = (points.find((p) => p.at > at + 1e-9) || points.at(-1)).at;
     if (key === "ArrowLeft") at = (points.findLast((p) => p.at < at - 1e-9) || points[0]).at;
-    this.reach(at, at);
-    stretch.point(at);
+    this.point(at);
     this.tell(this.scale.x(at), panel, memoryFacts(panel, at), true);
     return true;
   }
 
   enter() {
-    const { pointer } = this.stretch;
+    const { pointer } = this;
     if (pointer !== null) this.onSeek(this.run.clock.trace(pointer));
     return pointer !== null;
   }
@@ -123,9 +117,7 @@ function thinned(points, scale, end) {
   const kept = [];
   for (let i = 0; i < points.length; i++) {
     const until = i + 1 < points.length ? points[i + 1].at : end;
-    if (until < scale.from || points[i].at > scale.to) continue;
-    const x0 = Math.max(scale.x(points[i].at), scale.left);
-    const x1 = Math.min(scale.x(until), scale.right);
+    const x0 = scale.x(points[i].at), x1 = scale.x(until);
     const last = kept.at(-1), { held, used } = points[i];
     if (last && x1 - last.x0 < 1) {
       last.x1 = x1;
@@ -154,12 +146,10 @@ function paintLevels(g, sheet, scale, panel, emulated) {
     dashed(g, [1, 3], scale.left, top, scale.right, top);
     g.fillText(`peak ${formatBytes(peak.nbytes)}`, scale.left - 6, Math.min(top, low - 36));
   }
-  if (x >= scale.left && x <= scale.right) {
-    g.fillStyle = ink.text;
-    g.beginPath();
-    g.arc(x, top, small ? 2 : 3, 0, 7);
-    g.fill();
-  }
+  g.fillStyle = ink.text;
+  g.beginPath();
+  g.arc(x, top, small ? 2 : 3, 0, 7);
+  g.fill();
   if (!panel.near) return;
   const most = crisp(heightOf(panel, panel.budget));
   Object.assign(g, { strokeStyle: ink.prediction, globalAlpha: small ? 0.6 : 1 });
@@ -181,7 +171,7 @@ function shineValues(g, sheet, scale, panel, at) {
     return;
   }
   panel.labels.forEach((label, i) => {
-    const nbytes = point ? point.held[i] : 0, words = `${labelSaid(label)} ${formatBytes(nbytes)}`;
+    const nbytes = point ? point.held[i] : 0, words = `${label} ${formatBytes(nbytes)}`;
     if (!margin && !nbytes) return;
     paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
     g.fillStyle = nbytes ? ink.text : ink.faint;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts, loading
+from minillm.charts import facts, loading, meaning
 from minillm.charts.facts import Memory, Window
 from minillm.charts.show import Chart, Table
 from minillm.charts.style import (
@@ -25,7 +25,7 @@ from minillm.charts.style import (
     width_of,
 )  # fmt: skip
 from minillm.errors import MinillmError
-from minillm.trace import STAGES, Event, Trace, busy_seconds, rank_of
+from minillm.trace import STAGES, Event, Trace, bare, busy_seconds, rank_of
 from minillm.units import format_size
 
 
@@ -36,8 +36,8 @@ def memory(trace: Trace) -> Chart:
              if name in every]  # fmt: skip
     if not tiers:
         raise MinillmError("wanted memory counters in the trace, found none; load an engine first")
-    names = [_tier_name(tier, len(every[facts.bare(tier.tier)])) for tier in tiers]
-    finding = _fullest(tiers[0], names[0], len(every[facts.bare(tiers[0].tier)]))
+    names = [_tier_name(tier, len(every[bare(tier.tier)])) for tier in tiers]
+    finding = _fullest(tiers[0], names[0], len(every[bare(tiers[0].tier)]))
     chart = Chart(finding, f"Memory by tier over time. {finding}.", note=facts.provenance(trace))
     views = _views(trace)
     grid = panels(chart, [1.0, 1.7][-len(views) :], 0.8, 1.4, rows=(1.8, 1.0)[: len(tiers)])
@@ -59,13 +59,13 @@ def _views(trace: Trace) -> list[tuple[str, Window]]:
 
 
 def _tier_name(tier: Memory, count: int) -> str:
-    name = facts.bare(tier.tier).upper()
+    name = bare(tier.tier).upper()
     return name if count == 1 else f"{name} {rank_of(tier.tier)}"
 
 
 def _fullest(tier: Memory, name: str, count: int) -> str:
     """What the tier holds at its peak, and of several such tiers that it is the fullest."""
-    held = [(format_size(n), facts.said(label)) for label, n in tier.at_peak().items()
+    held = [(format_size(n), meaning.said(label)) for label, n in tier.at_peak().items()
             if n and label != facts.RESERVED]  # fmt: skip
     name += f", the fullest of {count}," if count > 1 else ""
     whole = f"{name} holds {format_size(tier.peak)} at its peak"
@@ -78,7 +78,7 @@ def _tiers(trace: Trace) -> dict[str, list[Memory]]:
     """Every tier that was counted, by its name without rank: {"hbm": [of rank 0, of rank 1], …}."""
     found: dict[str, list[Memory]] = {}
     for name in sorted({e.name for e in trace.events if e.kind == "counter"}, key=rank_of):
-        found.setdefault(facts.bare(name), []).append(facts.memory(trace, name))
+        found.setdefault(bare(name), []).append(facts.memory(trace, name))
     return found
 
 
@@ -92,7 +92,7 @@ def _stack(ax: Axes, tier: Memory, window: Window, title: str, named: bool) -> N
         levels = [*tier.levels[label], tier.levels[label][-1]]
         roof = [low + level for low, level in zip(floor, levels, strict=True)]
         area = ax.fill_between(times, floor, roof, step="post", linewidth=0.4, edgecolor=PAPER)
-        area.set(facecolor=INK[facts.bare(tier.tier)].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
+        area.set(facecolor=INK[bare(tier.tier)].colour, alpha=(1, 0.65, 0.4)[min(rank, 2)])
         area.set(hatch=("", "////", "....")[min(rank, 2)])
         if label == facts.RESERVED:
             area.set(hatch="", alpha=0.12)
@@ -110,7 +110,7 @@ def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
     for label, nbytes in _largest(tier.at_peak()).items():
         size = f" {format_size(nbytes)}"
         room = 1.28 - width_of(size, 8)  # of the margin on the right
-        labels.append((floor + nbytes / 2, cut(facts.said(label), room, 8) + size))
+        labels.append((floor + nbytes / 2, cut(meaning.said(label), room, 8) + size))
         floor += nbytes
     _beside(axes[-1], labels)
 

@@ -1,12 +1,11 @@
 // The run as the browser holds it: events in, questions answered. Views only read it.
 //
-// An event is an object with the fields of minillm.trace.Event, and its end and rank. Times are
-// seconds since the trace began. Rank 0 is written without its suffix: "hbm:0" becomes "hbm".
+// An event is an object with FIELDS, and its end. Times are seconds since the trace began. Rank 0
+// is written without its suffix: "hbm", "hbm:1".
 
-import { RESERVED, asEvent, baseOf, findParents, meaningOf, nameOf, plain,
-  rankOf } from "./events.js";
+import { RESERVED, asEvent, baseOf, findParents, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, RESERVED, baseOf, meaningOf, nameOf, rankOf, readsOf } from "./events.js";
+export { FIELDS, RESERVED, baseOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
@@ -91,7 +90,7 @@ export class Run {
 
   get tiers() {
     return this._once("tiers", () => {
-      const names = new Set(Object.keys(this.meta.capacity || {}).map(plain));
+      const names = new Set(Object.keys(this.meta.capacity || {}));
       for (const e of this.events) {
         for (const name of e.kind === "counter" ? [e.name] : [e.source, e.target]) names.add(name);
       }
@@ -104,7 +103,7 @@ export class Run {
 
   capacity(tier) {
     const given = this.meta.capacity || {};
-    return given[tier] ?? given[`${tier}:0`] ?? given[baseOf(tier)] ?? null;
+    return given[tier] ?? given[baseOf(tier)] ?? null;
   }
 
   // Each change of a tier: [{t, levels: {label: bytes}, used, peak so far}], by time. What a pool
@@ -141,14 +140,14 @@ export class Run {
   // the seconds add up to to - from.
   parts(from, to) {
     const events = this.between(from, to), parents = findParents(events), found = new Map();
-    const part = (name, meaning) => {
-      const key = `${name}\n${meaning}`;
-      if (!found.has(key)) found.set(key, { name, meaning, seconds: 0 });
+    const part = (name, ink) => {
+      const key = `${name}\n${ink}`;
+      if (!found.has(key)) found.set(key, { name, ink, seconds: 0 });
       return found.get(key);
     };
     const mine = events.map((e) =>
-      part(parents.has(e) ? `rest of the ${e.stage}` : nameOf(e), meaningOf(e)));
-    const idle = { name: "in between", meaning: "idle", seconds: 0 };
+      part(parents.has(e) ? `rest of the ${e.stage}` : e.said, e.ink));
+    const idle = { name: "in between", ink: "idle", seconds: 0 };
     const inside = events.flatMap((e) => [e.start, e.end]).filter((t) => from < t && t < to);
     const edges = [from, ...inside.sort((a, b) => a - b), to];
     const active = []; // indices; the last one pushed is the innermost, for events come by start
@@ -173,7 +172,7 @@ export class Run {
       tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
     }
     for (const e of events) { // of each unit the latest; one that waits is not busy
-      const { resource: unit, end } = e, works = e.kind === "span" && meaningOf(e) !== "idle";
+      const { resource: unit, end } = e, works = e.kind === "span" && e.ink !== "idle";
       if (!works || Math.min(end, t) < until[unit]) continue;
       [busy[unit], until[unit]] = [e.name, Math.min(end, t)];
     }

@@ -1,6 +1,6 @@
 // What the canvas views are drawn on: two layers of canvas, the inks, and a card for figures.
 //
-// The paper holds what changes with the run or the zoom; the glass over it holds the playhead and
+// The paper holds what changes with the run or the width; the glass over it holds the playhead and
 // what the pointer touches, so that playing redraws little. At most one redraw an animation frame.
 
 // The hatch of each meaning, as in charts/style.py: a way to tell inks apart without colour.

@@ -1,37 +1,26 @@
 // Time along a canvas view: the scale, the axis with its breaks, the playhead, the chosen token.
-// Both views draw it the same way, so that one can be read against the other.
-import { GUTTER, marginOf, pauseWords, timeTicks } from "./stretch.js";
-import { dashed, line, shortened } from "./sheet.js";
+//
+// Both views draw it the same way, so that one can be read against the other. All of the run is
+// seen; who wants to look closer opens it in Perfetto. Lengths are seconds of the run's cut clock
+// ("play" seconds, see run.js): pauses take no room.
+import { formatSeconds } from "./run.js";
+import { dashed, line } from "./sheet.js";
 
+export const GUTTER = 78; // px left of the time axis: names of rows
 export const AXIS = 22; // px of height, below the plot
+const SHORTEST = 2e-6; // nothing in a trace is finer than a microsecond
 
-// Play seconds to px and back: the plot lies between left and right.
-export function timeScale(sheet, stretch) {
-  const left = GUTTER, right = Math.max(left + 40, sheet.width - marginOf(sheet.width));
-  const { from, to } = stretch, perSecond = (right - left) / (to - from);
+// Play seconds to px and back: the plot lies between left and right, where it ends at `to`. While
+// live that is the next power of two, so that what was drawn stays in place for the eye.
+export function timeScale(width, length, live) {
+  const left = GUTTER, margin = width >= 560 ? 122 : 14; // figures and labels, where there is room
+  const right = Math.max(left + 40, width - margin), whole = Math.max(length, SHORTEST);
+  const to = live ? 2 ** Math.ceil(Math.log2(whole)) : whole, perSecond = (right - left) / to;
   return {
-    left, right, from, to, perSecond,
-    x: (at) => left + (at - from) * perSecond,
-    at: (x) => from + (x - left) / perSecond,
+    left, right, to, perSecond,
+    x: (at) => left + at * perSecond,
+    at: (x) => (x - left) / perSecond,
   };
-}
-
-// Everything that follows is drawn between left and right only, until g.restore().
-export function clipTo(g, scale, top, bottom) {
-  g.save();
-  g.beginPath();
-  g.rect(scale.left, top, scale.right - scale.left, bottom - top);
-  g.clip();
-}
-
-// The token to count from, if it is chosen and fills a good part of the view.
-function originOf(run, view, scale) {
-  const token = chosenToken(run, view);
-  if (!token) return null;
-  const start = run.clock.play(token.start), stop = run.clock.play(token.stop);
-  const near = stop - start > 0.15 * (scale.to - scale.from);
-  return near && start < scale.to && stop > scale.from
-    ? { at: start, name: `token ${token.index}` } : null;
 }
 
 export function chosenToken(run, view) {
@@ -40,35 +29,49 @@ export function chosenToken(run, view) {
   return (one && one.tokens.find((token) => token.index === index)) || null;
 }
 
-// A band over the chosen token's stretch, fainter where it would fill the view.
+// A band over the chosen token.
 export function paintChosen(g, sheet, run, view, scale, bottom) {
   const token = chosenToken(run, view);
   if (!token) return;
   const x0 = scale.x(run.clock.play(token.start)), x1 = scale.x(run.clock.play(token.stop));
-  clipTo(g, scale, 0, bottom);
-  const fills = x1 - x0 > 0.4 * (scale.right - scale.left);
-  Object.assign(g, { fillStyle: sheet.ink.accent, globalAlpha: fills ? 0.035 : 0.12 });
+  Object.assign(g, { fillStyle: sheet.ink.accent, globalAlpha: 0.12 });
   g.fillRect(x0, 0, Math.max(x1 - x0, 2), bottom);
   Object.assign(g, { strokeStyle: sheet.ink.accent, globalAlpha: 0.5, lineWidth: 1 });
   for (const x of [x0, x1]) line(g, crisp(x), 0, crisp(x), bottom);
-  g.restore();
+  g.globalAlpha = 1;
 }
 
 // Where a hairline is one pixel wide.
 export const crisp = (x) => Math.round(x) + 0.5;
 
+// "10.3 s pause" that the clock has cut; the words of a break in the axis.
+export const pauseWords = (cut) => `${formatSeconds(cut.seconds)} pause`;
+
+// Round marks from 0 to `to`, with `room` for at most so many; exact(at): a time between them.
+function timeTicks(to, room) {
+  const rough = to / Math.max(1, room), power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((n) => n * power >= rough * 0.999);
+  const [unit, size] = [["s", 1], ["ms", 1e-3]].find(([, s]) => to >= s) || ["µs", 1e-6];
+  const said = (at, fine) => {
+    const decimals = Math.max(0, -Math.floor(Math.log10(fine / size) + 1e-9));
+    return at < fine / 2 ? "0" : `${(at / size).toFixed(decimals)} ${unit}`;
+  };
+  const count = Math.floor(to / step + 1e-6) + 1;
+  const places = Array.from({ length: count }, (_, i) => i * step);
+  const marks = places.map((at) => ({ at, text: said(at, step) }));
+  return { marks, exact: (at) => said(at, step / 20) };
+}
+
 // The axis of a view: hairlines through the plot and, for each pause that was cut, a break. Its
 // words are on the glass, where they make way for the playhead's. Returns what shineTime needs.
-export function paintAxis(g, sheet, run, view, scale, top, bottom) {
-  const origin = originOf(run, view, scale);
-  const ticks = timeTicks(scale.from, scale.to, (scale.right - scale.left) / 84, origin);
-  const cuts = run.clock.cuts.map((cut) => ({ words: pauseWords(cut),
-    x: scale.x(cut.play + cut.width / 2) })).filter(({ x }) => x > scale.left && x < scale.right);
+export function paintAxis(g, sheet, run, scale, top, bottom) {
+  const ticks = timeTicks(scale.to, (scale.right - scale.left) / 84);
+  const cuts = run.clock.cuts.map((cut) => (
+    { words: pauseWords(cut), x: scale.x(cut.play + cut.width / 2) }));
   Object.assign(g, { strokeStyle: sheet.ink.rule, lineWidth: 1 });
   line(g, scale.left, bottom + 0.5, scale.right, bottom + 0.5);
   for (const { at } of ticks.marks) {
     const x = crisp(scale.x(at));
-    if (x < scale.left - 1 || x > scale.right + 1) continue;
     g.globalAlpha = 0.45;
     line(g, x, top, x, bottom);
     g.globalAlpha = 1;
@@ -89,15 +92,14 @@ function paintBreak(g, sheet, x, top, bottom) {
 
 // Words below the axis: the playhead's time first, then pauses, then marks, where there is room.
 function shineWords(g, sheet, scale, axis, playhead) {
-  const { ink } = sheet, y = axis.bottom + 12.5;
-  const taken = [[0, scale.left - 8]]; // by the words in the gutter
+  const { ink } = sheet, y = axis.bottom + 12.5, taken = [];
   const put = (words, x, colour, padding, pill = false) => {
     const half = g.measureText(words).width / 2 + padding;
     const at = Math.min(Math.max(x, scale.left + (pill ? half : 0)), sheet.width - half);
     if (taken.some(([a, b]) => at + half > a && at - half < b)) return;
     taken.push([at - half, at + half]);
     if (pill) {
-      Object.assign(g, { fillStyle: ink.accent });
+      g.fillStyle = ink.accent;
       g.beginPath();
       g.roundRect(at - half, y - 8.5, 2 * half, 16, 4);
       g.fill();
@@ -106,35 +108,28 @@ function shineWords(g, sheet, scale, axis, playhead) {
     g.fillText(words, at, y);
   };
   Object.assign(g, { textAlign: "center", textBaseline: "middle", font: sheet.font(10, 600) });
-  if (playhead) put(playhead.words, playhead.x, ink.paper, 5, true);
+  put(playhead.words, playhead.x, ink.paper, 5, true);
   g.font = sheet.font(10);
   for (const { words, x } of axis.cuts) put(words, x, ink.text, 3);
-  for (const { at, text } of axis.marks) {
-    if (at >= scale.from - 1e-12 && at <= scale.to + 1e-12) put(text, scale.x(at), ink.faint, 3);
-  }
+  for (const { at, text } of axis.marks) put(text, scale.x(at), ink.faint, 3);
   Object.assign(g, { textAlign: "right", fillStyle: ink.faint });
-  g.fillText(shortened(g, axis.said, GUTTER - 12), scale.left - 10, y);
+  g.fillText("time", scale.left - 10, y);
 }
 
 // The playhead at trace time t with its time on the axis, and a fainter line at the pointer.
 export function shineTime(g, sheet, run, view, scale, axis, t, pointer) {
   const { ink } = sheet, { top, bottom } = axis, at = run.clock.play(t), x = scale.x(at);
-  if (pointer !== null && pointer >= scale.from && pointer <= scale.to) {
+  if (pointer !== null) {
     Object.assign(g, { strokeStyle: ink.faint, lineWidth: 1, globalAlpha: 0.6 });
     line(g, crisp(scale.x(pointer)), top, crisp(scale.x(pointer)), bottom);
     g.globalAlpha = 1;
   }
-  const seen = x >= scale.left - 0.5 && x <= scale.right + 0.5;
-  if (view.playing && x < scale.right) { // what is still to come steps back
-    const from = Math.max(x, scale.left);
+  if (view.playing) { // what is still to come steps back
     Object.assign(g, { fillStyle: ink.paper, globalAlpha: 0.45 });
-    g.fillRect(from, top, scale.right - from + 1, bottom - top);
+    g.fillRect(x, top, scale.right - x + 1, bottom - top);
     g.globalAlpha = 1;
   }
-  if (seen) {
-    Object.assign(g, { strokeStyle: ink.accent, lineWidth: 1.5 });
-    line(g, x, top, x, bottom + 4);
-  }
-  const words = seen ? axis.exact(at) : "";
-  shineWords(g, sheet, scale, axis, seen && { x, words });
+  Object.assign(g, { strokeStyle: ink.accent, lineWidth: 1.5 });
+  line(g, x, top, x, bottom + 4);
+  shineWords(g, sheet, scale, axis, { x, words: axis.exact(at) });
 }

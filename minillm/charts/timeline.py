@@ -32,7 +32,7 @@ from minillm.charts.timeline_rows import (
     not_inside,
     told,
 )
-from minillm.trace import Trace
+from minillm.trace import Trace, bare
 
 LEFT = 0.74  # inches: the names of the rows
 PAUSED = 0.3  # of a request: if more than this passed between its tokens, its panel says so
@@ -136,7 +136,7 @@ def _load_finding(load: Window, both: Overlap) -> str:
 
 def _beside(load: Window, both: Overlap) -> dict[str, str]:
     """What the rows of a load add: reads at a time, and how much of the copies' time was hidden."""
-    many = len(at_once([e for e in load.events if facts.bare(e.resource) == "ssd"]))
+    many = len(at_once([e for e in load.events if bare(e.resource) == "ssd"]))
     said = {"ssd": f", up to {many} reads at a time"} if many > 1 else {}
     if both.ssd and both.copy and not both.same:
         share = percent(both.both, both.copy)

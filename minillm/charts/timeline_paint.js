@@ -1,8 +1,8 @@
 // How the timeline draws its rows: names, blocks, and above them requests and tokens.
-import { formatBytes, formatPercent, formatRate, formatSeconds, nameOf } from "./run.js";
+import { formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
 import { fittingIn, line, shortened } from "./sheet.js";
-import { clipTo, crisp } from "./time_axis.js";
-import { STRIP, firstSeen, rowTotals } from "./timeline_rows.js";
+import { crisp } from "./time_axis.js";
+import { rowTotals } from "./timeline_rows.js";
 
 export const NESTED = 44; // px from which an event shows what runs inside it
 const HEADER = 14; // px of such an event for its own name
@@ -14,7 +14,7 @@ export function paintRule(g, sheet, scale, y) {
   line(g, scale.left, y, scale.right, y);
 }
 
-// The name to the left; to the right how busy it was in what is seen, and what it moved.
+// The name to the left; to the right how busy it was, and what it moved.
 export function paintNames(g, sheet, row, scale, end) {
   const { ink } = sheet, middle = row.y + row.height / 2, many = row.tracks.length > 1;
   Object.assign(g, { fillStyle: ink.text, font: sheet.font(11), textAlign: "right",
@@ -30,7 +30,7 @@ export function paintNames(g, sheet, row, scale, end) {
     });
   }
   if (sheet.width - scale.right < 60) return;
-  const { share, words } = totalWords(row, scale.from, Math.min(scale.to, end));
+  const { share, words } = totalWords(row, end);
   Object.assign(g, { font: sheet.font(10), textAlign: "left" });
   g.fillStyle = share ? ink.text : ink.faint;
   g.fillText(share ? `${formatPercent(share)} busy` : "idle", scale.right + 10,
@@ -39,28 +39,26 @@ export function paintNames(g, sheet, row, scale, end) {
   if (words) g.fillText(words, scale.right + 10, middle + 7);
 }
 
-function totalWords(row, from, to) {
-  const { share, nbytes, seconds } = rowTotals(row, from, to);
+function totalWords(row, end) {
+  const { share, nbytes, seconds } = rowTotals(row, end);
   if (!nbytes || row.key === "cpu") return { share, words: "" };
-  const rate = row.key === "staging" || !seconds ? "" : ` · ${formatRate(nbytes / seconds)}`;
+  const rate = !seconds ? "" : ` · ${formatRate(nbytes / seconds)}`;
   return { share, words: formatBytes(nbytes) + rate };
 }
 
 // The outermost events of a lane, and inside the wide ones what runs in them.
 export function paintLane(g, sheet, scale, lane, y, height) {
   const header = headerOf(height), pen = new Pen(g, sheet, !lane.crowded);
-  for (let i = firstSeen(lane, scale.from); i < lane.from.length && lane.from[i] < scale.to;) {
+  for (let i = 0; i < lane.from.length;) {
     const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]), next = lane.next[i];
     if (next > i + 1 && x1 - x0 >= NESTED) {
-      pen.frame(lane.events[i], lane.ink[i], x0, x1, y, height, header, scale);
+      pen.frame(lane.events[i], x0, x1, y, height, header);
       for (let j = i + 1; j < next; j++) {
         const a = scale.x(lane.from[j]), b = scale.x(lane.to[j]);
-        if (b > scale.left && a < scale.right) {
-          pen.block(lane.events[j], lane.ink[j], a, b, y + header, height - header, scale);
-        }
+        pen.block(lane.events[j], a, b, y + header, height - header);
       }
       pen.flush();
-    } else pen.block(lane.events[i], lane.ink[i], x0, x1, y, height, scale);
+    } else pen.block(lane.events[i], x0, x1, y, height);
     i = next;
   }
   pen.flush();
@@ -73,10 +71,10 @@ class Pen {
     Object.assign(g, { font: sheet.font(10), textAlign: "left", textBaseline: "middle" });
   }
 
-  block(e, meaning, x0, x1, y, height, scale) {
+  block(e, x0, x1, y, height) {
     const { g } = this, wide = x1 - x0;
-    if (wide < 1.5) return this.gather(meaning, x0, x1, y, height);
-    const ink = this.sheet.inkOf(meaning), gap = wide > 4 ? 1 : 0.5;
+    if (wide < 1.5) return this.gather(e.ink, x0, x1, y, height);
+    const ink = this.sheet.inkOf(e.ink), gap = wide > 4 ? 1 : 0.5;
     g.fillStyle = ink.colour;
     if (e.how === "predicted") return this.dashed(ink, x0, x1, y, height);
     g.fillRect(x0, y, wide - gap, height);
@@ -84,18 +82,17 @@ class Pen {
       g.fillStyle = ink.hatch;
       g.fillRect(x0, y, wide - gap, height);
     }
-    if (this.named && wide > 34 && height > 10) this.label(e, ink, x0, x1, y, height, scale);
+    if (this.named && wide > 34 && height > 10) this.label(e, ink, x0, x1, y, height);
   }
 
   // In place, on a plate of the ink so that the hatch does not cross the letters.
-  label(e, ink, x0, x1, y, height, scale) {
+  label(e, ink, x0, x1, y, height) {
     const { g } = this, plate = Math.min(14, height), middle = y + height / 2;
-    const left = Math.max(x0, scale.left), right = Math.min(x1, scale.right);
-    const name = nameOf(e), wordings = [`${name}  ${formatSeconds(e.seconds)}`, name];
+    const wordings = [`${e.said}  ${formatSeconds(e.seconds)}`, e.said];
     if (e.kind === "transfer") wordings.push(e.label);
-    const words = fittingIn(g, wordings, right - left - 6);
+    const words = fittingIn(g, wordings, x1 - x0 - 6);
     if (!words) return;
-    const half = g.measureText(words).width / 2, x = (left + right) / 2;
+    const half = g.measureText(words).width / 2, x = (x0 + x1) / 2;
     g.fillStyle = ink.colour;
     if (ink.hatch) g.fillRect(x - half - 3, middle - plate / 2, 2 * half + 6, plate);
     g.fillStyle = ink.on;
@@ -111,19 +108,19 @@ class Pen {
   }
 
   // An event that shows its inside: a pale field with its name on top.
-  frame(e, meaning, x0, x1, y, height, header, scale) {
+  frame(e, x0, x1, y, height, header) {
     this.flush();
-    const { g, sheet } = this, ink = sheet.inkOf(meaning);
+    const { g, sheet } = this, ink = sheet.inkOf(e.ink);
     Object.assign(g, { fillStyle: ink.colour, globalAlpha: 0.16 });
     g.fillRect(x0, y, x1 - x0 - 1, height);
     g.globalAlpha = 1;
     g.fillRect(x0, y, x1 - x0 - 1, 1.5);
     if (header < 10) return;
-    const left = Math.max(x0, scale.left) + 4, room = Math.min(x1, scale.right) - left - 4;
+    const room = x1 - x0 - 8;
     const bytes = e.nbytes ? ` · ${formatBytes(e.nbytes)}` : "", time = formatSeconds(e.seconds);
     g.fillStyle = sheet.ink.text;
     g.fillText(fittingIn(g, [`${e.name}  ${time}${bytes}`, `${e.name}  ${time}`, e.name], room),
-      left, y + header / 2 + 1);
+      x0 + 4, y + header / 2 + 1);
   }
 
   gather(meaning, x0, x1, y, height) {
@@ -154,17 +151,13 @@ class Pen {
 // Above the rows: the load, each request with its prompt, and below them the tokens as cells.
 export function paintStrip(g, sheet, run, scale, stages, chosen) {
   const { ink } = sheet, edge = (t) => scale.x(run.clock.play(t));
-  clipTo(g, scale, 0, STRIP);
   Object.assign(g, { textBaseline: "middle", strokeStyle: ink.rule, lineWidth: 1 });
   for (const { start, stop, words, tokens } of stages) {
-    const begin = edge(start), end = edge(stop);
-    const x0 = Math.max(begin, scale.left), x1 = Math.min(end, scale.right);
-    if (x1 <= x0) continue;
+    const x0 = edge(start), x1 = edge(stop);
     paintCell(g, sheet, x0, x1, tokens.length ? 0.1 : 0, "");
-    if (end - begin > 2.5 * tokens.length) {
+    if (x1 - x0 > 2.5 * tokens.length) {
       for (const { start: a, stop: b, index, text } of tokens) {
-        const left = Math.max(edge(a), scale.left), right = Math.min(edge(b), scale.right);
-        if (right > left) paintCell(g, sheet, left, right, index % 2 ? 0.09 : 0, text);
+        paintCell(g, sheet, edge(a), edge(b), index % 2 ? 0.09 : 0, text);
       }
     }
     if (x1 - x0 < 8) continue;
@@ -177,7 +170,6 @@ export function paintStrip(g, sheet, run, scale, stages, chosen) {
     g.fillStyle = ink.accent;
     g.fillRect(x0, 34, Math.max(edge(chosen.stop) - x0, 2), 2);
   }
-  g.restore();
 }
 
 // A cell of the strip, with the text of its token where there is room.

@@ -1,64 +1,37 @@
 // Where each event of a run lies on the timeline. Nothing here draws.
 import { firstAbove } from "./clock.js";
-import { baseOf, meaningOf, rankOf } from "./run.js";
+import { baseOf, rankOf } from "./run.js";
 
 export const STRIP = 40; // px above the rows, for requests and tokens
 const BETWEEN = 9; // px between two rows
 
-const ROW_NAMES = {
-  ssd: "SSD", staging: "staging", copy: "copy engine", cpu: "CPU", compute: "compute",
-  nvlink: "NVLink", infiniband: "InfiniBand", network: "network",
-};
 const MOST_LANES = 8; // more at once on one resource are drawn over each other, without names
 
-// The rows an event lies on. A transfer lies on that of its resource, and one with an end in DRAM
-// also on "staging", where it fills or empties a buffer. Without an end in HBM no copy engine runs.
-export function rowsOf(e) {
-  if (e.kind === "counter") return [];
-  const resource = baseOf(e.resource);
-  if (e.kind === "span") return [resource];
-  const ends = [baseOf(e.source), baseOf(e.target)];
-  if (resource === "network") {
-    return [["nvlink", "infiniband"].includes(e.link) ? e.link : "network"];
-  }
-  const rows = ends.includes("dram") ? ["staging"] : [];
-  if (resource === "copy" && rows.length && !ends.includes("hbm")) return rows;
-  return [resource, ...rows];
-}
-
-// [{key, name, tracks: [{rank, lanes}]}] in the order of ROW_NAMES, only rows that occur.
+// [{key, name, tracks: [{rank, lanes}]}] from the top down, only rows that occur.
 // A track is one unit: compute of GPU 3. A lane of it holds what never overlaps, save inside each
 // other, as arrays of equal length: events by start; from and to on the cut clock; depth, 0 for
-// the outermost; next, the index after all that runs inside; ink, a meaning.
+// the outermost; next, the index after all that runs inside.
 export function timelineRows(run) {
-  const rows = new Map();
+  const rows = new Map(run.meta.rows.map(([key, name]) => [key, { key, name, lanes: new Map() }]));
   for (const e of run.work) {
-    for (const key of rowsOf(e)) {
-      if (!rows.has(key)) rows.set(key, new Map());
-      const tracks = rows.get(key), rank = trackOf(e, key);
-      if (!tracks.has(rank)) tracks.set(rank, []);
-      putInLane(tracks.get(rank), e, run.clock, key);
-    }
+    const { lanes } = rows.get(e.row);
+    const rank = baseOf(e.resource) === "network" ? rankOf(e.source) : e.rank; // the sender's
+    if (!lanes.has(rank)) lanes.set(rank, []);
+    putInLane(lanes.get(rank), e, run.clock);
   }
-  return Object.keys(ROW_NAMES).filter((key) => rows.has(key)).map((key) => {
-    const tracks = [...rows.get(key)].sort((a, b) => a[0] - b[0]);
-    for (const [, lanes] of tracks) lanes.forEach(findNext);
-    return { key, name: ROW_NAMES[key], tracks: tracks.map(([rank, lanes]) => ({ rank, lanes })) };
+  return [...rows.values()].filter(({ lanes }) => lanes.size).map(({ lanes, ...row }) => {
+    const tracks = [...lanes].sort((a, b) => a[0] - b[0]);
+    for (const [, some] of tracks) some.forEach(findNext);
+    return { ...row, tracks: tracks.map(([rank, some]) => ({ rank, lanes: some })) };
   });
-}
-
-// The unit: of a network transfer it is the sender.
-function trackOf(e, key) {
-  if (key === "staging") return 0;
-  return baseOf(e.resource) === "network" ? rankOf(e.source) : e.rank;
 }
 
 // In the first lane where it is alone or, being a span, inside another: a layer of a step. Two
 // transfers at once are never parts of one another, nor is work of one name: threads do it.
-function putInLane(lanes, e, clock, key) {
+function putInLane(lanes, e, clock) {
   let lane = null;
   for (let i = 0; i < MOST_LANES && !lane; i++) {
-    const one = (lanes[i] ||= { events: [], from: [], to: [], depth: [], ink: [], open: [] });
+    const one = (lanes[i] ||= { events: [], from: [], to: [], depth: [], open: [] });
     while (one.open.length && one.open.at(-1).end <= e.start) one.open.pop();
     const outer = one.open.at(-1);
     const inside = outer && e.kind === "span" && e.end <= outer.end && e.name !== outer.name;
@@ -72,7 +45,6 @@ function putInLane(lanes, e, clock, key) {
   lane.from.push(clock.play(e.start));
   lane.to.push(clock.play(e.end));
   lane.depth.push(lane.open.length);
-  lane.ink.push(key === "staging" ? baseOf(e.target) : meaningOf(e));
   lane.open.push(e);
 }
 
@@ -135,29 +107,26 @@ export function indexAt(lane, at, slack, inside) {
   return best;
 }
 
-// Bytes that moved or were at work in from … to (play seconds), and the share of the time.
-export function rowTotals(row, from, to) {
+// Bytes that moved or were at work in a run of `length` play seconds, and the share of the time.
+export function rowTotals(row, length) {
   let busy = 0, seconds = 0, nbytes = 0;
   for (const { lanes } of row.tracks) {
-    let until = from; // two lanes at once take their time once
+    let until = 0; // two lanes at once take their time once
     const spans = [];
     for (const lane of lanes) {
-      for (let i = firstSeen(lane, from); i < lane.from.length && lane.from[i] < to;) {
-        if (lane.ink[i] !== "idle") spans.push([lane.from[i], lane.to[i]]);
-        if ((lane.from[i] + lane.to[i]) / 2 >= from && (lane.from[i] + lane.to[i]) / 2 <= to) {
-          nbytes += lane.events[i].nbytes;
-          seconds += lane.events[i].seconds;
-        }
-        i = lane.next[i];
+      for (let i = 0; i < lane.from.length; i = lane.next[i]) {
+        if (lane.events[i].ink !== "idle") spans.push([lane.from[i], lane.to[i]]);
+        nbytes += lane.events[i].nbytes;
+        seconds += lane.events[i].seconds;
       }
     }
     if (lanes.length > 1) spans.sort((a, b) => a[0] - b[0]);
     for (const [start, stop] of spans) {
-      busy += Math.max(0, Math.min(stop, to) - Math.max(start, until));
-      until = Math.max(until, Math.min(stop, to));
+      busy += Math.max(0, stop - Math.max(start, until));
+      until = Math.max(until, stop);
     }
   }
-  return { share: busy / Math.max(1e-12, row.tracks.length * (to - from)), nbytes, seconds };
+  return { share: busy / Math.max(1e-12, row.tracks.length * length), nbytes, seconds };
 }
 
 // What goes on over all rows: [{start, stop (trace seconds), words, tokens}]: the load, then each

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts
+from minillm.charts import meaning
 from minillm.charts.facts import Window
+from minillm.charts.meaning import ROWS
 from minillm.charts.style import (
     INK,
     PAPER,
@@ -20,18 +21,17 @@ from minillm.charts.style import (
     time_axis,
     width_of,
 )  # fmt: skip
-from minillm.trace import Event, busy_seconds, rank_of
+from minillm.trace import Event, bare, busy_seconds, rank_of
 from minillm.units import format_size
 
-ROWS = {"ssd": "SSD", "copy": "copies", "cpu": "CPU", "compute": "compute", "network": "network"}
 MOST = 8  # pieces of work at one time that a strip shows one below the other
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of resource: a lane for each rank of it. Heights count rows of one lane as 1."""
+    """One of meaning.ROWS: a lane for each rank of it. Heights count rows of one lane as 1."""
 
-    resource: str
+    key: str
     lanes: tuple[str, ...]  # 'compute', 'compute:1', …
     top: float
 
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return ROWS[self.resource] + (f"\n{len(self.lanes)} ranks" if len(self.lanes) > 1 else "")
+        return ROWS[self.key] + (f"\n{len(self.lanes)} ranks" if len(self.lanes) > 1 else "")
 
     def strip(self, lane: str) -> tuple[float, float]:
         """Where the blocks of a lane stand: upper edge and height."""
@@ -49,20 +49,23 @@ class Row:
             return self.top + 0.42, 0.46
         return self.top + 0.42 + 0.2 * self.lanes.index(lane), 0.17
 
+    def of(self, events: Sequence[Event]) -> list[Event]:
+        return [e for e in events if meaning.row(e) == self.key]
+
     def busiest(self, events: Sequence[Event]) -> list[Event]:
         """The events of the lane that has most to do: what the row's words tell of."""
-        mine = [[e for e in events if e.resource == lane] for lane in self.lanes]
+        mine = [[e for e in self.of(events) if e.resource == lane] for lane in self.lanes]
         return max(mine, key=busy_seconds)
 
 
 def find_rows(windows: Sequence[Window]) -> list[Row]:
     """A row for each kind of resource at work, from the top down."""
-    found = {e.resource for window in windows for e in window.events}
+    found = {(meaning.row(e), e.resource) for window in windows for e in window.events}
     rows: list[Row] = []
-    for resource in ROWS:
-        lanes = sorted((r for r in found if facts.bare(r) == resource), key=rank_of)
+    for key in ROWS:
+        lanes = sorted((unit for row, unit in found if row == key), key=rank_of)
         if lanes:
-            rows.append(Row(resource, tuple(lanes), rows[-1].top + rows[-1].high if rows else 0.0))
+            rows.append(Row(key, tuple(lanes), rows[-1].top + rows[-1].high if rows else 0.0))
     return rows
 
 
@@ -79,13 +82,13 @@ def draw_rows(
 ) -> None:  # fmt: skip
     """Blocks lane by lane; with `inner`, what runs inside a block is drawn in it.
 
-    more: by resource, what the words of its row add if there is room.
+    more: by row, what the words of its row add if there is room.
     """
     scale = time_axis(ax, title, 0, window.seconds)
     ax.set_ylim(rows[-1].top + rows[-1].high, 0)
     for row in rows:
         ax.axhline(row.top + row.high - 0.08, color=RULE, linewidth=0.6, zorder=0)
-        mine = [e for e in window.events if e.resource in row.lanes]
+        mine = row.of(window.events)
         top = not_inside(mine)
         outer = set(map(id, top))
         nested = [e for e in mine if id(e) not in outer] if inner else []
@@ -95,7 +98,7 @@ def draw_rows(
                 _blocks(ax, window, scale, events, strip, alpha=0.3 if below else 1)
             _blocks(ax, window, scale, below, row.strip(lane))
         words = told(row.busiest(nested or top))
-        words = [words[0] + (more or {}).get(row.resource, ""), *words]
+        words = [words[0] + (more or {}).get(row.key, ""), *words]
         words = words if len(row.lanes) == 1 else [f"busiest {said}" * bool(said) for said in words]
         words = _fitting(words, ax.get_position().width * WIDTH)
         ax.text(0, row.top + 0.36, words, size=7.5, color=TEXT, va="bottom", parse_math=False)
@@ -150,13 +153,13 @@ def _blocks(
     """A block for each event, at least a hairline wide, in the ink of its meaning."""
     # Many short events would, at a hairline each, look like one long one.
     hairline = min(0.004, 0.4 / max(len(events), 1)) * window.seconds
-    for meaning in dict.fromkeys(map(facts.meaning, events)):
-        mine = [e for e in events if facts.meaning(e) == meaning]
+    for ink in dict.fromkeys(map(meaning.ink, events)):
+        mine = [e for e in events if meaning.ink(e) == ink]
         spans = [((e.start - window.start) / scale, max(e.seconds, hairline) / scale) for e in mine]
         wide = sum(e.seconds for e in mine) / len(mine) > 4 * hairline
-        bars = ax.broken_barh(spans, strip, facecolor=INK[meaning].colour, alpha=alpha)
+        bars = ax.broken_barh(spans, strip, facecolor=INK[ink].colour, alpha=alpha)
         bars.set(edgecolor=PAPER, linewidth=0.4 if wide else 0)
-        bars.set(hatch=INK[meaning].hatch if wide and alpha == 1 else "")
+        bars.set(hatch=INK[ink].hatch if wide and alpha == 1 else "")
 
 
 def told(events: Sequence[Event]) -> list[str]:
@@ -165,32 +168,28 @@ def told(events: Sequence[Event]) -> list[str]:
     'prefill 31 ms, 23 × decode step 48.3 ms'; '15.0 MiB → HBM 1.75 ms'; 'sample, … 3.06 ms'.
     Bytes are all that moved; of seconds those in which two things went on count once.
     """
-    waits = [e for e in events if facts.meaning(e) == "idle"]
-    work = [e for e in events if facts.meaning(e) != "idle"]
+    waits = [e for e in events if meaning.ink(e) == "idle"]
+    work = [e for e in events if meaning.ink(e) != "idle"]
     waited = f" + {amount(busy_seconds(waits), 's')} waiting" if waits else ""
     if not work:
         return [f"{amount(busy_seconds(waits), 's')} waiting" if waits else ""]
     groups: dict[str, list[Event]] = {}
     for event in work:
-        groups.setdefault(facts.name_of(event), []).append(event)
+        groups.setdefault(meaning.name_of(event), []).append(event)
     groups = {_moved(name, group): group for name, group in groups.items()}
     busy = {name: busy_seconds(group) for name, group in groups.items()}
     total = amount(busy_seconds(work), "s") + waited
     if len(groups) == 1 and work[0].kind == "transfer":
         moved = format_size(sum(e.nbytes for e in work))
-        return [f"{moved} → {facts.bare(work[0].target).upper()} {total}"]
+        return [f"{moved} → {bare(work[0].target).upper()} {total}"]
     if set(groups) == {"attention", "ffn"}:
         longest = f"attention ■ {amount(busy['attention'], 's')}, ffn ▨ {amount(busy['ffn'], 's')}"
         return [longest, longest.replace("attention ", "").replace("ffn ", "")]
     counted = {name for name, group in groups.items() if len(group) > 1 and not _is_weights(group)}
     times = {name: f"{len(groups[name])} × {name}" if name in counted else name for name in groups}
     each = ", ".join(f"{times[name]} {amount(spent, 's')}" for name, spent in busy.items())
-    longest = sorted(busy, key=lambda name: -busy[name])
-    shorter = [
-        ", ".join([name for name in groups if name in longest[:n]] + ["…"] * (n < len(groups)))
-        for n in range(len(groups), 0, -1)
-    ]
-    return [each + waited, *(f"{names} {total}" for names in shorter), total]
+    longest = max(busy, key=busy.__getitem__)
+    return [each + waited, f"{longest}{', …' * (len(groups) > 1)} {total}", total]
 
 
 def _moved(name: str, group: list[Event]) -> str:

@@ -1,17 +1,16 @@
 // The timeline: which resource was busy when, from the first weight to the last word.
-import { chosenToken, clipTo } from "./time_axis.js";
-import { TimeView, zoomButtons } from "./time_view.js";
+import { chosenToken } from "./time_axis.js";
+import { TimeView } from "./time_view.js";
 import { STRIP, firstSeen, indexAt, layoutRows, stagesOf } from "./timeline_rows.js";
 import { eventFacts, timelineWords } from "./timeline_words.js";
 import { NESTED, headerOf, paintLane, paintNames } from "./timeline_paint.js";
 import { paintRule, paintStrip } from "./timeline_paint.js";
 
-// A click seeks to its trace time; a double click on a token zooms to it.
+// A click seeks to its trace time.
 export class Timeline extends TimeView {
   constructor(el, run, { onSeek }) {
     super(el, "timeline", run, onSeek);
     Object.assign(this, { rows: [], lanes: [], on: null, top: STRIP });
-    zoomButtons(this.sheet, this.stretch);
   }
 
   layOut() {
@@ -34,9 +33,7 @@ export class Timeline extends TimeView {
     for (const row of rows) {
       if (row !== rows.at(-1)) paintRule(g, sheet, scale, row.y + row.height + 4.5);
       paintNames(g, sheet, row, scale, run.clock.length);
-      clipTo(g, scale, row.y - 2, row.y + row.height + 2);
       for (const { lane, y, height } of row.lanes) paintLane(g, sheet, scale, lane, y, height);
-      g.restore();
     }
   }
 
@@ -44,15 +41,13 @@ export class Timeline extends TimeView {
     if (!this.on) return;
     const { scale, sheet, on: { lane, i, y, height } } = this;
     const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]);
-    clipTo(g, scale, 0, this.bottom);
     Object.assign(g, { strokeStyle: sheet.ink.text, lineWidth: 1.5 });
     g.strokeRect(x0 - 1, y - 1, Math.max(x1 - x0, 1) + 2, height + 2);
-    g.restore();
   }
 
   hover(x, y) {
     const { scale } = this, inside = x >= scale.left - 3 && x <= scale.right + 3;
-    this.stretch.point(inside ? scale.at(x) : null);
+    this.point(inside ? scale.at(x) : null);
     const near = (place) => y >= place.y - 2 && y <= place.y + place.height + 2;
     const place = inside && this.lanes.find(near);
     if (!place) return this.pick(null);
@@ -64,7 +59,7 @@ export class Timeline extends TimeView {
 
   leave() {
     this.pick(null);
-    this.stretch.point(null);
+    this.point(null);
   }
 
   // Whether event i is drawn with what runs inside it.
@@ -82,29 +77,20 @@ export class Timeline extends TimeView {
     const { lane, i } = on, header = lane.depth[i] > 0 ? headerOf(on.height) : 0;
     this.on = { ...on, y: on.y + header, height: on.height - header };
     const middle = scale.x((lane.from[i] + lane.to[i]) / 2);
-    const at = x ?? Math.min(Math.max(middle, scale.left), scale.right);
-    return this.tell(at, this.on, eventFacts(run, lane.events[i]), x === null);
-  }
-
-  // The token at x fills the view; if it does already, the whole run is back.
-  open(x) {
-    const { run, stretch } = this, token = run.tokenAt(run.clock.trace(this.scale.at(x)));
-    if (!token || stretch.seen < 2 * (token.stop - token.start)) stretch.fit();
-    else stretch.show(token.start, token.stop);
+    return this.tell(x ?? middle, this.on, eventFacts(run, lane.events[i]), x === null);
   }
 
   // Left and right along a lane, up and down to the next one.
   step(key) {
-    const { on, lanes, stretch } = this;
+    const { on, lanes } = this;
     if (!lanes.length) return false;
     const was = on ? lanes.findIndex((place) => place.lane === on.lane) : 0;
     const down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
     const now = Math.min(Math.max(was + down, 0), lanes.length - 1), { lane } = lanes[now];
-    const last = lane.from.length - 1, from = on ? on.lane.from[on.i] : stretch.from;
+    const last = lane.from.length - 1, from = on ? on.lane.from[on.i] : 0;
     let i = on && now === was ? on.i : Math.min(firstSeen(lane, from), last);
     if (on && key === "ArrowRight") i = Math.min(this.opens(lane, i) ? i + 1 : lane.next[i], last);
     if (on && key === "ArrowLeft") i = this.before(lane, i);
-    this.reach(lane.from[i], lane.to[i]);
     this.pick({ ...lanes[now], i });
     return true;
   }

@@ -1,9 +1,7 @@
 // What the timeline says of an event and of a whole run. Nothing here draws.
-import { baseOf, nameOf, rankOf } from "./run.js";
+import { baseOf, rankOf } from "./run.js";
 import { formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
 import { rowTotals } from "./timeline_rows.js";
-
-const TIER_WORDS = { ssd: "SSD", dram: "DRAM", hbm: "HBM", cpu: "CPU" };
 
 // What the card of an event says: {title, lines}.
 export function eventFacts(run, e) {
@@ -11,7 +9,7 @@ export function eventFacts(run, e) {
   const place = many && baseOf(e.resource) === "compute" ? ` · GPU ${e.rank}` : "";
   const bytes = e.nbytes ? bytesWords(e, many) : "";
   const rate = e.nbytes && e.seconds && e.label !== "text" ? e.nbytes / e.seconds : 0;
-  const ceiling = rate ? ceilingOfEvent(run, e) : null;
+  const ceiling = rate ? run.meta.ceilings?.[e.limit] : null;
   if (bytes) lines.push(bytes);
   lines.push([
     formatSeconds(e.seconds), rate ? formatRate(rate) : "",
@@ -22,7 +20,7 @@ export function eventFacts(run, e) {
   const detail = e.label === "text" ? `“${e.detail.trim()}”` : e.detail;
   if (e.detail) lines.push(clipped(detail, 60));
   lines.push(guessed(e) ? `time ${e.how}, bytes predicted` : e.how);
-  return { title: `${nameOf(e).replace(":", " ")}${place}`, lines };
+  return { title: `${e.said.replace(":", " ")}${place}`, lines };
 }
 
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
@@ -41,22 +39,15 @@ function tokenWords(e) {
 }
 
 function tierWords(tier, many) {
-  const base = baseOf(tier), name = TIER_WORDS[base] || base;
+  const base = baseOf(tier), name = base.toUpperCase();
   return many && base === "hbm" ? `${name} ${rankOf(tier)}` : name;
-}
-
-function ceilingOfEvent(run, e) {
-  const ceilings = run.meta.ceilings || {}, resource = baseOf(e.resource);
-  if (resource === "compute") return ceilings.hbm || null;
-  if (resource !== "network") return ceilings[resource] || null;
-  return ceilings[e.link] || ceilings.network || null;
 }
 
 // A sentence for those who listen: which resource was busy for how much of the run.
 export function timelineWords(run, rows) {
   if (!run.work.length) return "Timeline by resource: nothing has happened yet.";
   const { length } = run.clock, tokens = run.requests.reduce((n, r) => n + r.tokens.length, 0);
-  const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, 0, length).share)}`);
+  const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, length).share)}`);
   const made = tokens ? ` ${tokens} tokens of ${run.requests.length} requests.` : "";
   return `Timeline by resource, ${formatSeconds(length)} long. Busy: ${busy.join(", ")}.${made}`;
 }

@@ -1,6 +1,7 @@
 """Events as they travel to a page: in columns, small, and packed by code that runs in C.
 
-What many events share (kind, name, stage, …) is sent once and then named by its number; times are
+What many events share (kind, name, stage, …, and what it means: meaning.py) is sent once and then
+named by its number; times are
 whole tenths of a microsecond. `unpackRows` in events.js turns columns into rows again.
 """
 
@@ -9,19 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minillm.charts import meaning
+from minillm.charts.machine_layout import layout
 from minillm.trace import Event
 
+FIELDS = (*Event._fields, "ink", "said", "row", "limit", "way")
+OWN = {"start", "seconds", "nbytes", "step", "token", "request"}  # what differs within a kind
 TICKS = 1e7  # in a second
 
 
 class Packer:
     """Packs one batch of events after the other; `kinds` of a batch holds only new ones.
 
+    sheet: the layout of the machine, one GPU by default.
+
     >>> Packer().pack([Event("span", "ffn", "model", "compute", 0.5, 0.001, token=3)])["start"]
     [5000000]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sheet: dict[str, Any] | None = None) -> None:
+        self._sheet = sheet or layout()
         self._numbers: dict[tuple[Any, ...], int] = {}
 
     def pack(self, events: Sequence[Event]) -> dict[str, list[Any]]:
@@ -36,8 +44,13 @@ class Packer:
         long = [
             round(TICKS * (t + s)) - b for t, s, b in zip(start, seconds, begin, strict=True)
         ]
+        kinds: list[list[Any]] = []
+        for event, number in zip(events, kind, strict=True):
+            if number == known + len(kinds):
+                told = meaning.told(event, self._sheet)
+                kinds.append([v for f, v in zip(FIELDS, told, strict=True) if f not in OWN])
         return {
-            "kinds": [list(key) for key in list(numbers)[known:]], "kind": kind, "start": begin,
+            "kinds": kinds, "kind": kind, "start": begin,
             "seconds": long, "nbytes": list(nbytes), "step": list(step), "token": list(token),
             "request": list(request),
         }  # fmt: skip

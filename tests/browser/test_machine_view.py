@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_charts_live import browser_data
 from test_charts_machine_view import make_run
-
-from minillm.charts.machine_view import layout
 
 MOVING = "{live: false, playing: true, slower: 20, window: 0.0075, selection: null}"
 STILL = "{live: false, playing: false, slower: 1, window: 0.002, selection: null}"
@@ -37,11 +36,9 @@ def show(views_page):
 
     def put(gpus: int = 1, nodes: int = 1, width: int = 1000, dark: bool = False):
         trace = make_run(gpus, nodes)
-        wide, narrow = (layout(gpus, nodes, n) for n in (False, True))
-        meta = trace.meta | {"layout": {"wide": wide, "narrow": narrow}}
         views_page.set_viewport_size({"width": width, "height": 900})
         views_page.evaluate(f"document.body.dataset.jpThemeLight = '{str(not dark).lower()}'")
-        views_page.evaluate(SETUP, {"meta": meta, "rows": [list(e) for e in trace.events]})
+        views_page.evaluate(SETUP, browser_data(trace))
         return views_page
 
     return put

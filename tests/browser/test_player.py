@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_charts_live import browser_data
 
 from minillm.charts import bundle
 from minillm.charts.live import for_page
@@ -54,9 +55,7 @@ def play(views_page):
     def start(trace: Trace, live: bool = False, motion: str = "no-preference"):
         views_page.emulate_media(reduced_motion=motion)
         views_page.add_style_tag(content=bundle.style())
-        rows = json.loads(json.dumps(trace.events))
-        meta = for_page(trace)
-        views_page.evaluate(START, {"meta": meta, "rows": rows, "live": live})
+        views_page.evaluate(START, browser_data(trace, live=live))
         views_page.locator(".minillm-bar").wait_for()
         return views_page
 
@@ -169,7 +168,8 @@ def test_words_appear_while_the_run_goes_on(play) -> None:
     early = [e for e in trace.events if e.start < 0.0275]
     page = play(Trace.of(early, trace.meta), live=True)
     assert page.locator(".minillm-chip").all_inner_texts() == ["Ta", "il", "·"]
-    rest = json.loads(json.dumps([e for e in trace.events if e.start >= 0.0275]))
+    late = [e for e in trace.events if e.start >= 0.0275]
+    rest = browser_data(Trace.of(late, trace.meta))["rows"]
     page.evaluate("rows => { run.append(rows); one.arrived(); }", rest)
     page.wait_for_function("document.querySelectorAll('.minillm-chip').length === 6")
     assert page.locator(".minillm-chip").all_inner_texts() == ["Ta", "il"] * 3

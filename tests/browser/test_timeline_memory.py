@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import moving
+from test_charts_live import browser_data
 
-from minillm.charts import facts
+from minillm.charts import facts, meaning
 from minillm.trace import Event, Trace
 
 MIB, KIB = 2**20, 2**10
@@ -21,8 +22,8 @@ GPUS = 8
 
 # Puts both views on the page, one above the other, and makes what the tests ask with global.
 SETUP = """async ({meta, rows}) => {
-  const names = ["run", "stretch", "timeline_rows", "memory_panels", "timeline_view",
-    "memory_view"];
+  const names = ["run", "time_axis", "timeline_rows", "memory_panels",
+    "timeline_view", "memory_view"];
   window.M = Object.assign({}, ...await Promise.all(names.map((n) => import(`/charts/${n}.js`))));
   const box = document.getElementById("view");
   const voice = Object.assign(document.createElement("p"), { ariaLive: "polite" });
@@ -35,10 +36,8 @@ SETUP = """async ({meta, rows}) => {
   window.views = [new M.Timeline(above, run, {onSeek}), new M.MemoryView(below, run, {onSeek})];
   window.view = {live: false, playing: false, slower: 1, window: 0.1, selection: null};
   window.draw = (t) => views.forEach((one) => one.draw(t, view));
-  window.still = async () => { // two frames in which nothing glides any more
-    const frame = () => new Promise(requestAnimationFrame), stretch = M.stretchOf(run);
-    await frame();
-    do { await frame(); await frame(); } while (stretch.goal);
+  window.still = async () => { // what was touched is drawn in the next frame
+    for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);
   };
   window.clears = [0, 0]; // redraws: of the paper, of the glass
   const clear = CanvasRenderingContext2D.prototype.clearRect;
@@ -124,7 +123,7 @@ def many_gpus() -> list[Event]:
             Event("transfer", "all-reduce", "parallel", "network", 0.006, 0.001, 4096,
                   f"hbm:{rank}", next_, "activations", token=1, request=0, link="nvlink"),
         ]  # fmt: skip
-    # While one part is copied to HBM, the next is read: both pass through staging at once.
+    # While one part is copied to HBM, the next is read.
     for part in range(4):
         read = Event("transfer", "read", "load", "ssd", part * 0.003, 0.003, MIB, "ssd", "dram")
         copy = Event("transfer", "copy", "load", "copy", read.end, 0.002, MIB, "dram", "hbm")
@@ -140,7 +139,7 @@ def trace() -> Trace:
 @pytest.fixture
 def shown(views_page, trace: Trace) -> Iterator:
     """Both views of the trace, at rest at its end."""
-    views_page.evaluate(SETUP, {"meta": trace.meta, "rows": [list(e) for e in trace.events]})
+    views_page.evaluate(SETUP, browser_data(trace))
     return views_page
 
 
@@ -157,11 +156,10 @@ def point_at(page, wanted: str) -> tuple[float, float]:
     x, y = page.evaluate(f"""() => {{
       const lanes = M.layoutRows(run).flatMap((row) => row.lanes.map((p) => ({{...p, row: row.key}})));
       const box = document.querySelector(".minillm-timeline-sheet").getBoundingClientRect();
-      const {{from, to}} = M.stretchOf(run), wide = box.width - M.GUTTER - M.marginOf(box.width);
+      const scale = M.timeScale(box.width, run.clock.length, false);
       for (const {{lane, y, height, row}} of lanes) for (let i = 0; i < lane.from.length; i++) {{
         const e = lane.events[i], middle = (lane.from[i] + lane.to[i]) / 2;
-        if ({wanted}) return [box.x + M.GUTTER + (middle - from) / (to - from) * wide,
-          box.y + y + height - 3];
+        if ({wanted}) return [box.x + scale.x(middle), box.y + y + height - 3];
       }}
     }}""")  # noqa: E501
     return x, y
@@ -176,17 +174,9 @@ def rest(page) -> None:
 
 def test_every_event_lies_on_the_row_of_its_resource(shown, trace: Trace) -> None:
     """Catches an event that is lost, drawn twice, or drawn on a neighbour's row."""
-    drawn = [s for s in spans(shown) if s["row"] != "staging"]
-    found = sorted((s["row"], round(s["start"], 9), s["name"]) for s in drawn)
+    found = sorted((s["row"], round(s["start"], 9), s["name"]) for s in spans(shown))
     work = [e for e in trace.events if e.kind != "counter"]
     assert found == sorted((e.resource, round(e.start, 9), e.name) for e in work)
-
-
-def test_what_enters_or_leaves_dram_is_also_staged(shown, trace: Trace) -> None:
-    """Catches a staging row that shows only one of filling and emptying, or copies between GPUs."""
-    staged = sorted(s["start"] for s in spans(shown) if s["row"] == "staging")
-    through = [e.start for e in trace.events if "dram" in (e.source, e.target)]
-    assert staged == pytest.approx(sorted(through))
 
 
 def test_pauses_are_cut_and_nothing_else(shown, trace: Trace) -> None:
@@ -207,8 +197,8 @@ def test_pauses_are_cut_and_nothing_else(shown, trace: Trace) -> None:
 
 def test_what_runs_at_once_never_covers_each_other(shown) -> None:
     """Catches a layer drawn beside its step, and eight GPUs drawn on top of one another."""
-    rows = [list(e) for e in many_gpus()]
-    shown.evaluate("(rows) => { run = new M.Run({}); run.append(rows); }", rows)
+    data = browser_data(Trace.of(many_gpus(), {}))
+    shown.evaluate("({meta, rows}) => { run = new M.Run(meta); run.append(rows); }", data)
     drawn = spans(shown)
     for row, tracks in (("compute", GPUS), ("nvlink", GPUS)):
         assert {s["rank"] for s in drawn if s["row"] == row} == set(range(tracks))
@@ -233,9 +223,10 @@ def test_levels_are_those_that_the_trace_counted(shown, trace: Trace, tier: str)
     panel = shown.evaluate("(tier) => M.memoryPanels(run).find((p) => p.tier === tier)", tier)
     counted = facts.memory(trace, tier)
     labels = panel["labels"]
-    assert set(labels) == set(counted.levels)
+    levels = {meaning.said(label): held for label, held in counted.levels.items()}
+    assert set(labels) == set(levels)
     drawn = [[point["t"], point["used"], *point["held"]] for point in panel["points"]]
-    values = [counted.times, counted.totals, *(counted.levels[label] for label in labels)]
+    values = [counted.times, counted.totals, *(levels[label] for label in labels)]
     told = [list(moment) for moment in zip(*values, strict=True)][1:]  # the first is the empty tier
     assert [moment[1:] for moment in drawn] == [moment[1:] for moment in told]
     assert [moment[0] for moment in drawn] == pytest.approx([moment[0] for moment in told])
@@ -281,37 +272,17 @@ def test_a_click_seeks_to_the_time_below_it_in_both_views(shown) -> None:
     assert sought[0] == sought[1] > PAUSE
 
 
-def test_a_double_click_goes_to_a_token_and_back(shown) -> None:
-    """Catches a zoom that misses the token, and one from which nothing leads back."""
-    whole = seen(shown)
-    place = point_at(shown, 'e.request === 1 && e.token === 1 && e.name === "decode step"')
-    shown.mouse.dblclick(*place)
-    rest(shown)
-    start, stop = shown.evaluate("""() => { const k = run.requests[1].tokens[1];
-      return [run.clock.play(k.start), run.clock.play(k.stop)]; }""")
-    near = seen(shown)
-    assert near[0] <= start < stop <= near[1]
-    assert near[1] - near[0] < 1.3 * (stop - start)
-    shown.mouse.dblclick(*point_at(shown, 'e.request === 1 && e.token === 1 && e.name === "ffn"'))
-    rest(shown)
-    assert seen(shown) == pytest.approx(whole)
-
-
-def seen(page) -> list[float]:
-    return page.evaluate("() => { const s = M.stretchOf(run); return [s.from, s.to]; }")
-
-
-def test_zoom_and_pan_stay_within_the_run(shown) -> None:
-    """Catches a view of nothing, before the run or behind it."""
-    shown.locator(".minillm-timeline-sheet canvas").nth(1).focus()
-    length = shown.evaluate("() => run.clock.length")
-    for keys in (["+"] * 3, ["Shift+ArrowRight"] * 30, ["-"], ["Shift+ArrowLeft"] * 30, ["-"] * 6):
-        for key in keys:
-            shown.keyboard.press(key)
-        rest(shown)
-        start, stop = seen(shown)
-        assert 0 <= start < stop <= length * (1 + 1e-9)
-    assert seen(shown) == pytest.approx([0, length])
+def test_a_drag_takes_the_playhead_along(shown) -> None:
+    """Catches a drag that selects, scrolls, or stays where it began."""
+    x, y = point_at(shown, 'e.request === 0 && e.name === "prefill"')
+    further, _ = point_at(shown, 'e.request === 1 && e.name === "prefill"')
+    shown.mouse.move(x, y)
+    shown.mouse.down()
+    shown.mouse.move(further, y, steps=4)
+    shown.mouse.up()
+    shown.mouse.move(x, y)
+    sought = shown.evaluate("() => sought")
+    assert sought == sorted(sought) and sought[0] < PAUSE < sought[-1] and len(sought) == 5
 
 
 def test_arrow_keys_go_from_event_to_event_and_say_them_once(shown) -> None:
@@ -357,19 +328,19 @@ def test_the_work_of_a_redraw_follows_the_pixels_not_the_events(shown) -> None:
     assert filled < 12_000
 
 
-def test_live_shows_the_newest_and_then_the_whole(shown) -> None:
-    """Catches a live view that stays at the load, and one that stays live when the run is over."""
-    shown.evaluate("""async () => { view.live = true; draw(run.end); await still(); }""")
-    length = shown.evaluate("() => run.clock.length")
-    start, stop = seen(shown)
-    assert start == 0 and length <= stop < 3 * length
-    shown.evaluate("""async () => { run.append([["span", "decode step", "model", "compute",
-      run.end, 9.0, 0, "", "", "", 4, 1, "measured", ""]]); draw(run.end); await still(); }""")
-    start, stop = seen(shown)
-    length = shown.evaluate("() => run.clock.length")
-    assert 0 < start < length <= stop
-    shown.evaluate("async () => { view.live = false; draw(run.end); await still(); }")
-    assert seen(shown) == pytest.approx([0, length])
+def test_all_of_a_run_is_seen_and_live_there_is_room_for_more(shown) -> None:
+    """Catches a live axis that is drawn anew with every message, and a run with its end cut off."""
+    live, over = shown.evaluate("""() => [true, false].map((live) => [1, 1.9, 2, 2.1].map(
+      (length) => M.timeScale(1000, length, live).to))""")
+    assert over == [1, 1.9, 2, 2.1]
+    assert live == [1, 2, 2, 4]
+    shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
+      run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,
+        1, "", 0, "", "measured", "measured", "", "compute", "decode step", "compute", "hbm", []]]);
+      draw(run.end); await still(); }""")
+    shown.wait_for_function("() => views.every((one) => one.scale.to >= run.clock.length)")
+    shown.evaluate("() => { view.live = false; draw(run.end); }")
+    shown.wait_for_function("() => views.every((one) => one.scale.to === run.clock.length)")
 
 
 def test_a_view_that_is_gone_leaves_nothing(shown) -> None:
@@ -382,6 +353,6 @@ def test_a_view_that_is_gone_leaves_nothing(shown) -> None:
       window.requestAnimationFrame = (f) => { asked += 1; return frame(f); };
       document.body.dataset.jpThemeLight = "false";
       await new Promise((done) => setTimeout(done, 50));
-      return [asked, M.stretchOf(run).watchers.size, document.querySelectorAll("canvas").length];
+      return [asked, document.querySelectorAll("canvas").length];
     }""")
-    assert left == [0, 0, 0]
+    assert left == [0, 0]
