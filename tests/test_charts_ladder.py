@@ -68,20 +68,20 @@ def test_title_says_how_the_ceilings_climb_from_ssd_to_hbm() -> None:
     assert "climbs" not in ladder(one_gpu(), ceilings | {"copy": 1e9}).finding, "it does not"
 
 
-def test_title_compares_how_hbm_is_read_with_how_it_is_filled() -> None:
+def test_without_ceilings_the_title_compares_the_links_that_differ_most() -> None:
     """Catches a ratio turned round."""
     title = ladder(one_gpu(), {}).get_suptitle()
-    assert title == "HBM is read 2.5 × as fast as it is filled: 5 GB/s against 2 GB/s"
+    assert title == "HBM → compute is 5.0 × as fast as SSD → DRAM: 5 GB/s against 1 GB/s"
     slow = a_trace(moved("dram", "hbm", 0, 1, 100), read("", 1, 10, 100))
-    assert ladder(slow).finding.startswith("HBM is filled 10 × as fast as it is read: 100 MB/s")
+    assert ladder(slow).finding.startswith("DRAM → HBM is 10 × as fast as HBM → compute: 100 MB/s")
     alone = a_trace(moved("ssd", "dram", 0, 1, 100), ceilings={"ssd": 1e9})
     assert ladder(alone).finding == "SSD → DRAM moves 100 MB/s, 10 % of its ceiling"
 
 
-def test_a_run_without_its_load_says_nothing_of_how_hbm_is_filled() -> None:
-    """Catches 'read 400 × as fast as filled' where only eight bytes of ids came in."""
+def test_a_link_over_which_hardly_a_byte_went_is_compared_with_none() -> None:
+    """Catches '400 × as fast as DRAM → HBM' where only eight bytes of ids came in."""
     ids = moved("dram", "hbm", 0, 1e-6, 1)._replace(nbytes=8, label="ids")
-    assert "filled" not in ladder(a_trace(ids, read("", 1, 0.01, 100))).finding
+    assert ladder(a_trace(ids, read("", 1, 0.01, 100))).finding == "HBM → compute moves 10 GB/s"
 
 
 def test_each_row_says_its_rate_its_share_of_the_ceiling_and_the_time_of_the_weights() -> None:

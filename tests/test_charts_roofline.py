@@ -62,7 +62,7 @@ def test_title_says_which_roof_each_meets_and_how_near_it_comes() -> None:
     hand = {"one": (2e9, 1e9, 0.1), "two": (5e9, 1e9, 0.1), "three": (9e9, 1e9, 0.1),
             "four": (600e9, 1e9, 1.0)}  # fmt: skip
     assert roofline(None, hand, BANDWIDTH, PEAK).finding == (
-        "One, two and three meet the memory roof, four meets the compute roof; "
+        "3 of 4 meet the memory roof, 1 of 4 meet the compute roof; "
         "the highest, four, reaches 60 % of its roof"
     )
 
@@ -102,7 +102,7 @@ def test_numbers_that_are_not_measured_say_so() -> None:
     assert note(emulated).startswith("emulated · ")
     assert "80 GFLOP/s, 40 % of its roof (emulated)" in texts(emulated)
     mixed = roofline(None, {"a": (1e9, 1e9, 1), "b": (1e9, 1e9, 1, "predicted")}, BANDWIDTH, PEAK)
-    assert note(mixed) == "measured and predicted"
+    assert note(mixed) == "measured, predicted"
     assert sum("(predicted)" in said for said in texts(mixed)) == 1
 
 

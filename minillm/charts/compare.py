@@ -68,12 +68,13 @@ def predicted_measured(
     if unit not in PREFIXED:
         one = unit, 1.0
     words = {name: f"{said[name]} {amount(values[name], unit, one)}" for name in values}
+    words |= _of_several(words, runs)
     chart = Chart(finding, size=(WIDTH, HIGH))
     ax = chart.add_axes((SIDE / WIDTH, 0.44 / HIGH, WIDE / WIDTH, 0.44 / HIGH))
     shown = runs if log else {n: [v / one[1] for v in several] for n, several in runs.items()}
     _axis(ax, quantity, shown, log, one, unit)
     _draw(ax, shown, log, least)
-    _label(ax, _short(words, runs, one), {name: median(shown[name]) for name in shown})
+    _label(ax, words, {name: median(shown[name]) for name in shown})
     if len(runs.get("measured", ())) > 1:
         words["measured"] += _spread(runs["measured"], unit)
     chart.alt = f"{quantity}. {finding}. {', '.join(words.values())}."
@@ -124,9 +125,14 @@ def _share(part: float, whole: float) -> str:
     return f"{percent(part, whole)} of" if part < 1.995 * whole else times(part / whole)
 
 
+def _of_several(words: dict[str, str], runs: dict) -> dict[str, str]:
+    count = len(runs.get("measured", ()))
+    return {"measured": f"{words['measured']}, median of {count}"} if count > 1 else {}
+
+
 def _spread(measured: tuple[float, ...], unit: str) -> str:
     ends = [amount(end, unit) for end in (min(measured), max(measured))]
-    return f" (median of {len(measured)} runs between {' and '.join(ends)})"
+    return f" runs between {' and '.join(ends)}"
 
 
 def _axis(
@@ -179,21 +185,12 @@ def _draw_measured(ax: Axes, measured: tuple[float, ...], log: bool) -> None:
         ax.plot(ends, (0.5, 0.5), color=TEXT, linewidth=1.2, marker="|", zorder=2)
 
 
-def _short(words: dict[str, str], runs: dict, one: tuple[str, float] | None) -> dict[str, str]:
-    """The words above the marks: without their unit, which the axis has, where that is long."""
-    if len(runs.get("measured", ())) > 1:
-        words = words | {"measured": f"{words['measured']}, median of {len(runs['measured'])}"}
-    if one and sum(map(_room, words.values())) > WIDE + SIDE:
-        return {name: said.replace(f" {one[0]}", "") for name, said in words.items()}
-    return words
-
-
 def _room(words: str) -> float:
     return width_of(words, 8, "bold" if words.startswith(HOW) else "normal") + 0.14
 
 
 def _label(ax: Axes, words: dict[str, str], at: dict[str, float]) -> None:
-    """The words in one line above the marks, pushed apart where they would touch."""
+    """The words in one line above the marks, smaller and pushed apart where they would touch."""
     order = sorted(words, key=lambda name: at[name])
     to_axes = ax.transData + ax.transAxes.inverted()
     inches = [WIDE * to_axes.transform((at[name], 0))[0] for name in order]

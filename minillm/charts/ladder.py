@@ -172,27 +172,18 @@ def _climb(hops: Sequence[Hop]) -> str:
 
 
 def _finding(hops: Sequence[Hop]) -> str:
-    """How high the ceilings of this way are. Where they are not known, what was reached: how HBM is
-    read against how it is filled; without both, the fastest link against the slowest.
+    """How high the ceilings of this way are. Where they are not known, the links that differ most;
+    the rate of a few bytes of ids is that of a tiny copy, and no link's.
     """
     if climb := _climb(hops):
         return climb
-    by_name = {hop.name: hop for hop in hops}
-    read, fill = by_name.get("HBM → compute"), by_name.get("DRAM → HBM")
-    if read and fill and fill.nbytes < 0.5 * read.nbytes / read.count:
-        fill = None  # no load: only ids came in, and their rate is that of a tiny copy
-    fast, slow = max(hops, key=lambda h: h.rate), min(hops, key=lambda h: h.rate)
+    large = [hop for hop in hops if 100 * hop.nbytes >= max(h.nbytes for h in hops)]
+    fast, slow = max(large, key=lambda h: h.rate), min(large, key=lambda h: h.rate)
     if fast is slow:
         share = f", {percent(fast.rate, fast.ceiling)} of its ceiling" if fast.ceiling else ""
         return f"{fast.name} moves {amount(fast.rate, 'B/s')}{share}"
-    if read and fill and read.rate >= fill.rate:
-        fast, slow, said = read, fill, "HBM is read {} as fast as it is filled"
-    elif read and fill:
-        fast, slow, said = fill, read, "HBM is filled {} as fast as it is read"
-    else:
-        said = f"{fast.name} is {{}} as fast as {slow.name}"
     rates = f"{amount(fast.rate, 'B/s')} against {amount(slow.rate, 'B/s')}"
-    return f"{said.format(times(fast.rate / slow.rate))}: {rates}"
+    return f"{fast.name} is {times(fast.rate / slow.rate)} as fast as {slow.name}: {rates}"
 
 
 def _draw(ax: Axes, hops: Sequence[Hop]) -> None:

@@ -7,6 +7,7 @@ units. (S. Williams, A. Waterman, D. Patterson: Roofline, CACM 52:4, 2009.)
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,7 +15,7 @@ from statistics import median
 from matplotlib.axes import Axes
 
 from minillm.charts import facts
-from minillm.charts.place import Box, along, free_place
+from minillm.charts.place import spread
 from minillm.charts.show import Chart
 from minillm.charts.style import (
     FAINT,
@@ -25,16 +26,17 @@ from minillm.charts.style import (
     TEXT,
     WIDTH,
     amount,
+    cut,
     log_axis,
     percent,
     quiet,
-    width_of,
 )  # fmt: skip
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 
 Given = float | Sequence[float]
-LEFT, LOW, WIDE, TALL = 0.86, 0.42, 5.9, 2.36  # inches: the axes' place and size
+LEFT, LOW, WIDE, TALL = 0.86, 0.42, 3.75, 2.36  # inches: the axes' place and size
+COLUMN = 2.2  # inches: names and figures, to the right of the axes
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,10 @@ def roofline(
     chart = Chart(_finding(points), note=_note(trace, points))
     ax = chart.add_axes((LEFT / WIDTH, LOW / HEIGHT, WIDE / WIDTH, TALL / HEIGHT))
     _axes(ax, points, bandwidth, peak_flops)
-    taken = _roofs(ax, bandwidth, peak_flops)
-    for x, y in (_inches(ax, point.intensity, point.rate) for point in points):
-        taken.append((x - 0.07, y - 0.07, x + 0.07, y + 0.07))
+    _roofs(ax, bandwidth, peak_flops)
     for point in points:
-        _draw(ax, point, taken, full=len(points) <= 5)
+        _mark(ax, point)
+    _label(ax, points)
     roofs = f"{amount(bandwidth, 'B/s')} memory and {amount(peak_flops, 'FLOP/s')} compute"
     told = "; ".join(f"{p.name} {_said(p)} at {p.intensity:.3g} FLOP/byte" for p in points)
     chart.alt = f"Roofline of {roofs}. {chart.finding}. {told}."
@@ -142,29 +143,23 @@ def _positive(value: object, what: str) -> None:
 
 def _finding(points: Sequence[Point]) -> str:
     """Which roof each meets, and how near it comes; many points are counted."""
-    under = {b: [p.name for p in points if p.bound == b] for b in ("memory", "compute")}
     best = max(points, key=lambda p: p.rate / p.roof)
-    highest = f"the highest, {best.name}, reaches {percent(best.rate, best.roof)} of its roof"
+    highest = f"; the highest, {best.name}, reaches {percent(best.rate, best.roof)} of its roof"
     if len(points) <= 2:
+        highest = ""
         told = [f"{p.name}{' reaches' * (p is points[0])} {percent(p.rate, p.roof)} "
                 f"of the {p.bound} roof" for p in points]  # fmt: skip
-    elif len(points) <= 4:
-        told = [f"{_and(names)} {'meet' if names[1:] else 'meets'} the {bound} roof"
-                for bound, names in under.items() if names]  # fmt: skip
     else:
-        told = [f"{len(names)} of {len(points)} meet the {bound} roof"
-                for bound, names in under.items() if names]  # fmt: skip
-    finding = ", ".join(told) + (f"; {highest}" if len(points) > 2 else "")
+        under = Counter(p.bound for p in points)
+        told = [f"{under[bound]} of {len(points)} meet the {bound} roof"
+                for bound in ("memory", "compute") if under[bound]]  # fmt: skip
+    finding = ", ".join(told) + highest
     return finding[0].upper() + finding[1:]
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _note(trace: Trace | None, points: Sequence[Point]) -> str:
     """Where the numbers of these points come from: the trace may hold others."""
-    words = _and(list(dict.fromkeys(p.how for p in points)))
+    words = ", ".join(dict.fromkeys(p.how for p in points))
     words += " time, predicted bytes" * any(p.guessed and p.how != "predicted" for p in points)
     words = [words, *(str(trace.meta[k]) for k in facts.WHO if trace and trace.meta.get(k))]
     if any(p.rate > 1.02 * p.roof for p in points):
@@ -183,8 +178,8 @@ def _axes(ax: Axes, points: Sequence[Point], bandwidth: float, peak_flops: float
     ridge = peak_flops / bandwidth
     xs = [ridge, *(p.intensity for p in points)]
     low, high = min(xs) / 4, max(xs) * 8
-    high = max(high, ridge * (ridge / low) ** 0.45)
-    low = min(low, ridge / (high / ridge) ** 0.45)
+    high = max(high, ridge * (ridge / low) ** 0.65)
+    low = min(low, ridge / (high / ridge) ** 0.65)
     ys = [bandwidth * low, peak_flops, *(p.rate for p in points)]
     quiet(ax, "arithmetic intensity (FLOP per byte, log axis)")
     log_axis(ax.xaxis, low, high, lambda x: f"{x:,.6g}")
@@ -194,8 +189,8 @@ def _axes(ax: Axes, points: Sequence[Point], bandwidth: float, peak_flops: float
             transform=ax.transAxes)  # fmt: skip
 
 
-def _roofs(ax: Axes, bandwidth: float, peak_flops: float) -> list[Box]:
-    """Both roofs with their names, hatched above; the ridge where they meet. What they take up."""
+def _roofs(ax: Axes, bandwidth: float, peak_flops: float) -> None:
+    """Both roofs with their names, hatched above; the ridge where they meet."""
     (low, high), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     ridge = peak_flops / bandwidth
     xs, ys = (low, ridge, high), (bandwidth * low, peak_flops, peak_flops)
@@ -215,10 +210,8 @@ def _roofs(ax: Axes, bandwidth: float, peak_flops: float) -> list[Box]:
         ax.text(x / WIDE, y / TALL, name, transform=ax.transAxes, rotation=turn, size=8,
                 ha="center", va="center", rotation_mode="anchor", color=TEXT,
                 bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1})  # fmt: skip
-    said = f"ridge {ridge:.3g} FLOP/byte"
-    ax.text(edge[0] / WIDE + 0.008, 0.02, said, transform=ax.transAxes, size=7.5, color=FAINT)
-    foot = (edge[0], 0.0, edge[0] + 0.1 + width_of(said, 7.5), 0.2)
-    return [foot, *along(begin, edge, 0.12), *along(edge, end, 0.12)]
+    ax.text(edge[0] / WIDE + 0.012, 0.02, f"ridge {ridge:.3g} FLOP/byte", size=7.5, color=FAINT,
+            transform=ax.transAxes)  # fmt: skip
 
 
 def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
@@ -227,27 +220,30 @@ def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
     return right * WIDE, up * TALL
 
 
-def _draw(ax: Axes, point: Point, taken: list[Box], full: bool) -> None:
-    """The mark, dotted up to its roof; its name and figures where there is room."""
+def _mark(ax: Axes, point: Point) -> None:
+    """The mark, dotted up to its roof; a prediction is open, what is emulated square."""
     grey = INK["prediction"].colour
     open_ = {"markerfacecolor": PAPER, "markeredgecolor": grey, "markeredgewidth": 1.6}
     style = open_ if point.how == "predicted" else {"color": TEXT}
     ax.plot((point.intensity,) * 2, (point.rate, point.roof), ":", color=TEXT, linewidth=1)
     mark = "s" if point.how == "emulated" else "o"
     ax.plot(point.intensity, point.rate, mark, markersize=7, zorder=3, **style)
-    said = _said(point)
-    lines = [(point.name, 8, "bold"), (said, 7.5, "normal")]
-    if not full:  # one short line
-        lines = [(f"{point.name} {percent(point.rate, point.roof)}", 7.5, "normal")]
-    wide, high = max(width_of(*line) for line in lines), 0.135 * len(lines)
-    x, y = _inches(ax, point.intensity, point.rate)
-    left, low = free_place(x, y, wide, high, taken, (WIDE, TALL))
-    for i, (words, size, weight) in enumerate(reversed(lines)):
-        ax.text(left / WIDE, (low + 0.02 + 0.13 * i) / TALL, words, transform=ax.transAxes,
-                size=size, weight=weight, color=TEXT, parse_math=False, zorder=4,
-                bbox={"facecolor": PAPER, "linewidth": 0, "pad": 0.6, "alpha": 0.85})  # fmt: skip
-    near = min(max(x, left), left + wide), min(max(y, low), low + high)
-    if math.dist(near, (x, y)) > 0.2:
-        ax.plot((x / WIDE, near[0] / WIDE), (y / TALL, near[1] / TALL), color=FAINT, linewidth=0.7,
-                transform=ax.transAxes, zorder=5)  # fmt: skip
-    taken += [(left - 0.04, low - 0.02, left + wide + 0.04, low + high + 0.02)]
+
+
+def _label(ax: Axes, points: Sequence[Point]) -> None:
+    """Names and figures in a column on the right, as high as their marks where there is room."""
+    order = sorted(points, key=lambda p: p.rate)
+    full = len(points) <= 5  # of more, one short line each
+    marks = [_inches(ax, point.intensity, point.rate) for point in order]
+    row = min(0.38 if full else 0.2, TALL / len(points))
+    places = spread([y for _, y in marks], [row] * len(points), 0, TALL)
+    for point, (x, y), place in zip(order, marks, places, strict=True):
+        said = _said(point) if full else percent(point.rate, point.roof)
+        lines = [(place + 0.02, point.name, "bold"), (place - 0.12, said, "normal")]
+        if not full:
+            lines = [(place - 0.04, f"{point.name} {said}", "normal")]
+        for base, words, weight in lines:
+            ax.text(1 + 0.15 / WIDE, base / TALL, cut(words, COLUMN, 7.5), transform=ax.transAxes,
+                    size=7.5, weight=weight, color=TEXT, parse_math=False)  # fmt: skip
+        ax.plot((x / WIDE, 1 + 0.1 / WIDE), (y / TALL, place / TALL), color=FAINT, linewidth=0.6,
+                transform=ax.transAxes, clip_on=False, zorder=2)  # fmt: skip

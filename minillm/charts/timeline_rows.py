@@ -188,12 +188,8 @@ def told(events: Sequence[Event]) -> list[str]:
     counted = {name for name, group in groups.items() if len(group) > 1 and not _is_weights(group)}
     times = {name: f"{len(groups[name])} × {name}" if name in counted else name for name in groups}
     each = ", ".join(f"{times[name]} {amount(spent, 's')}" for name, spent in busy.items())
-    longest = sorted(busy, key=lambda name: -busy[name])
-    shorter = [
-        ", ".join([name for name in groups if name in longest[:n]] + ["…"] * (n < len(groups)))
-        for n in range(len(groups), 0, -1)
-    ]
-    return [each + waited, *(f"{names} {total}" for names in shorter), total]
+    longest = max(busy, key=busy.__getitem__)
+    return [each + waited, f"{longest}{', …' * (len(groups) > 1)} {total}", total]
 
 
 def _moved(name: str, group: list[Event]) -> str:
