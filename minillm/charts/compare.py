@@ -68,16 +68,14 @@ def predicted_measured(
     if unit not in PREFIXED:
         one = unit, 1.0
     words = {name: f"{said[name]} {amount(values[name], unit, one)}" for name in values}
-    count = len(runs.get("measured", ()))
-    if count > 1:
-        words["measured"] += f", median of {count}"
+    words |= _of_several(words, runs)
     chart = Chart(finding, size=(WIDTH, HIGH))
     ax = chart.add_axes((SIDE / WIDTH, 0.44 / HIGH, WIDE / WIDTH, 0.44 / HIGH))
     shown = runs if log else {n: [v / one[1] for v in several] for n, several in runs.items()}
     _axis(ax, quantity, shown, log, one, unit)
     _draw(ax, shown, log, least)
     _label(ax, words, {name: median(shown[name]) for name in shown})
-    if count > 1:
+    if len(runs.get("measured", ())) > 1:
         words["measured"] += _spread(runs["measured"], unit)
     chart.alt = f"{quantity}. {finding}. {', '.join(words.values())}."
     return chart
@@ -125,6 +123,11 @@ def _finding(values: dict[str, float], unit: str, said: dict[str, str]) -> str:
 
 def _share(part: float, whole: float) -> str:
     return f"{percent(part, whole)} of" if part < 1.995 * whole else times(part / whole)
+
+
+def _of_several(words: dict[str, str], runs: dict) -> dict[str, str]:
+    count = len(runs.get("measured", ()))
+    return {"measured": f"{words['measured']}, median of {count}"} if count > 1 else {}
 
 
 def _spread(measured: tuple[float, ...], unit: str) -> str:
