@@ -39,8 +39,9 @@ from minillm.load.safetensors import damaged
 from minillm.load.stream import SLOTS, Reader
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
-from minillm.machine.disk import PAGE, aligned, open_direct, read_all
+from minillm.machine.disk import PAGE, open_direct
 from minillm.machine.host import huge_pages, n_cores
+from minillm.probe.ssd import aligned, read_all
 from minillm.tools.bench_load_report import COPIED, RAW, STOCK, LoadReport
 from minillm.tools.bench_memory import private_memory
 from minillm.tools.make_checkpoint import make_checkpoint
