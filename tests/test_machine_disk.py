@@ -1,29 +1,22 @@
-"""Reads that go past the page cache, and scratch files that leave nothing."""
+"""Reads that go past the page cache, and which folder lies on a disk."""
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import shutil
-import threading
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from minillm.errors import OutOfMemory
 from minillm.machine import cgroups, disk
 from minillm.machine.disk import (
     PAGE,
-    aligned,
     drop_cache,
     filesystem,
     open_direct,
-    read_all,
     read_at,
-    scratch_file,
 )
+from minillm.probe.ssd import aligned, scratch_file
 
 MEMORY = Path("/dev/shm")
 needs_tmpfs = pytest.mark.skipif(
@@ -61,35 +54,6 @@ def test_what_is_read_is_what_the_file_holds(file, opened, direct):
     while got := read_at(reader.fd, buffer, at):
         data, at = data + bytes(buffer[:got]), at + got
     assert data == file.read_bytes() and (reader.direct or reader.how)
-
-
-def test_every_byte_is_asked_for_once_with_any_number_in_flight(file, opened, monkeypatch):
-    """Catches two threads that read the same block, and a block that nobody reads."""
-    asked, lock = [], threading.Lock()
-
-    def counted(fd, view, offset):
-        with lock:
-            asked.append((offset, len(view)))
-        return read_at(fd, view, offset)
-
-    monkeypatch.setattr(disk, "read_at", counted)
-    memory = memoryview(aligned(4 * PAGE))
-    for depth in (1, 3, 4):
-        reader = opened(file)  # which reads a page on trial
-        asked.clear()
-        blocks = [memory[i * PAGE : (i + 1) * PAGE] for i in range(depth)]
-        read_all(reader.fd, 9 * PAGE, blocks)
-        assert sorted(asked) == [(i * PAGE, PAGE) for i in range(9)]
-    with pytest.raises(OSError, match="ended early"):
-        read_all(opened(file).fd, 12 * PAGE, blocks)
-
-
-def test_aligned_memory_is_whole_pages_of_zeros():
-    """Catches a buffer that O_DIRECT refuses."""
-    for nbytes in (1, PAGE, 5 * PAGE + 1, 3 * 2**20):
-        memory = aligned(nbytes)
-        assert len(memory) >= nbytes and len(memory) % PAGE == 0
-        assert bytes(memory) == bytes(len(memory))
 
 
 @needs_tmpfs
@@ -220,62 +184,3 @@ def test_a_disk_that_fails_while_its_cache_is_dropped_is_no_missing_call(
     monkeypatch.setattr(disk, "filesystem", lambda path: "ext4")
     with open(file, "rb") as stream, pytest.raises(OSError, match="not here"):
         drop_cache(stream.fileno())
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux only")
-def test_memory_is_made_where_the_kernel_has_no_huge_pages(monkeypatch):
-    """Catches a probe that asks a kernel for what it was built without."""
-
-    class Small(mmap.mmap):
-        def madvise(self, *advice):
-            raise OSError(errno.EINVAL, "not here")
-
-    monkeypatch.setattr(disk.mmap, "mmap", Small)
-    assert len(aligned(4 * 2**20)) == 4 * 2**20
-
-
-def test_a_scratch_file_is_random_whole_and_nameless(tmp_path):
-    """Catches a file of zeros, which some disks never write, and one that outlives a crash."""
-    with scratch_file(tmp_path, 9 * 2**20 + 1) as scratch:
-        if os.name == "posix":
-            assert os.listdir(tmp_path) == []  # nothing is left even if this process is killed
-        assert scratch.nbytes == 9 * 2**20 == os.fstat(scratch.plain).st_size // PAGE * PAGE
-        pages = {os.pread(scratch.plain, 64, at) for at in range(0, scratch.nbytes, 4 * 2**20)}
-        assert len(pages) == 3
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_slow_disk_gets_a_smaller_file(tmp_path):
-    """Catches a minute of writing on a memory card."""
-    ticks = iter(range(1000))
-    with scratch_file(tmp_path, 2**26, 3, least=2**20, clock=lambda: next(ticks)) as scratch:
-        assert 2**20 <= scratch.nbytes < 2**26
-
-
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
-def test_nothing_is_left_whatever_happens(tmp_path, fault):
-    """Catches a gigabyte forgotten at each interrupt, and descriptors that stay open."""
-    with pytest.raises(fault), scratch_file(tmp_path, 2**20) as scratch:
-        raise fault
-    assert os.listdir(tmp_path) == []
-    for fd in (scratch.plain, scratch.reader.fd):
-        with pytest.raises(OSError):
-            os.fstat(fd)
-
-
-def test_a_full_disk_is_refused_before_and_named_while_writing(tmp_path, monkeypatch):
-    """Catches a probe that fills the learner's disk, and an ENOSPC without a word of advice."""
-    usage = namedtuple("usage", "total used free")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 2**28))
-        with pytest.raises(OutOfMemory, match="of SSD, found 256.0 MiB free.*delete files"):
-            with scratch_file(tmp_path, 2**20):
-                pytest.fail("there was no room")
-
-    def full(fd, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(disk.os, "write", full)
-    with pytest.raises(OutOfMemory, match="SSD"), scratch_file(tmp_path, 2**20):
-        pytest.fail("nothing was written")
-    assert os.listdir(tmp_path) == []

@@ -127,7 +127,7 @@ def test_the_sender_goes_on_while_the_bytes_move():
     """Catches a `send` that is a `copy`: no overlap with compute."""
     wire, gate, arrived = link(Clock()), threading.Event(), []
     transfer = wire.send("there", lambda: (gate.wait(), arrived.append(1)), 100, Times())
-    assert not arrived and not transfer.over.is_set()
+    assert not arrived and not transfer.over.done()
     gate.set()
     assert transfer.join() == "there" and arrived
     wire.drain()

@@ -1,4 +1,4 @@
-"""Files, read the way that measures the disk: past the page cache, several requests in flight.
+"""Files, read the way that measures the disk: past the page cache.
 
 The kernel keeps what was read or written in DRAM (the page cache), so a second reading of a file
 says nothing of the disk. O_DIRECT asks for the disk itself; it wants buffers, offsets and sizes
@@ -13,20 +13,16 @@ import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from minillm.errors import MinillmError, OutOfMemory
+from minillm.errors import MinillmError
 from minillm.files import home
 from minillm.machine.cgroups import mounts
 
 PAGE = 4096
-_HUGE = 2 * 2**20  # bytes of a huge page
-_RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
 IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE}
 _seek_lock = threading.Lock()
@@ -152,31 +148,10 @@ def drop_cache(fd: int) -> bool:
     return True
 
 
-def aligned(nbytes: int) -> mmap.mmap:
-    """Zeroed memory for `open_direct`: whole pages, huge ones where the system has them, touched.
-
-    Touched, since the first write to a page costs more than a disk needs to fill it.
-    """
-    size = -(-nbytes // PAGE) * PAGE
-    # Private: what processes share lies in tmpfs, which has no huge pages unless told by root.
-    kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, max(size, PAGE), **kind)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    memory[::PAGE] = bytes(len(memory) // PAGE)
-    return memory
-
-
-def read_at(fd: int, view: memoryview | list[memoryview], offset: int) -> int:
-    """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end.
-
-    Of several views, filled one after the other, none may be where the system cannot do that.
-    """
+def read_at(fd: int, view: memoryview, offset: int) -> int:
+    """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end."""
     if hasattr(os, "preadv"):
-        return os.preadv(fd, view if isinstance(view, list) else [view], offset)
-    if isinstance(view, list):
-        return 0
+        return os.preadv(fd, [view], offset)
     if hasattr(os, "pread"):
         data = os.pread(fd, len(view), offset)
     else:  # Windows
@@ -185,81 +160,3 @@ def read_at(fd: int, view: memoryview | list[memoryview], offset: int) -> int:
             data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
-
-
-def read_all(fd: int, nbytes: int, buffers: Sequence[memoryview]) -> None:
-    """Read the first `nbytes` of a file, one request for each buffer in flight, and keep nothing.
-
-    The buffers are of one size, and aligned: slices of whole pages of `aligned` memory.
-    """
-    block = len(buffers[0])
-    offsets = iter(range(0, nbytes, block))  # `next` is atomic: each offset is read once
-
-    def work(buffer: memoryview) -> None:
-        for offset in offsets:
-            want = min(block, nbytes - offset)
-            if read_at(fd, buffer[:want], offset) != want:
-                raise OSError(errno.EIO, "the file ended early")
-
-    if len(buffers) == 1:
-        return work(buffers[0])
-    with ThreadPoolExecutor(len(buffers)) as pool:
-        list(pool.map(work, buffers))
-
-
-class Scratch(NamedTuple):
-    """A file of random bytes: its reader, and a plain descriptor of the same file."""
-
-    reader: Opened
-    plain: int
-    nbytes: int
-
-
-@contextmanager
-def scratch_file(
-    directory: str | os.PathLike[str], nbytes: int, seconds: float = 5.0, least: int = 16 * 2**20,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Scratch]:  # fmt: skip
-    """A file of up to `nbytes` random bytes in `directory`, on disk and out of the page cache.
-
-    Writing stops after `seconds`, on a slow disk, but not before `least` bytes. OutOfMemory if
-    the disk has not room for it and some to spare. The file loses its name before the first byte
-    is written, so that nothing is left whatever happens; where a file in use must keep its name,
-    it is removed at the end.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < nbytes + _RESERVE:
-        raise OutOfMemory("ssd", nbytes + _RESERVE, free, {})
-    plain, path = tempfile.mkstemp(prefix=".minillm-", dir=directory)
-    reader = None
-    try:
-        os.truncate(plain, PAGE)  # or there would be nothing to read on trial
-        reader = open_direct(path)
-        if os.name == "posix":
-            os.unlink(path)
-        written = _write_random(plain, nbytes, least, clock() + seconds, clock)
-        os.fsync(plain)
-        drop_cache(plain)
-        yield Scratch(reader, plain, written)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutOfMemory("ssd", nbytes, shutil.disk_usage(directory).free, {}) from error
-    finally:
-        os.close(plain)
-        if reader is not None:
-            os.close(reader.fd)
-        if os.path.exists(path):
-            os.unlink(path)
-
-
-def _write_random(
-    fd: int, nbytes: int, least: int, deadline: float, clock: Callable[[], float]
-) -> int:
-    """Random, since some disks compress. Every block differs in its first bytes."""
-    block = bytearray(os.urandom(4 * 2**20))
-    done = 0
-    while done < nbytes and (done < least or clock() < deadline):
-        block[:8] = done.to_bytes(8, "little")
-        done += os.write(fd, block[: nbytes - done])
-    return done // PAGE * PAGE

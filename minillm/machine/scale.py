@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
@@ -29,19 +29,17 @@ _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited
 class Transfer(Sending):
     """One transfer in a link's queue. `join` raises what its `do` raised."""
 
-    def __init__(
-        self, out: Any, do: Callable[[], Any], nbytes: int, asked: float, tell: Callable
-    ):
+    def __init__(self, out: Any, over: Future):
         super().__init__(out)
-        self.do, self.nbytes, self.asked, self.tell = do, nbytes, asked, tell
-        self.over = threading.Event()
-        self.error: BaseException | None = None
+        self.over, self.joined = over, False
 
     def join(self) -> Tensor:
-        self.over.wait()
-        if self.error is not None:
-            error, self.error = self.error, None  # raised once
-            raise error
+        self.joined = True
+        try:
+            self.over.result()
+        except CancelledError as error:
+            fault = "a transfer was dropped; what came before it failed"
+            raise MinillmError(fault) from error
         return self.out
 
 
@@ -62,47 +60,24 @@ class ScaledLink:
         self.wire, self.clock, self._until = wire, clock, until or self._sleep
         self._free = clock()  # when the wire is free again
         self._turn = threading.Lock()  # held while bytes really move
-        self._queue: deque[Transfer] = deque()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None  # there while the queue is not empty
+        self._lock = threading.RLock()
+        self._queue: ThreadPoolExecutor | None = None  # of one thread, from `send` to `drain`
+        self._last: Future | None = None  # the one at the queue's end
         self._hurry = threading.Event()  # set to cut the waiting short
 
     def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
         """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
-        asked = self.clock()
-        if self._queue:  # it is behind those
-            results: list[T] = []
-            self.send(None, lambda: results.append(do()), nbytes, tell).join()
-            return results[0]
-        return self._run(do, nbytes, asked, tell)
+        if self._last is not None and not self._last.done():  # it is behind those
+            return self.send(None, do, nbytes, tell).over.result()
+        return self._run(do, nbytes, self.clock(), tell)
 
     def send(self, out: Any, do: Callable, nbytes: int, tell: Callable) -> Transfer:
-        """Queue a transfer, to run on a thread of the link's own that ends with the queue."""
-        transfer = Transfer(out, do, nbytes, self.clock(), tell)
+        """Queue a transfer, to run on a thread of the link's own."""
         with self._lock:
-            self._queue.append(transfer)
-            if len(self._queue) == 1:
-                before, name = self._thread, f"scaled link {id(self)}"
-                self._thread = threading.Thread(
-                    target=self._work, args=(before,), name=name, daemon=True
-                )
-                self._thread.start()
-        return transfer
-
-    def _work(self, before: threading.Thread | None) -> None:
-        if before is not None:
-            before.join()  # it is ending: so there is one thread to wait for, not two
-        more = True
-        while more:
-            now = self._queue[0]
-            try:
-                self._run(now.do, now.nbytes, now.asked, now.tell)
-            except BaseException as error:  # for whoever joins
-                now.error = error
-            with self._lock:
-                self._queue.popleft()
-                more = bool(self._queue)
-            now.over.set()
+            if self._queue is None:
+                self._queue = ThreadPoolExecutor(1, f"scaled link {id(self)}")
+            self._last = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
+            return Transfer(out, self._last)
 
     def _run(self, do: Callable[[], T], nbytes: int, asked: float, tell: Callable) -> T:
         with self._turn:
@@ -125,21 +100,19 @@ class ScaledLink:
     def drain(self) -> None:
         """Wait until the queue is empty and its thread is gone."""
         with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+            queue, self._queue = self._queue, None
+            if queue is not None:
+                queue.shutdown()
 
     def abandon(self) -> None:
         """Drop what has not begun, and wait for what has only until its bytes are there."""
         with self._lock:
-            dropped = [self._queue.pop() for _ in range(len(self._queue) - 1)]
-        self._hurry.set()
-        self.drain()
+            if self._queue is not None:
+                self._queue.shutdown(wait=False, cancel_futures=True)
+            self._hurry.set()
+            self.drain()
         self._hurry.clear()
         self._free = self.clock()
-        for transfer in dropped:
-            transfer.error = MinillmError("a transfer was dropped; what came before it failed")
-            transfer.over.set()
 
 
 class ScaleModel(HostLink):
@@ -202,7 +175,7 @@ class ScaleModel(HostLink):
         tell = self._teller(tensor.nbytes, way, detail)
         transfer = link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
         with self._lock:
-            self._under_way = [t for t in self._under_way if not t.over.is_set() or t.error]
+            self._under_way = [t for t in self._under_way if not t.joined]
             self._under_way.append(transfer)
         return transfer
 
@@ -232,7 +205,8 @@ class ScaleModel(HostLink):
         with self._lock:
             over, self._under_way = self._under_way, []
         for transfer in over:
-            transfer.join()
+            if not transfer.joined:  # what went wrong is raised once
+                transfer.join()
 
     def abandon(self) -> None:
         for link in tuple(self._links.values()):

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from minillm.files import temporary_folder
-from minillm.machine.disk import PAGE, aligned
+from minillm.machine.disk import PAGE
 from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.probe.measure import Measurement, NotHere, rates, summary
+from minillm.probe.ssd import aligned
 
 _LINE = 64  # bytes that DRAM delivers at a time
 _MIB = 2**20

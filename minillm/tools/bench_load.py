@@ -31,8 +31,9 @@ from minillm.load import Checkpoint, Reader, drop
 from minillm.load.safetensors import damaged
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
-from minillm.machine.disk import PAGE, aligned, open_direct, read_all
+from minillm.machine.disk import PAGE, open_direct
 from minillm.machine.host import huge_pages, n_cores
+from minillm.probe.ssd import aligned, read_all
 from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 
 RAW, STOCK, OURS = "raw", "load_file", ("direct", "read")
