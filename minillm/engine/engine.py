@@ -6,6 +6,7 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -86,15 +87,19 @@ class Engine:
 
         def pieces() -> Iterator[Piece]:
             with self._present([request]):
-                while request.pieces or not request.over:
-                    if request.pieces:
-                        yield request.pieces.popleft()
-                    else:
-                        self.step()
-                if request.error:
-                    raise request.error
+                yield from self._pieces(request)
 
         return pieces()
+
+    def _pieces(self, request: Request) -> Iterator[Piece]:
+        """What comes of a request, a step at a time, until it is over."""
+        while request.pieces or not request.over:
+            if request.pieces:
+                yield request.pieces.popleft()
+            else:
+                self.step()
+        if request.error:
+            raise request.error
 
     def generate(
         self, prompts: str | Sequence[Prompt],
@@ -109,10 +114,7 @@ class Engine:
         requests = [self._admit(*pair) for pair in zip(prompts, each, strict=True)]
         with self._present(requests):
             for request in requests:
-                while not request.over:
-                    self.step()
-                if request.error:
-                    raise request.error
+                deque(self._pieces(request), maxlen=0)
         return [request.completion() for request in requests]
 
     def step(self) -> None:
@@ -132,7 +134,7 @@ class Engine:
         stamps: dict[str, Any] = {"step": self.steps, "model": self.name}
         self.steps += 1
         if len(requests) == 1:
-            stamps |= {"request": requests[0].number, "token": len(requests[0].token_ids)}
+            stamps |= requests[0].stamp
         return stamps
 
     def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:

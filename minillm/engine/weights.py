@@ -34,7 +34,7 @@ _FEW = 4  # tokens in a pass: so few wait for memory more than for a core
 class Resident:
     """All of the model in HBM. What it takes and raises: as `load`.
 
-    dtype, nbytes: of all the weights.
+    nbytes: of all the weights.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Resident:
         config: EngineConfig,
     ) -> None:  # fmt: skip
         self._arena = load(model, checkpoint, machine, dtype, config.reader)
-        self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
+        self.nbytes = sum(p.nbytes for p in model.parameters())
 
     def cores_for_link(self, tokens: int) -> int:
         """Cores that a pass of so many tokens should leave alone."""
@@ -60,21 +60,19 @@ class Streamed:
     parameters, and sends for the next. Takes HBM for two layers and for what is no layer, DRAM for
     all layers or for staging, and a thread. Raises as `load` does, and then nothing is kept.
 
-    dtype, nbytes: of all the weights, wherever they are.
+    nbytes: of all the weights, wherever they are.
     at_home: called with each layer that was brought to DRAM, while its parameters lie there. It
     may rearrange them, each within its own bytes; so they will arrive in HBM.
-    on_lend: called with a layer whose parameters lie elsewhere now, each time before it computes.
     """
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig, *, at_home: Callable[[Block], object] = lambda block: None,
-        on_lend: Callable[[Block], object] = lambda block: None,
+        config: EngineConfig, at_home: Callable[[Block], object] = lambda block: None,
     ) -> None:  # fmt: skip
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
-        self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
-        self._machine, self._layers, self._on_lend = machine, model.layers, on_lend
+        self.nbytes = sum(p.nbytes for p in model.parameters())
+        self._machine, self._layers = machine, model.layers
         rest = {n: p for n, p in model.named_parameters() if not n.startswith(_LAYERS)}
         with ExitStack() as stack:
             with held():
@@ -117,7 +115,6 @@ class Streamed:
             slot = self._prefetch.take(f"layer {block.layer}")
             for name, parameter in block.named_parameters():
                 parameter.data = slot.places[name]
-            self._on_lend(block)
 
     def _ask(self, layer: int) -> None:
         fill = partial(self._home.bring, layer)
@@ -153,8 +150,8 @@ class _OnSsd:
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
     ) -> None:
         first = _full(model.layers.start, dict(model.blocks[0].named_parameters()))
-        infos = checkpoint.only(first).tensors.values()
-        self._checkpoint, self._reader = checkpoint, Reader(machine, reader, infos)
+        self._checkpoint = checkpoint
+        self._reader = Reader(machine, reader, checkpoint.only(first).tensors.values())
         stack.callback(self._reader.close)
 
     def bring(self, layer: int, slot: Arena) -> None:
@@ -175,6 +172,6 @@ def _arena(
 
 
 def _home(config: EngineConfig, machine: Machine, nbytes: int) -> type[_InDram] | type[_OnSsd]:
-    if config.stream_from != "auto":
-        return _InDram if config.stream_from == "dram" else _OnSsd
-    return _InDram if nbytes + 2**26 <= machine.dram.free else _OnSsd
+    fits = nbytes + 2**26 <= machine.dram.free
+    in_dram = {"dram": True, "ssd": False, "auto": fits}[config.stream_from]
+    return _InDram if in_dram else _OnSsd
