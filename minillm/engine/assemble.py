@@ -65,8 +65,8 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         stack.callback(runner.close)
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
-        held = stack.pop_all()  # nothing failed: keep it all until the engine is closed
-    return Parts(name, model, dtype, kv, runner, tokenizer, context, held)
+        # Nothing failed: keep it all until the engine is closed.
+        return Parts(name, model, dtype, kv, runner, tokenizer, context, stack.pop_all())
 
 
 def _weights(

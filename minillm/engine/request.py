@@ -129,10 +129,9 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[in
     if not prompt:
         raise PromptError("wanted a prompt, found an empty one; write at least one character")
     ids = list(prompt) if sequence else tokenizer.encode(prompt)
-    strange = next((token for token in ids if not 0 <= token < vocab_size), None)
-    if strange is not None:
+    if strange := [token for token in ids if not 0 <= token < vocab_size]:
         raise PromptError(
-            f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange:,}; "
+            f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange[0]:,}; "
             "take ids of this model's own tokenizer"
         )
     return ids

@@ -62,7 +62,7 @@ class Runner:
 
         While C computes torch has one thread, for two pools on the same cores fight.
         """
-        cores = max(1, torch.get_num_threads() - self._weights.cores_for_link(step.tokens))
+        cores = max(1, torch.get_num_threads() - (step.tokens <= self._weights.few))
         if self._kernels is None or step.tokens > self._kernels.choice.most:
             return torch_threads(cores)
         self._kernels.threads = cores
@@ -82,11 +82,10 @@ class Runner:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
         step, trace = plan.step, self._machine.trace
         wanted = None if len(step.rows) == len(ids) else plan.ints(step.rows).long()
-        span = trace.span(
+        with trace.span(
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
-        )  # fmt: skip
-        with span:
+        ) as span:  # fmt: skip
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()

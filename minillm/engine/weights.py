@@ -9,7 +9,7 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -28,14 +28,15 @@ from minillm.machine.prefetch import Prefetch
 from minillm.model.llama import Block, Llama
 
 _LAYERS = "model.layers."
-_FEW = 4  # tokens in a pass: so few wait for memory more than for a core
 
 
 class Resident:
     """All of the model in HBM. What it takes and raises: as `load`.
 
-    nbytes: of all the weights.
+    nbytes: of all the weights. few: a pass of at most so many tokens leaves a core to the link.
     """
+
+    few = 0
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
@@ -43,10 +44,6 @@ class Resident:
     ) -> None:  # fmt: skip
         self._arena = load(model, checkpoint, machine, dtype, config.reader)
         self.nbytes = sum(p.nbytes for p in model.parameters())
-
-    def cores_for_link(self, tokens: int) -> int:
-        """Cores that a pass of so many tokens should leave alone."""
-        return 0
 
     def close(self) -> None:
         """Give the HBM back."""
@@ -72,14 +69,18 @@ class Streamed:
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
         self.nbytes = sum(p.nbytes for p in model.parameters())
-        self._machine, self._layers = machine, model.layers
-        rest = {n: p for n, p in model.named_parameters() if not n.startswith(_LAYERS)}
+        # Without a card it is a core that moves the layers. Where compute had them all, layers came
+        # late now and then, and a pass of a few tokens took as long as with one core less.
+        self._layers, self.few = model.layers, 4 if machine.emulated else 0
+        rest = ((n, p) for n, p in model.named_parameters() if not n.startswith(_LAYERS))
         with ExitStack() as stack:
             with held():
                 places = _arena(rest, machine, "hbm", stack).places
-                one = dict(model.blocks[0].named_parameters())
+                one = list(model.blocks[0].named_parameters())
                 slots = [_arena(one, machine, "hbm", stack) for _ in range(2)]
-                home = _home(config, machine, slots[0].nbytes * len(model.layers))
+                fits = slots[0].nbytes * len(model.layers) + 2**26 <= machine.dram.free
+                homes = {"dram": _InDram, "ssd": _OnSsd, "auto": _InDram if fits else _OnSsd}
+                home = homes[config.stream_from]
                 self._home = home(model, checkpoint, machine, config.reader, stack)
                 for block in model.blocks:
                     if isinstance(self._home, _InDram):
@@ -97,14 +98,6 @@ class Streamed:
         """Wait for the layer under way; give back HBM, DRAM, files and threads."""
         with held():
             self._stack.close()
-
-    def cores_for_link(self, tokens: int) -> int:
-        """Cores that a pass of so many tokens should leave alone: one, if they are few.
-
-        Without a card it is a core that moves the layers. Where compute had them all, layers came
-        late now and then, and a pass took as long as with one core less, or longer.
-        """
-        return int(self._machine.emulated and tokens <= _FEW)
 
     def _before(self, block: Block, arguments: object) -> None:
         """What happens before a layer computes."""
@@ -127,8 +120,8 @@ class _InDram:
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
     ) -> None:
-        names = {n: p for n, p in model.named_parameters() if n.startswith(_LAYERS)}
-        arena = _arena(names, machine, "dram", stack)
+        all_of = ((n, p) for n, p in model.named_parameters() if n.startswith(_LAYERS))
+        arena = _arena(all_of, machine, "dram", stack)
         bring(arena.places, checkpoint, machine, reader)
         assign(model, arena.places)
         self._machine, self.sends = machine, not machine.emulated
@@ -165,13 +158,7 @@ def _full(layer: int, of: Mapping[str, T]) -> dict[str, T]:
 
 
 def _arena(
-    parameters: Mapping[str, nn.Parameter], machine: Machine, tier: str, stack: ExitStack
+    parameters: Iterable[tuple[str, nn.Parameter]], machine: Machine, tier: str, stack: ExitStack
 ) -> Arena:
-    wanted = {name: (p.shape, p.dtype) for name, p in parameters.items()}
+    wanted = {name: (p.shape, p.dtype) for name, p in parameters}
     return stack.enter_context(closing(Arena(machine, wanted, tier, "weights")))
-
-
-def _home(config: EngineConfig, machine: Machine, nbytes: int) -> type[_InDram] | type[_OnSsd]:
-    fits = nbytes + 2**26 <= machine.dram.free
-    in_dram = {"dram": True, "ssd": False, "auto": fits}[config.stream_from]
-    return _InDram if in_dram else _OnSsd
