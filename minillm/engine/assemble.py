@@ -54,46 +54,45 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         _check_vocabulary(tokenizer, model_config, folder)
     with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
         model = Llama(model_config).eval()  # shapes and names, no memory
-    name = model_config.dtype if config.dtype == "auto" else config.dtype
-    dtype = getattr(torch, name)
+    name = Path(directory).name
+    dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     with ExitStack() as stack:
         kv = _kv(config, model_config, machine, dtype, context)
         stack.callback(kv.close)
         weights, kernels = _weights(model, checkpoint, machine, dtype, config)
         stack.callback(weights.close)
-        most = config.max_batch_tokens, config.max_running
-        runner = Runner(model, weights, kernels, machine, *most)
+        runner = Runner(model, weights, kernels, machine, config)
         stack.callback(runner.close)
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
-        trace.describe_model(Path(directory).name, dtype=name, **facts)
-        held = stack.pop_all()  # nothing failed: keep it all until the engine is closed
-    return Parts(Path(directory).name, model, dtype, kv, runner, tokenizer, context, held)
+        trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
+        # Nothing failed: keep it all until the engine is closed.
+        return Parts(name, model, dtype, kv, runner, tokenizer, context, stack.pop_all())
 
 
 def _weights(
     model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype, config: EngineConfig
 ) -> tuple[Resident | Streamed, Kernels | None]:
     """The weights where the settings want them, and what computes with them."""
-    threads, c = torch.get_num_threads(), config.kernels == "auto"
     if config.weights == "resident":
         weights = Resident(model, checkpoint, machine, dtype, config)
-        return weights, _install(model, machine, threads, c)
+        return weights, _install(model, machine, config)
     model.to(dtype)  # on the meta device still: kernels follow weights that come and go
-    kernels = _install(model, machine, threads, c)
+    kernels = _install(model, machine, config)
 
     def pack(block: Block) -> None:
-        for linear in block.modules():
-            if kernels is not None and isinstance(linear, Linear) and linear.packable:
+        for linear in block.modules() if kernels else ():
+            if isinstance(linear, Linear) and linear.packable:
                 linear.pack()
 
     return Streamed(model, checkpoint, machine, dtype, config, at_home=pack), kernels
 
 
-def _install(model: Llama, machine: Machine, threads: int, c: bool) -> Kernels | None:
+def _install(model: Llama, machine: Machine, config: EngineConfig) -> Kernels | None:
+    kernels, how = None, "torch, on the card"
     with machine.trace.span("choose kernels", stage="load", resource="cpu") as span:
-        kernels, span.detail = (None, "torch, on the card")
         if machine.emulated:
-            kernels, span.detail = install(model, threads, c)
+            kernels, how = install(model, torch.get_num_threads(), config.kernels == "auto")
+        span.detail = how
     return kernels
 
 
@@ -101,7 +100,9 @@ def _kv(
     config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
 ) -> PagedKV:
     """The cache that the settings ask for; its pool is taken now only if its size is given."""
-    size = context if config.kv == "contiguous" else config.page_size
+    kind, size = PagedKV, config.page_size
+    if config.kv == "contiguous":
+        kind, size = ContiguousKV, context
     page = size * kv_bytes_per_token(model, dtype)
     pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
     if pages == 0:
@@ -109,9 +110,7 @@ def _kv(
             f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
             "ask for more, or for a smaller page_size"
         )
-    if config.kv == "contiguous":
-        return ContiguousKV(model, machine, dtype, context, pages)
-    return PagedKV(model, machine, dtype, config.page_size, pages)
+    return kind(model, machine, dtype, size, pages)
 
 
 def locate(path: str | PathLike[str]) -> Path:

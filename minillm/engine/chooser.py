@@ -55,17 +55,14 @@ class Chooser:
     ) -> tuple[int, float]:
         began = self._trace.now()
         if top is not None and request.params.temperature == 0 and isfinite(top[2]):
-            token_id, largest, log_sum = top
-            chosen = token_id, largest - log_sum
+            chosen = top[0], top[1] - top[2]  # the largest logit less the log of the sum
         else:
             chosen = sample(row, request.params, request.chance)
-        stamp = {"request": request.number, "token": len(request.token_ids)}
-        self._sampled(began, self._trace.now() - began, **stamp)
+        self._sampled(began, self._trace.now() - began, **request.stamp)
         return chosen
 
     def _take(self, request: Request, token_id: int, logprob: float) -> None:
-        began = self._trace.now()
-        stamp = {"request": request.number, "token": len(request.token_ids)}
+        began, stamp = self._trace.now(), request.stamp
         piece = request.take(token_id, logprob, began)
         request.pieces.append(piece)
         size = len(piece.text.encode())

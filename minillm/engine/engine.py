@@ -6,6 +6,7 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -82,10 +83,12 @@ class Engine:
         Several streams may be open: each takes part in the steps of the others. Raises PromptError
         here, OutOfMemory at the first piece if the KV cache can never hold it.
         """
-        request = self._admit(prompt, params)  # here, not when the first piece is asked for
+        return self._pieces([self._admit(prompt, params)])  # admitted here, not at the first piece
 
-        def pieces() -> Iterator[Piece]:
-            with self._present([request]):
+    def _pieces(self, requests: list[Request]) -> Iterator[Piece]:
+        """All that comes of some requests, one after the other; steps are taken as needed."""
+        with self._present(requests):
+            for request in requests:
                 while request.pieces or not request.over:
                     if request.pieces:
                         yield request.pieces.popleft()
@@ -93,8 +96,6 @@ class Engine:
                         self.step()
                 if request.error:
                     raise request.error
-
-        return pieces()
 
     def generate(
         self, prompts: str | Sequence[Prompt],
@@ -107,12 +108,7 @@ class Engine:
             wanted = f"one SamplingParams, or one for each of {len(prompts)} prompts"
             raise ConfigError(f"wanted {wanted}, found {len(each)}; give as many")
         requests = [self._admit(*pair) for pair in zip(prompts, each, strict=True)]
-        with self._present(requests):
-            for request in requests:
-                while not request.over:
-                    self.step()
-                if request.error:
-                    raise request.error
+        deque(self._pieces(requests), maxlen=0)
         return [request.completion() for request in requests]
 
     def step(self) -> None:
@@ -129,11 +125,9 @@ class Engine:
 
     def _stamps(self, requests: list[Request]) -> dict[str, Any]:
         """What the events of a pass say of it; request and token only if there is just one."""
-        stamps: dict[str, Any] = {"step": self.steps, "model": self.name}
         self.steps += 1
-        if len(requests) == 1:
-            stamps |= {"request": requests[0].number, "token": len(requests[0].token_ids)}
-        return stamps
+        alone = requests[0].stamp if len(requests) == 1 else {}
+        return {"step": self.steps - 1, "model": self.name, **alone}
 
     def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:
         """A token for each; who has ended leaves. An interrupt waits, for all or none count."""

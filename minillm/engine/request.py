@@ -85,18 +85,19 @@ class Request:
         """Whether no more will come."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def stamp(self) -> dict[str, int]:
+        """What events of the trace say of its next token."""
+        return {"request": self.number, "token": len(self.token_ids)}
+
     def take(self, token_id: int, logprob: float, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
+        self.first_at, self.last_at = self.first_at if self.token_ids else now, now
         self.ids.append(token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
-        self.last_at = now
-        if len(self.token_ids) == 1:
-            self.first_at = now
-        text = ""
         ended = token_id in self.eos_ids and not self.params.ignore_eos
-        if not ended:
-            text = self.detokenizer.add(token_id)
+        text = "" if ended else self.detokenizer.add(token_id)
         if ended or self.detokenizer.stopped:
             self.finish_reason = "stop"
         elif len(self.token_ids) == self.params.max_tokens:
@@ -110,34 +111,27 @@ class Request:
         """The finished request as the caller gets it."""
         assert self.finish_reason, "the request is still running"
         later = len(self.token_ids) - 1
+        tpot = (self.last_at - self.first_at) / later if later else None
         return Completion(
-            text=self.text,
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
-            finish_reason=self.finish_reason,
-            ttft=self.first_at - self.started,
-            tpot=(self.last_at - self.first_at) / later if later else None,
-            prompt_tokens=len(self.prompt_ids),
-        )
+            self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
+            self.first_at - self.started, tpot, len(self.prompt_ids),
+        )  # fmt: skip
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids."""
-    if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt) if prompt else []
-    elif isinstance(prompt, (list, tuple)) and all(type(token) is int for token in prompt):
-        ids = list(prompt)
-    else:
+    sequence = isinstance(prompt, list | tuple) and all(type(token) is int for token in prompt)
+    if not (sequence or isinstance(prompt, str)):
         raise PromptError(
             f"wanted a prompt: a text (str) or a list of token ids (int), found "
             f"{type(prompt).__name__}; decode bytes with .decode(), turn tensors to .tolist()"
         )
-    if not ids:
+    if not prompt:
         raise PromptError("wanted a prompt, found an empty one; write at least one character")
-    strange = next((token for token in ids if not 0 <= token < vocab_size), None)
-    if strange is not None:
+    ids = list(prompt) if sequence else tokenizer.encode(prompt)
+    if strange := [token for token in ids if not 0 <= token < vocab_size]:
         raise PromptError(
-            f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange:,}; "
+            f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange[0]:,}; "
             "take ids of this model's own tokenizer"
         )
     return ids
@@ -146,13 +140,11 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[in
 def check_length(prompt_tokens: int, max_tokens: int, context: int) -> None:
     """PromptError unless a prompt and its answer fit the context together."""
     fits = context - prompt_tokens
+    do = f"ask for max_tokens={fits} or fewer"
     if fits < 1:
-        raise PromptError(
-            f"wanted a prompt of at most {context - 1:,} tokens, so that one more fits the "
-            f"context, found {prompt_tokens:,}; shorten it, or take a model with a longer context"
-        )
+        do = f"a prompt of at most {context - 1:,} tokens leaves room for one more: shorten it"
     if max_tokens > fits:
         raise PromptError(
             f"wanted prompt and answer within a context of {context:,} tokens, found "
-            f"{prompt_tokens:,} + max_tokens={max_tokens:,}; ask for max_tokens={fits} or fewer"
+            f"{prompt_tokens:,} + max_tokens={max_tokens:,}; {do}"
         )

@@ -5,12 +5,12 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor
 
+from minillm.config import EngineConfig
 from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
@@ -18,12 +18,11 @@ from minillm.machine import Machine
 from minillm.machine.host import torch_threads
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
-from minillm.trace import Record
+from minillm.trace import Record, Trace
 
-Half = Callable[..., Tensor]
 
 class Runner:
-    """Runs `model` on `machine`, at most `max_tokens` tokens and `max_rows` rows of logits a pass.
+    """Runs `model` on `machine`: at most max_batch_tokens tokens of max_running requests a pass.
 
     Takes HBM for the ids, and DRAM for staging ids and logits; OutOfMemory if they do not fit, and
     then nothing is kept. `close` gives them back.
@@ -31,14 +30,12 @@ class Runner:
 
     def __init__(
         self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
-        machine: Machine, max_tokens: int, max_rows: int,
+        machine: Machine, config: EngineConfig,
     ) -> None:  # fmt: skip
         self._model, self._weights, self._kernels = model, weights, kernels
-        self._machine = machine
-        # Of an embedding that is not the output too, one row a token is read, not the table.
-        tied = model.config.tie_word_embeddings
-        unread = 0 if tied else model.model.embed_tokens.weight.nbytes
-        self._weight_bytes = sum(p.nbytes for p in model.parameters()) - unread
+        self._machine, self._weight_bytes = machine, weights.nbytes
+        if not model.config.tie_word_embeddings:  # of it one row a token is read, not the table
+            self._weight_bytes -= model.model.embed_tokens.weight.nbytes
         with ExitStack() as stack:
 
             def hold(shape: tuple[int, ...], dtype: torch.dtype, tier: str, label: str) -> Tensor:
@@ -46,36 +43,26 @@ class Runner:
                 stack.callback(machine.free, tensor)
                 return tensor
 
-            self._ids = hold((max_tokens,), torch.int64, "hbm", "ids")
-            self._staging = hold((max_tokens,), torch.int64, "dram", "ids")
-            shape = (max_rows, model.config.vocab_size)
+            self._ids = hold((config.max_batch_tokens,), torch.int64, "hbm", "ids")
+            self._staging = hold((config.max_batch_tokens,), torch.int64, "dram", "ids")
+            shape = (config.max_running, model.config.vocab_size)
             self._logits = hold(shape, torch.float32, "dram", "logits")
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
         self._batch = machine.trace.recorder("span", "batch", stage="tokens", resource="cpu")
-        self._halves: list[Record] = []  # of each layer attention, then FFN
-        if machine.emulated:  # on a card a span would time launches
-            for block in model.blocks:
-                self._watch(block)
+        blocks = model.blocks if machine.emulated else ()  # on a card a span would time launches
+        halves = ("attention", "ffn")
+        self._halves = [_watch(block, half, machine.trace) for block in blocks for half in halves]
 
     def close(self) -> None:
         """Give the memory back."""
         self._stack.close()
-
-    def _watch(self, block: Block) -> None:
-        """Put a span round each half of a layer."""
-        trace = self._machine.trace
-        for name in ("attention", "ffn"):
-            half, detail = getattr(block, f"{name}_half"), f"layer {block.layer}"
-            record = trace.recorder("span", name, stage="model", resource="compute", detail=detail)
-            setattr(block, f"{name}_half", _spanned(half, trace.now, record))
-            self._halves.append(record)
 
     def threads(self, step: Step) -> AbstractContextManager[None]:
         """The cores of a pass: all but the link's, to the kernels or to torch.
 
         While C computes torch has one thread, for two pools on the same cores fight.
         """
-        cores = max(1, torch.get_num_threads() - self._weights.cores_for_link(step.tokens))
+        cores = max(1, torch.get_num_threads() - (step.tokens <= self._weights.few))
         if self._kernels is None or step.tokens > self._kernels.choice.most:
             return torch_threads(cores)
         self._kernels.threads = cores
@@ -94,13 +81,11 @@ class Runner:
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
         step, trace = plan.step, self._machine.trace
-        rows = step.rows
-        wanted = None if len(rows) == len(ids) else plan.ints(rows).long()
-        span = trace.span(
+        wanted = None if len(step.rows) == len(ids) else plan.ints(step.rows).long()
+        with trace.span(
             _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
-        )  # fmt: skip
-        with span:
+        ) as span:  # fmt: skip
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             self._tell_halves()
@@ -110,8 +95,7 @@ class Runner:
     def _tell_halves(self) -> None:
         """The spans of halves that ran in one call: the kernels stamped when each began."""
         if self._kernels is not None and self._kernels.stamps is not None:
-            zero = self._machine.trace.origin
-            began = [stamp - zero for stamp in self._kernels.stamps]
+            began = [stamp - self._machine.trace.origin for stamp in self._kernels.stamps]
             for record, start, end in zip(self._halves, began, began[1:], strict=False):
                 record(start, end - start)
 
@@ -128,15 +112,20 @@ class Runner:
         return self._machine.copy(logits, out, label="logits", stage="decode", source="hbm")
 
 
-def _spanned(half: Half, now: Callable[[], float], record: Record) -> Half:
+def _watch(block: Block, name: str, trace: Trace) -> Record:
+    """Put a span round a half of a layer."""
+    half, detail = getattr(block, f"{name}_half"), f"layer {block.layer}"
+    record = trace.recorder("span", name, stage="model", resource="compute", detail=detail)
+
     def run(*arguments) -> Tensor:
-        began = now()
+        began = trace.now()
         part = half(*arguments)
-        record(began, now() - began)
+        record(began, trace.now() - began)
         return part
 
     run.watches = half  # says to kernels: this only looks on
-    return run
+    setattr(block, f"{name}_half", run)
+    return record
 
 
 def _name(step: Step, requests: list[Request]) -> str:

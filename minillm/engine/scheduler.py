@@ -105,10 +105,9 @@ class Scheduler:
 
     def remove(self, request: Request) -> None:
         """A request has ended, or nobody wants it any more: its pages come free."""
-        if request in self.waiting:
-            self.waiting.remove(request)
-        if request in self.running:
-            self.running.remove(request)
+        for queue in (self.waiting, self.running):
+            if request in queue:
+                queue.remove(request)
         self.kv.release(request.number)
         if not (self.waiting or self.running):
             self.kv.make_room(())

@@ -9,7 +9,7 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -28,25 +28,22 @@ from minillm.machine.prefetch import Prefetch
 from minillm.model.llama import Block, Llama
 
 _LAYERS = "model.layers."
-_FEW = 4  # tokens in a pass: so few wait for memory more than for a core
 
 
 class Resident:
     """All of the model in HBM. What it takes and raises: as `load`.
 
-    dtype, nbytes: of all the weights.
+    nbytes: of all the weights. few: a pass of at most so many tokens leaves a core to the link.
     """
+
+    few = 0
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
         config: EngineConfig,
     ) -> None:  # fmt: skip
         self._arena = load(model, checkpoint, machine, dtype, config.reader)
-        self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
-
-    def cores_for_link(self, tokens: int) -> int:
-        """Cores that a pass of so many tokens should leave alone."""
-        return 0
+        self.nbytes = sum(p.nbytes for p in model.parameters())
 
     def close(self) -> None:
         """Give the HBM back."""
@@ -60,28 +57,30 @@ class Streamed:
     parameters, and sends for the next. Takes HBM for two layers and for what is no layer, DRAM for
     all layers or for staging, and a thread. Raises as `load` does, and then nothing is kept.
 
-    dtype, nbytes: of all the weights, wherever they are.
+    nbytes: of all the weights, wherever they are.
     at_home: called with each layer that was brought to DRAM, while its parameters lie there. It
     may rearrange them, each within its own bytes; so they will arrive in HBM.
-    on_lend: called with a layer whose parameters lie elsewhere now, each time before it computes.
     """
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig, *, at_home: Callable[[Block], object] = lambda block: None,
-        on_lend: Callable[[Block], object] = lambda block: None,
+        config: EngineConfig, at_home: Callable[[Block], object] = lambda block: None,
     ) -> None:  # fmt: skip
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
-        self.dtype, self.nbytes = dtype, sum(p.nbytes for p in model.parameters())
-        self._machine, self._layers, self._on_lend = machine, model.layers, on_lend
-        rest = {n: p for n, p in model.named_parameters() if not n.startswith(_LAYERS)}
+        self.nbytes = sum(p.nbytes for p in model.parameters())
+        # Without a card it is a core that moves the layers. Where compute had them all, layers came
+        # late now and then, and a pass of a few tokens took as long as with one core less.
+        self._layers, self.few = model.layers, 4 if machine.emulated else 0
+        rest = ((n, p) for n, p in model.named_parameters() if not n.startswith(_LAYERS))
         with ExitStack() as stack:
             with held():
                 places = _arena(rest, machine, "hbm", stack).places
-                one = dict(model.blocks[0].named_parameters())
+                one = list(model.blocks[0].named_parameters())
                 slots = [_arena(one, machine, "hbm", stack) for _ in range(2)]
-                home = _home(config, machine, slots[0].nbytes * len(model.layers))
+                fits = slots[0].nbytes * len(model.layers) + 2**26 <= machine.dram.free
+                homes = {"dram": _InDram, "ssd": _OnSsd, "auto": _InDram if fits else _OnSsd}
+                home = homes[config.stream_from]
                 self._home = home(model, checkpoint, machine, config.reader, stack)
                 for block in model.blocks:
                     if isinstance(self._home, _InDram):
@@ -100,14 +99,6 @@ class Streamed:
         with held():
             self._stack.close()
 
-    def cores_for_link(self, tokens: int) -> int:
-        """Cores that a pass of so many tokens should leave alone: one, if they are few.
-
-        Without a card it is a core that moves the layers. Where compute had them all, layers came
-        late now and then, and a pass took as long as with one core less, or longer.
-        """
-        return int(self._machine.emulated and tokens <= _FEW)
-
     def _before(self, block: Block, arguments: object) -> None:
         """What happens before a layer computes."""
         after = block.layer + 1 if block.layer + 1 in self._layers else self._layers.start
@@ -117,7 +108,6 @@ class Streamed:
             slot = self._prefetch.take(f"layer {block.layer}")
             for name, parameter in block.named_parameters():
                 parameter.data = slot.places[name]
-            self._on_lend(block)
 
     def _ask(self, layer: int) -> None:
         fill = partial(self._home.bring, layer)
@@ -130,8 +120,8 @@ class _InDram:
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
     ) -> None:
-        names = {n: p for n, p in model.named_parameters() if n.startswith(_LAYERS)}
-        arena = _arena(names, machine, "dram", stack)
+        all_of = ((n, p) for n, p in model.named_parameters() if n.startswith(_LAYERS))
+        arena = _arena(all_of, machine, "dram", stack)
         bring(arena.places, checkpoint, machine, reader)
         assign(model, arena.places)
         self._machine, self.sends = machine, not machine.emulated
@@ -153,8 +143,8 @@ class _OnSsd:
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
     ) -> None:
         first = _full(model.layers.start, dict(model.blocks[0].named_parameters()))
-        infos = checkpoint.only(first).tensors.values()
-        self._checkpoint, self._reader = checkpoint, Reader(machine, reader, infos)
+        self._checkpoint = checkpoint
+        self._reader = Reader(machine, reader, checkpoint.only(first).tensors.values())
         stack.callback(self._reader.close)
 
     def bring(self, layer: int, slot: Arena) -> None:
@@ -168,13 +158,7 @@ def _full(layer: int, of: Mapping[str, T]) -> dict[str, T]:
 
 
 def _arena(
-    parameters: Mapping[str, nn.Parameter], machine: Machine, tier: str, stack: ExitStack
+    parameters: Iterable[tuple[str, nn.Parameter]], machine: Machine, tier: str, stack: ExitStack
 ) -> Arena:
-    wanted = {name: (p.shape, p.dtype) for name, p in parameters.items()}
+    wanted = {name: (p.shape, p.dtype) for name, p in parameters}
     return stack.enter_context(closing(Arena(machine, wanted, tier, "weights")))
-
-
-def _home(config: EngineConfig, machine: Machine, nbytes: int) -> type[_InDram] | type[_OnSsd]:
-    if config.stream_from != "auto":
-        return _InDram if config.stream_from == "dram" else _OnSsd
-    return _InDram if nbytes + 2**26 <= machine.dram.free else _OnSsd

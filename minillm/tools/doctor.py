@@ -33,14 +33,13 @@ class Finding:
 
 def doctor() -> int:
     """Print what was found and, last, "ready" or what to do; 0 if ready, else 1."""
-    findings = [finding for look in CHECKS for finding in _looked(look)]
-    for finding in findings:
+    missing = []
+    for finding in (finding for look in CHECKS for finding in _looked(look)):
         mark = "ok" if not finding.do else "MISSING" if finding.needed else "note"
         advice = f": {finding.do}" if finding.do else ""
         print(f"{mark:<8} {finding.name:<10} {finding.found}{advice}")
-    missing = [finding for finding in findings if finding.do and finding.needed]
-    print(f"track    {_track()}")
-    print("ready" if not missing else f"not ready: {missing[0].do}")
+        missing += [finding.do] * (mark == "MISSING")
+    print(f"track    {_track()}", f"not ready: {missing[0]}" if missing else "ready", sep="\n")
     return 1 if missing else 0
 
 
@@ -69,16 +68,12 @@ def _packages() -> list[Finding]:
     findings = []
     for name in {**dict.fromkeys(NEEDED), **pinned}:
         try:
-            found, do = metadata.version(name), ""
+            found, want = metadata.version(name), pinned.get(name)
         except metadata.PackageNotFoundError:
-            found, do = "not installed", SET_UP
-        want = pinned.get(name)
-        differs = bool(want) and found.split("+")[0] != want
-        if not do and differs:
-            do = f"{want} is what was tested"
-        if do:
-            missing = found == "not installed"
-            findings.append(Finding(name, found, do, needed=missing and name in NEEDED))
+            findings.append(Finding(name, "not installed", SET_UP, needed=name in NEEDED))
+            continue
+        if want and found.split("+")[0] != want:
+            findings.append(Finding(name, found, f"{want} is what was tested", needed=False))
     return findings or [Finding("packages", f"all {len(pinned or NEEDED)} as pinned")]
 
 
@@ -151,8 +146,7 @@ def _track() -> str:
         cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     except ImportError:
         cards = 0
-    if cards > 1:
-        return f"several GPUs ({cards}): ranks on cards of their own"
-    if cards == 1:
-        return "one GPU: HBM and copies are real"
-    return "laptop CPU: HBM is emulated in DRAM, everything runs"
+    tracks = ("laptop CPU: HBM is emulated in DRAM, everything runs",
+              "one GPU: HBM and copies are real",
+              f"several GPUs ({cards}): ranks on cards of their own")  # fmt: skip
+    return tracks[min(cards, 2)]
