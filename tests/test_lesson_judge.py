@@ -60,16 +60,12 @@ def counted(total, parts=2):
     yield total / parts
 
 
-async def later(total, parts=2):
-    return total / parts
-
-
 NASTY = {
     "raises": raising(ValueError("no")), "mute error": raising(Mute()),
     "exit": raising(SystemExit(3)), "base": raising(BaseException()), "recursion": endless,
     "nan": lambda total, parts=2: math.nan, "none": lambda total, parts=2: None,
     "tensor": lambda total, parts=2: torch.tensor([total, parts]),
-    "strange": lambda total, parts=2: Strange(), "generator": counted, "coroutine": later,
+    "strange": lambda total, parts=2: Strange(), "generator": counted,
     "class": Strange, "builtin": print, "text": lambda total, parts=2: "3.0",
     "huge": lambda total, parts=2: 10**6000, "long": lambda total, parts=2: [0] * 10**5,
     "bool": lambda total, parts=2: True, "loops over an int": lambda total, parts=2: list(total),
@@ -136,21 +132,12 @@ def test_a_function_may_write_into_its_arguments() -> None:
     assert cases[0].args == (["aaa", "b"],)
 
 
-def test_several_right_answers_are_right_where_the_case_says_so() -> None:
-    """Catches an exercise that wants our answer among equals, and a rule that fails on a guess."""
-    fair = Case(5, holds=lambda parts: sum(parts) == 5, because="all of it is given away")
-    exercise = made(fair, fair, fair, reference=lambda total: [total])
-    assert judge(exercise, lambda total: [2, 3]).kind == RIGHT
-    verdict = judge(exercise, lambda total: None)
-    assert (verdict.kind, verdict.expected) == (NOT_YET, "")
-
 
 @pytest.mark.parametrize(("answer", "tip"), [
     (torch.tensor(3.0), "The value is right, but it is a Tensor, and a float is wanted."),
     ([3.0], "The value is right, but it is a list, and a float is wanted."),
     ("3.0", "The value is right, but it is a str, and a float is wanted."),
     (None, "Does halves end with `return`? print shows a value, return gives it back."),
-    (math.nan, "nan means: not a number, as from inf - inf."),
     (4.0, ""),
 ])  # fmt: skip
 def test_an_answer_of_the_wrong_kind_gets_a_word_on_its_kind(answer, tip) -> None:
@@ -169,7 +156,7 @@ def test_only_the_same_answers_in_every_case_count_as_a_known_mistake() -> None:
 @pytest.mark.parametrize(("answer", "expected", "equal"), [
     (3, 3.0, True), (3.0, 3, True), (0.1 + 0.2, 0.3, True), (0.30001, 0.3, False),
     (True, 1, False), (1, True, False), ("3", 3, False), (10**400, 1.5, None),
-    (math.nan, math.nan, True), (1e-12, 0.0, True), (1e-12, 2e-12, False),
+    (1e-12, 0.0, True), (1e-12, 2e-12, False),
     ([1, 2], (1, 2.0), True), ([1], [1, 2], False), ({"a": 1}, {"a": 1.0}, True),
     ({"a": 1}, {"b": 1}, False), (torch.ones(2), torch.ones(2), True),
     (torch.ones(2), torch.ones(1, 2), False), ([1.0, 1.0], torch.ones(2), False),

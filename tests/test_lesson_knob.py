@@ -118,17 +118,6 @@ def test_with_a_rest_nothing_is_drawn_until_the_hand_stands_still(loop):
     assert calls == [29, 30]
 
 
-def test_a_machine_that_says_values_slowly_is_waited_for_a_little_longer(loop):
-    """Catches drawings in mid-drag on a busy machine, and a wait without a limit."""
-    calls = []
-    slide = on_main(calls.append, rest=0.04)
-    for n in range(10):
-        elsewhere(slide, n)
-        loop.run(loop.time + 0.06)
-    first = len(calls)
-    loop.run(loop.time + 0.021)
-    assert first <= 1 and calls[-1] == 9
-
 
 def test_sliders_dragged_on_another_thread_draw_once(loop):
     """Catches a queue of drawings that lags behind the hand."""
@@ -172,8 +161,8 @@ def test_a_chart_and_a_table_are_shown_as_what_they_are():
 
 @pytest.mark.parametrize(("span", "start"), [
     ((1, 64), 33), ((0, 100, 5), 50), ((128, 8192, 128), 4224), ((0.0, 1.0), 0.5), ((1, 1024), 32),
-    ((64, 65536), 2048), ((4, 65536), 512), ((1, 1000), 32), ((1e9, 1e13), 1e11), ([1, 2, 4], 2),
-    (["fast", "slow"], "fast"), (True, True), (False, False),
+    ((64, 65536), 2048), ((4, 65536), 512), ((1, 1000), 16), ((0.1, 0.9), 0.5), ([1, 2, 4], 2),
+    (["fast", "slow"], "fast"),
 ])  # fmt: skip
 def test_a_slider_starts_in_the_middle(span, start):
     """Catches a saved notebook that shows the end at which there is least to see."""
@@ -184,7 +173,7 @@ def test_a_slider_starts_in_the_middle(span, start):
 
 
 @pytest.mark.parametrize(("span", "default"), [((1, 1024), 64), ((0, 100, 5), 0), ([1, 2, 4], 4),
-                                               ((0.0, 1.0), 0.1), (True, False)])  # fmt: skip
+                                               ((0.0, 1.0), 0.1)])  # fmt: skip
 def test_a_slider_starts_where_draw_says_it_does(span, default):
     """Catches a lesson that cannot choose what its saved picture shows."""
     assert knob(lambda n=default: "", n=span).values == {"n": default}
@@ -222,11 +211,11 @@ def test_the_saved_notebook_shows_sliders_and_drawing_as_a_still(draw):
 
 @pytest.mark.parametrize(("span", "values"), [
     ((1, 64), [1, 5, 64]), ((128, 8192, 128), [128, 8192]), ((0.0, 1.0), [0.0, 0.25, 1.0]),
-    ((1, 4096), [1, 3, 16, 4096]), ((1, 1000), [1, 7, 1000]), ((1e9, 1e13), [1e9, 2.5e10, 1e13]),
-    ([1, 2, 4], [1, 4]), (["fast", "slow"], ["fast", "slow"]), (True, [True, False]),
+    ((1, 4096), [1, 16, 4096]), ((3, 1000), [4, 512]), ([1, 2, 4], [1, 4]),
+    (["fast", "slow"], ["fast", "slow"]),
 ])  # fmt: skip
 def test_draw_gets_the_very_values_of_its_span(span, values):
-    """Catches 4095 for 4096 on a logarithmic slider, and floats where whole numbers are meant."""
+    """Catches 4095 for 4096 on a wide slider, and floats where whole numbers are meant."""
     got = []
     turned = knob(lambda n: got.append(n) or "", n=span)
     for value in values:
@@ -234,17 +223,6 @@ def test_draw_gets_the_very_values_of_its_span(span, values):
         assert got[-1] == value and type(got[-1]) is type(value)
         assert turned._repr_mimebundle_()[0]["image/png"]
 
-
-@pytest.mark.parametrize(("span", "place", "value", "base"), [
-    ((1, 4096), 4095.9999999, 4096, 2), ((1, 1000), 12.6, 13, 10),
-    ((1e9, 1e13), 2.5119e10, 2.51e10, 10),
-])  # fmt: skip
-def test_a_logarithmic_slider_gives_tidy_values(span, place, value, base):
-    """Catches 4,095 tokens where the slider stands at 4,096, and steps that miss the doublings."""
-    turned = knob(lambda n: "", n=span)
-    turned.sliders["n"].value = place
-    assert turned.values == {"n": value} and turned.sliders["n"].base == base
-    assert base != 2 or turned.sliders["n"].step == 1
 
 
 @pytest.mark.parametrize("span", [(1,), (3, 1), (1, 1), (1, 2, 0), ("a", "b"), 3, [], None, "ab",

@@ -28,30 +28,22 @@ from minillm.errors import ConfigError, MinillmError
 
 LEAST_CASES = 3
 PACKAGE = Path(__file__).resolve().parent.parent
-_NOTHING = object()
 
 
 class Case:
     """One call of the exercise's function: its arguments, the answer, and why that is the answer.
 
     expect: the answer. Float values may differ by a hair, int answers not at all.
-    holds: instead of expect, where several answers are right: a function of the answer.
     because: the reason, as a clause: a learner whose answer differs reads it after the answer.
 
     >>> Case(3, 4, expect=5.0, because="3, 4 and 5 make a right angle")
     """
 
-    def __init__(
-        self, *args: Any, expect: Any = _NOTHING, because: str,
-        holds: Callable[[Any], bool] | None = None, **named: Any,
-    ):  # fmt: skip
-        if (expect is _NOTHING) == (holds is None):
-            raise ConfigError("wanted a Case with expect= or with holds=; give it one of them")
+    def __init__(self, *args: Any, expect: Any, because: str, **named: Any):
         if not because.strip():
             raise ConfigError("wanted a Case that says why, found because=''; write the sentence")
         self.args, self.named = args, named
-        self.expect, self.holds = expect, holds
-        self.because = because.rstrip(".")
+        self.expect, self.because = expect, because.rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -111,20 +103,9 @@ def wrong(number: str, *, says: str) -> Callable:
 
 
 def solution_files() -> dict[str, Path]:
-    """Lesson ("11") to solution file: those of the notebook's folder, else those of the project.
-
-    A folder `solutions` in the current folder or above it counts only for files that stand beside
-    their notebook, so that somebody else's folder of that name is never run.
-    """
-    files: dict[str, Path] = {}
-    for path in sorted((PACKAGE.parent / "notebooks" / "solutions").glob("[0-9][0-9]_*.py")):
-        files[path.name[:2]] = path
-    here = Path.cwd()
-    for folder in reversed((here, *here.parents)):
-        for path in sorted(folder.glob("solutions/[0-9][0-9]_*.py")):
-            if (folder / f"{path.stem}.ipynb").is_file():
-                files[path.name[:2]] = path
-    return dict(sorted(files.items()))
+    """Lesson ("11") to solution file, of the project."""
+    found = (PACKAGE.parent / "notebooks" / "solutions").glob("[0-9][0-9]_*.py")
+    return {path.name[:2]: path for path in sorted(found)}
 
 
 def load(path: Path) -> dict[str, Exercise]:

@@ -27,7 +27,6 @@ from minillm.lesson.page import FAINT, Note, card, paragraph
 from minillm.lesson.progress import guessed, last_guess
 
 FACTORS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-CLOSE = 1.1  # up to this factor we call a guess close
 
 
 class Guess:
@@ -117,7 +116,7 @@ def reveal(
     "emulated".
 
     >>> reveal(mine, predicted=2.1, measured=2.6)
-    Your guess of 8 ms was 3.1 × too high. Within a factor of ten.
+    Your guess of 8 ms was 3.1 × too high.
     """
     if all(number is None for number in (mine.value, predicted, measured, ceiling)):
         Note(card(paragraph("Nothing to show yet.", True)), "nothing to show yet").show()
@@ -143,8 +142,7 @@ def how_far(guess: float | None, truth: float | None, unit: str = "") -> str:
     """How far a guess was, in a sentence; empty if there was none, or nothing to hold it against.
 
     >>> how_far(8, 2.6, "ms"), how_far(2.5, 2.6, "ms")
-    ('Your guess of 8 ms was 3.1 × too high. Within a factor of ten.',
-     'Your guess of 2.5 ms was 3.8 % too low. That is close.')
+    ('Your guess of 8 ms was 3.1 × too high.', 'Your guess of 2.5 ms was 3.8 % too low.')
     """
     if guess is None or truth is None:
         return ""
@@ -157,12 +155,7 @@ def how_far(guess: float | None, truth: float | None, unit: str = "") -> str:
     factor = max(guess / truth, truth / guess)
     share = 100 * abs(guess / truth - 1)
     by = f"{share:.2g} %" if factor < 2 and share < 99.5 else times(factor)
-    words = (
-        (CLOSE, "That is close."), (2, "The right order of magnitude."),
-        (10, "Within a factor of ten."),
-        (math.inf, "Most first guesses are: the arithmetic above is for this."),
-    )  # fmt: skip
-    return f"{start} was {by} too {side}. {next(said for limit, said in words if factor <= limit)}"
+    return f"{start} was {by} too {side}."
 
 
 def parse_number(text: str, unit: str = "") -> float | None:

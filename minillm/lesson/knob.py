@@ -1,8 +1,8 @@
 """knob: sliders over a drawing, so that a learner can turn what the drawing depends on.
 
-A drawing takes time, and a dragged slider says thirty values a second. Only the newest counts. A
-slow drawing waits until the hand rests for a moment: else the last value would wait for the
-drawing of the one before it, and twice the time would pass before the picture is right.
+A drawing takes time, and a dragged slider says thirty values a second. Only the newest counts, and
+it is drawn when the hand rests for a moment: else the last value would wait for the drawing of the
+one before it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import html
 import inspect
 import io
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +25,8 @@ from minillm.lesson import still
 from minillm.lesson.on_main import on_main
 from minillm.lesson.page import card, paragraph
 
-WIDE = 100  # a slider whose high is so many times its low, and has no step, is logarithmic
-SLOW_SECONDS, REST_SECONDS = 0.06, 0.03
+WIDE = 100  # a slider whose high is so many times its low, and has no step, takes powers of two
+REST_SECONDS = 0.03
 DPI = 144  # of the picture that changes; packing it as tightly as a still takes longer than drawing
 
 
@@ -44,7 +43,7 @@ class Knob:
 
     def __init__(self, draw: Callable, spans: dict[str, Any]):
         self.result: Any = None
-        self._draw, self._spans = draw, spans
+        self._draw = draw
         starts = _starts(draw, spans)
         wide = f"{max((len(name) for name in spans), default=0) * 0.6 + 1:.0f}em"
         self.sliders = {
@@ -52,17 +51,16 @@ class Knob:
         }
         self._picture = ipywidgets.HTML()
         self._box = ipywidgets.VBox([*self.sliders.values(), self._picture])
-        self._turned = on_main(self._redraw)
+        turned = on_main(self._redraw, rest=REST_SECONDS)
         for slider in self.sliders.values():
-            slider.observe(self._turned, "value")
+            slider.observe(turned, "value")
         self._redraw()
 
     @property
     def values(self) -> dict[str, Any]:
-        return {name: _value(self._spans[name], s.value) for name, s in self.sliders.items()}
+        return {name: slider.value for name, slider in self.sliders.items()}
 
     def _redraw(self, change: Any = None) -> None:
-        begun = time.perf_counter()
         try:
             self.result = self._draw(**self.values)
             shown = _as_html(self.result)
@@ -70,8 +68,6 @@ class Knob:
             self.result = f"{type(error).__name__}: {error} (at {_said(self.values)})"
             shown = card(paragraph(html.escape(self.result)))
         self._picture.value = shown
-        slow = time.perf_counter() - begun > SLOW_SECONDS
-        self._turned.rest = REST_SECONDS if slow else 0.0
 
     def __repr__(self) -> str:
         shown = getattr(self.result, "finding", None) or str(self.result)
@@ -90,11 +86,10 @@ class Knob:
 def knob(draw: Callable, **spans: Any) -> Knob:
     """Sliders, named after parameters of `draw`, over what `draw(**values)` returns.
 
-    A span is (low, high) or (low, high, step), a list of values, or True or False. Without a step
-    a wide span is logarithmic, in powers of two between powers of two. A slider starts at the
-    default that `draw` has for it, else in the middle (of a logarithmic one: at the root of low ·
-    high). `draw` returns a chart, any figure, or text. As the last line of a cell it shows itself.
-    ConfigError for a span that is none of these.
+    A span is (low, high) or (low, high, step), or a list of values. Whole numbers far apart go in
+    powers of two, if there is no step. A slider starts at the default that `draw` has for it, else
+    in the middle. `draw` returns a chart, any figure, or text. As the last line of a cell it shows
+    itself. ConfigError for a span that is none of these.
 
     >>> def draw(batch, context=1024): ...
     >>> knob(draw, batch=(1, 1024), context=(128, 8192, 128))  # starts at batch 32, context 1024
@@ -119,19 +114,14 @@ def _starts(draw: Callable, spans: dict[str, Any]) -> dict[str, Any]:
 def _slider(name: str, span: Any, start: Any, wide: str) -> ipywidgets.Widget:
     look = {"description": _label(name), "style": {"description_width": wide},
             "layout": ipywidgets.Layout(width="34em", max_width="100%")}  # fmt: skip
-    if isinstance(span, bool):
-        return ipywidgets.Checkbox(value=span if start is None else bool(start), **look)
+    span = _doublings(span) or span
     if isinstance(span, list) and span:
         start = start if start in span else span[(len(span) - 1) // 2]
-        return ipywidgets.SelectionSlider(options=span, value=start, **look)
+        options = [(_number(value), value) for value in span]
+        return ipywidgets.SelectionSlider(options=options, value=start, **look)
     low, high, step = _ends(name, span)
-    start = _middle(span, low, high, step) if start is None else min(max(start, low), high)
-    if _is_log(span):
-        twos = _is_power_of_two(low) and _is_power_of_two(high)
-        base, log, step = (2, math.log2, 1.0) if twos else (10, math.log10, 0.02)
-        return ipywidgets.FloatLogSlider(
-            value=start, base=base, min=log(low), max=log(high), step=step,
-            readout_format=",.0f" if _is_whole(span) else ".3s", **look)  # fmt: skip
+    middle = low + round((high - low) / 2 / step) * step
+    start = middle if start is None else min(max(start, low), high)
     whole = _is_whole(span)
     make, form = (ipywidgets.IntSlider, ",d") if whole else (ipywidgets.FloatSlider, ".3g")
     return make(value=start, min=low, max=high, step=step, readout_format=form, **look)
@@ -142,8 +132,8 @@ def _ends(name: str, span: Any) -> tuple[float, float, float]:
     numbers = isinstance(span, tuple) and len(span) in (2, 3) and all(
         isinstance(n, int | float) and math.isfinite(n) for n in span)  # fmt: skip
     if not numbers or span[0] >= span[1] or (len(span) == 3 and span[2] <= 0):
-        raise ConfigError(f"wanted {name}=(low, high) or (low, high, step), a list of values, "
-                          f"True or False; found {span!r}; write one of them")  # fmt: skip
+        raise ConfigError(f"wanted {name}=(low, high) or (low, high, step), a list of values; "
+                          f"found {span!r}; write one of them")  # fmt: skip
     even = 1 if _is_whole(span) else (span[1] - span[0]) / 100
     return (*span[:2], span[2] if len(span) == 3 else even)
 
@@ -152,28 +142,12 @@ def _is_whole(span: tuple) -> bool:
     return all(isinstance(n, int) for n in span)
 
 
-def _middle(span: Any, low: float, high: float, step: float) -> float:
-    """Where a slider starts that was told nothing: a place on its grid, whatever its scale."""
-    if not _is_log(span):
-        return low + round((high - low) / 2 / step) * step
-    root = math.sqrt(low * high)
-    twos = _is_power_of_two(low) and _is_power_of_two(high)
-    return 2.0 ** math.floor(math.log2(root)) if twos else _value(span, root)
-
-
-def _is_log(span: Any) -> bool:
-    return isinstance(span, tuple) and len(span) == 2 and span[0] > 0 and span[1] >= WIDE * span[0]
-
-
-def _is_power_of_two(n: float) -> bool:
-    return math.frexp(n)[0] == 0.5
-
-
-def _value(span: Any, value: Any) -> Any:
-    """What `draw` gets: an int where both ends are ints, three digits of a logarithmic float."""
-    if not _is_log(span):
-        return value
-    return round(value) if _is_whole(span) else float(f"{value:.3g}")
+def _doublings(span: Any) -> list[int]:
+    """The powers of two of a wide span of whole numbers; empty for another span."""
+    wide = isinstance(span, tuple) and len(span) == 2 and _is_whole(span)
+    if not wide or span[0] < 1 or span[1] < WIDE * span[0]:
+        return []
+    return [2**n for n in range(span[1].bit_length()) if span[0] <= 2**n <= span[1]]
 
 
 def _label(name: str) -> str:
@@ -185,8 +159,6 @@ def _said(values: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     form = "," if isinstance(value, int) else ".4g" if isinstance(value, float) else ""
     return format(value, form) if form else str(value)
 

@@ -20,8 +20,7 @@ def on_main(callback: Callable[[Any], Any], rest: float = 0.0) -> OnMain:
     Of calls that wait for their turn only the newest is made. On the main thread, as when code
     sets `slider.value = 3`, the call is made at once.
 
-    rest: seconds for which no newer call may come before a waiting one is made; up to twice as
-    long where calls come slowly, as from a busy machine.
+    rest: seconds for which no newer call may come before a waiting one is made.
 
     >>> slider.observe(on_main(lambda change: draw(change.new)), "value")
     """
@@ -29,14 +28,13 @@ def on_main(callback: Callable[[Any], Any], rest: float = 0.0) -> OnMain:
 
 
 class OnMain:
-    """What `on_main` returns. `rest` may be changed at any time."""
+    """What `on_main` returns."""
 
     def __init__(self, callback: Callable[[Any], Any], rest: float):
-        self.rest = rest
-        self._callback = callback
+        self._rest, self._callback = rest, callback
         self._lock = threading.Lock()
         self._newest: list[Any] = []  # the call that waits: none or one
-        self._came = self._due = 0.0  # seconds: the newest call, and when its turn is
+        self._due = 0.0  # seconds: when its turn is
 
     def __call__(self, change: Any = None) -> None:
         loop = _main_loop()
@@ -48,12 +46,7 @@ class OnMain:
         with self._lock:
             alone = not self._newest
             self._newest[:] = [change]
-            now = time.monotonic()
-            gap, self._came = now - self._came, now
-            # Calls that follow one another come from one movement: the next is about a gap away.
-            moving = gap < 5 * self.rest
-            longer = min(1.25 * gap, 2 * self.rest) if moving else 0.0
-            self._due = now + max(self.rest, longer)
+            self._due = time.monotonic() + self._rest
         if alone:
             loop.add_callback(self._turn, loop)
 
