@@ -397,6 +397,7 @@ def test_only_what_is_ours_is_swept(tmp_path):
 # checkpoint of gigabytes, taken back as a whole; a file of 70 bytes in a lesson's temporary folder.
 OWN_WAYS = {
     "minillm/files.py", "minillm/machine/disk.py", "minillm/probe/memory.py",
+    "minillm/probe/ssd.py",
     "minillm/tools/make_checkpoint.py", "minillm/tools/bench_decode_llama.py",
     "notebooks/source/10_load_safetensors.py",
 }  # fmt: skip
