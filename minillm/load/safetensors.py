@@ -51,7 +51,7 @@ _reprlib.maxstring = 100
 class TensorInfo:
     """Where one tensor lies: `nbytes` bytes from byte `start` of `file`, counted from its first.
 
-    A slice by columns is not in one piece: `rows` runs of equal length, `stride` bytes from the
+    A slice by columns is not contiguous: `rows` runs of equal length, `stride` bytes from the
     beginning of one to the beginning of the next.
 
     >>> info = TensorInfo("w", torch.int8, (2, 4), 100, 8, Path("f"), rows=2, stride=16)

@@ -359,8 +359,7 @@ one = Machine.here(hbm="64 MiB", device="cpu")
 wanted = {name: (info.shape, info.dtype) for name, info in owns[0].tensors.items()}
 places = Arena(one, wanted, "hbm", "weights").places
 sent = []
-arriving = broadcast(whole, owns[0], one, lambda raw: sent.append(raw.nbytes), reads=True)
-bring(places, owns[0], one, arriving=arriving)
+broadcast(places, whole, owns[0], one, lambda raw: sent.append(raw.nbytes), reads=True)
 
 assert all(torch.equal(places[name], kept[0][name]) for name in places)
 print(f"one reads {whole.nbytes:,} bytes, and {sum(sent):,} cross the network")
