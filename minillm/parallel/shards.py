@@ -1,0 +1,71 @@
+"""How each rank gets its part of a checkpoint: it reads its own, or one reads and sends.
+
+Both are called by every rank of a group, as `Ranks.run` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from minillm.config import ModelConfig
+from minillm.load.shard import Checkpoint, bring
+from minillm.load.share import broadcast, megatron, slices
+from minillm.machine import Machine
+from minillm.machine.arena import Arena
+
+
+@dataclass(frozen=True)
+class Got:
+    """What a rank did. kept, read, sent: bytes; digest: of all that it kept."""
+
+    seconds: float
+    kept: int
+    read: int
+    sent: int
+    digest: str
+
+
+def read_own(folder: str | Path, reader: str = "direct") -> Got:
+    """Each rank reads its own slices."""
+    return _timed(folder, reader, None)
+
+
+def read_for_all(folder: str | Path, reader: str = "direct") -> Got:
+    """Rank 0 reads every tensor and sends it to all; each cuts out its own."""
+    sent = []
+
+    def send(raw: Tensor) -> None:
+        dist.broadcast(raw, src=0)
+        sent.append(raw.nbytes)
+
+    return _timed(folder, reader, (send, sent))
+
+
+def _timed(folder: str | Path, reader: str, sending: tuple | None) -> Got:
+    """Load between two barriers; memory is made and touched before the clock starts."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    machine = Machine.here(hbm="2 GiB", device="cpu")
+    whole = Checkpoint.open(folder)
+    own = slices(whole, rank, ranks, megatron(ModelConfig.from_pretrained(folder)))
+    wanted = {name: (info.shape, info.dtype) for name, info in own.tensors.items()}
+    arena = Arena(machine, wanted, "hbm", "weights")
+    arena.block.zero_()
+    arriving, sent = None, []
+    if sending is not None:
+        send, sent = sending
+        arriving = broadcast(whole, own, machine, send, reads=rank == 0, reader=reader)
+    dist.barrier()
+    start = time.perf_counter()
+    bring(arena.places, own, machine, reader, arriving)
+    seconds = time.perf_counter() - start
+    read = machine.trace.select(name=reader, label="weights")
+    digest = hashlib.sha256(arena.block.numpy()).hexdigest()
+    kept = own.nbytes
+    arena.close()
+    return Got(seconds, kept, sum(e.nbytes for e in read), sum(sent) if rank == 0 else 0, digest)
