@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -45,6 +46,18 @@ def read_for_all(folder: str | Path, reader: str = "direct") -> Got:
         sent.append(raw.nbytes)
 
     return _timed(folder, reader, (send, sent))
+
+
+def link_rate(nbytes: int = 8 * 2**20, times: int = 8) -> float:
+    """Bytes a second of a broadcast from rank 0: the best of several."""
+    raw = torch.zeros(nbytes, dtype=torch.uint8)
+    seconds = []
+    for _ in range(times):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.broadcast(raw, src=0)
+        seconds.append(time.perf_counter() - start)
+    return nbytes / min(seconds)
 
 
 def _timed(folder: str | Path, reader: str, sending: tuple | None) -> Got:
