@@ -153,7 +153,7 @@ import json, sys
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from minillm import probe
-from minillm.load import make
+from minillm.tools import make_checkpoint as make
 
 real = probe.probe
 probe.probe = lambda seconds, **more: real(seconds / 10, **more)

@@ -48,8 +48,14 @@ def parse_header(data):
     return json.loads(data[8 : 8 + length])
 
 
-@wrong("10.1", says="It reads the tensors' numbers as JSON. The first eight bytes, the lowest "
-       "first, say where the header ends.")  # fmt: skip
+# A length read the wrong way round is so large that a slice of it goes to the end: the same error.
+_TOO_FAR = (
+    "It reads the tensors' numbers as JSON. The first eight bytes say where the header ends, and "
+    "they are little-endian: read highest byte first, they say a number beyond any file."
+)
+
+
+@wrong("10.1", says=_TOO_FAR)
 def reads_to_the_end(data):
     return json.loads(data[8:])
 
@@ -57,6 +63,12 @@ def reads_to_the_end(data):
 @wrong("10.1", says="The length has eight bytes, the lowest first; one byte counts to 255 only.")
 def takes_one_byte(data):
     return json.loads(data[8 : 8 + data[0]])
+
+
+@wrong("10.1", says=_TOO_FAR)
+def reads_big_endian(data):
+    (length,) = struct.unpack(">Q", data[:8])
+    return json.loads(data[8 : 8 + length])
 
 
 @wrong("10.1", says="The header begins behind the eight bytes of its length, so it ends at 8 + "
@@ -109,3 +121,45 @@ def divides_by_the_waiting(latency, bandwidth, share):
        "share.")  # fmt: skip
 def swaps_the_shares(latency, bandwidth, share):
     return latency * bandwidth * (1 - share) / share
+
+
+@exercise(
+    "10.3",
+    cases=[
+        Case([10e9], 20e9, 5e9, 10e9, expect=1.0,
+             because="one model that fits is warm from the second time on: 10 GB at 10 GB/s"),
+        Case([10e9], 5e9, 5e9, 10e9, expect=2.0,
+             because="a model larger than the cache has pushed out its own beginning: all cold"),
+        Case([10e9, 20e9], 30e9, 5e9, 10e9, expect=3.0, because="both fit, just: 30 GB at 10 GB/s"),
+        Case([10e9, 20e9], 29e9, 5e9, 10e9, expect=6.0,
+             because="one GB is missing, and what comes next was always dropped: 30 GB cold"),
+    ],
+    hints=[
+        "Add the sizes up: do all models fit in the cache together?",
+        "If they do, all bytes come out of it, in every later round.",
+        "If not, the model that comes next is the one that was used longest ago, and was dropped.",
+    ],
+)  # fmt: skip
+def round_seconds(models, room, ssd, cache):
+    """Seconds of a round of loads, after the first one.
+
+    The usual wrong answer counts what fits as warm, and the rest as cold. A cache that drops what
+    was used longest ago does worse with loads in a circle: it always drops what comes next.
+    """
+    return sum(models) / (cache if sum(models) <= room else ssd)
+
+
+@wrong("10.3", says="In a circle the one that comes next was dropped last: nothing of it is warm.")
+def what_fits_is_warm(models, room, ssd, cache):
+    warm = min(room, sum(models))
+    return warm / cache + (sum(models) - warm) / ssd
+
+
+@wrong("10.3", says="Each of them fits alone. They must fit together, or one drives out another.")
+def looks_at_each_alone(models, room, ssd, cache):
+    return sum(size / (cache if size <= room else ssd) for size in models)
+
+
+@wrong("10.3", says="That is the first round. What was read stays in the cache, if there is room.")
+def always_cold(models, room, ssd, cache):
+    return sum(models) / ssd

@@ -3,145 +3,178 @@
 Try them in the notebook first; `hint("11.1")` helps there.
 """
 
+import math
+
 from minillm.lesson import Case, exercise, wrong
 
 
 @exercise(
     "11.1",
     cases=[
-        Case(1, 2, 1, expect=3, because="a single chunk is read and then copied: nothing overlaps"),
-        Case(8, 2, 1, expect=17,
-             because="8 reads of 2 seconds follow each other, and then the last copy of 1"),
-        Case(8, 1, 2, expect=17,
-             because="now the copies follow each other: the first read of 1, then 8 copies of 2"),
-        Case(100, 1, 1, expect=101, because="equal links: both are busy but for one chunk's time"),
+        Case(0, 2, 1, expect=2, because="while Ben is away with one, the other is under the tap"),
+        Case(0.5, 2, 1, expect=2,
+             because="a bucket is away for 3.5 seconds, and two buckets are 4 seconds of filling"),
+        Case(1, 2, 1, expect=2, because="4 seconds away, 4 seconds of filling: it just fits"),
+        Case(7, 2, 1, expect=5,
+             because="a bucket is away for 10 seconds, in which the tap fills five"),
+        Case(7.5, 2, 1, expect=6, because="five would be back half a second late: one more"),
     ],
     hints=[
-        "Draw it: one row for the reads, one for the copies. Which row has no gaps?",
-        "The slower link works without a gap, once for each chunk. What is left is one turn of the "
-        "faster link, before or after.",
-        "All but one of the chunks cost the longer of the two times. One costs both.",
+        "A bucket is asked for, filled, carried: then it can be asked for again. How long is that?",
+        "In that time the tap must always have another bucket to fill. Each takes `fill` seconds.",
+        "Divide one by the other, and round up: a part of a bucket holds no water.",
     ],
 )  # fmt: skip
-def pipeline_seconds(chunks, read, copy):
-    """Seconds for `chunks` that pass two links, overlapped.
+def buckets_needed(wait, fill, carry):
+    """The fewest buckets with which the tap never rests.
 
-    The usual wrong answer is chunks · max(read, copy): nearly right for many chunks, and wrong by
-    what cannot overlap, one turn of the faster link. That is why chunks should be small against
-    the whole.
+    The usual wrong answer counts waiting ÷ filling, the requests in flight, and forgets that a
+    bucket is also filled and carried before it can be asked for again.
     """
-    return (chunks - 1) * max(read, copy) + read + copy
+    return math.ceil((wait + fill + carry) / fill)
 
 
-@wrong("11.1", says="Before the first copy, or after the last read, one link works alone.")
-def forgets_the_ends(chunks, read, copy):
-    return chunks * max(read, copy)
+@wrong("11.1", says="A bucket is also filled and carried before it can be asked for again.")
+def counts_the_waiting(wait, fill, carry):
+    return max(1, math.ceil(wait / fill))
 
 
-@wrong("11.1", says="That is taking turns: one link rests while the other works.")
-def takes_turns(chunks, read, copy):
-    return chunks * (read + copy)
+@wrong("11.1", says="If it does not come out even, one bucket more is needed: round up.")
+def rounds_down(wait, fill, carry):
+    return int((wait + fill + carry) // fill)
 
 
-@wrong("11.1", says="Here the reads set the pace whatever they take. The slower link does.")
-def thinks_of_reads_only(chunks, read, copy):
-    return chunks * read + copy
+@wrong("11.1", says="Two are enough only while the waiting is short.")
+def always_two(wait, fill, carry):
+    return 2
+
+
+class Links:
+    """Two links on paper: a chunk takes 2 seconds on the first, and 1 on the second."""
+
+    def __init__(self):
+        self.now, self.free, self.full, self.arrived = 0, 0, {}, []
+
+    def fill(self, slot, chunk):
+        if slot not in (0, 1):
+            raise ValueError(f"there are slots 0 and 1, not {slot}")
+        self.free = max(self.now, self.free) + 2
+        self.full[slot] = chunk, self.free
+
+    def empty(self, slot):
+        if slot not in self.full:
+            raise ValueError(f"slot {slot} is emptied, and nothing was asked for into it")
+        chunk, when = self.full.pop(slot)
+        self.now = max(self.now, when) + 1
+        self.arrived.append(chunk)
+
+    def done(self):
+        return self.arrived, self.now
+
+    def __repr__(self):
+        return "links"
 
 
 @exercise(
     "11.2",
     cases=[
-        Case(0, 2, 4, 1, 0, 1, expect=[(0, 4), (4, 8)],
-             because="one rank alone needs every row, and each row is a range"),
-        Case(0, 4, 6, 1, 1, 2, expect=[(3, 6), (9, 12), (15, 18), (21, 24)],
-             because="the matrix of the text above: the right half of each row"),
-        Case(100, 2, 8, 2, 1, 4, expect=[(104, 108), (120, 124)],
-             because="rows of 16 bytes from byte 100 on; rank 1 has the columns 2 and 3"),
-        Case(100, 1, 8, 2, 3, 4, expect=[(112, 116)],
-             because="the last rank's part ends where the row ends"),
+        Case(1, Links(), expect=([0], 3), because="one chunk is read for 2 s and copied for 1 s"),
+        Case(2, Links(), expect=([0, 1], 5),
+             because="chunk 1 is read while chunk 0 is copied: 2 + 2 + 1 seconds"),
+        Case(8, Links(), expect=([*range(8)], 17),
+             because="the first link never rests: 8 · 2 seconds, and one last copy"),
     ],
     hints=[
-        "How many bytes has a row? How many of them are this rank's?",
-        "Row r begins at start + r · (bytes of a row). Where in it does this rank's part begin?",
-        "Make a list with one (begin, end) for each row; end is begin + the bytes of the part.",
+        "Before the loop both slots are empty: ask for chunk 0 into slot 0, chunk 1 into slot 1.",
+        "In the loop, empty the slot of chunk n. From then on the slot is free: for which chunk?",
+        "Chunk n lives in slot n % 2. After it was emptied, fill that slot with chunk n + 2, if "
+        "there is one.",
     ],
 )  # fmt: skip
-def column_ranges(start, rows, columns, size, rank, ranks):
-    """The byte ranges of a rank's columns in a matrix stored row by row: one for each row.
+def two_buckets(chunks, links):
+    """Bring chunks 0 to chunks - 1 through two slots; returns links.done().
 
-    start: byte of the file at which the matrix begins; size: bytes of a number.
-
-    The usual wrong answer counts in numbers and not in bytes. For bf16 it reads half as much as
-    it should, from the wrong place, and nothing complains: the bytes are valid weights, of others.
+    The usual wrong answer fills and empties in turns: right, and as slow as one bucket. The
+    dangerous one fills a slot again before it was emptied: fast, and a chunk is lost.
     """
-    row = columns * size
-    part = row // ranks
-    begins = (start + r * row + rank * part for r in range(rows))
-    return [(begin, begin + part) for begin in begins]
+    for chunk in range(min(2, chunks)):
+        links.fill(chunk, chunk)
+    for chunk in range(chunks):
+        links.empty(chunk % 2)
+        if chunk + 2 < chunks:
+            links.fill(chunk % 2, chunk + 2)
+    return links.done()
 
 
-@wrong("11.2", says="Counted in numbers. A number has `size` bytes, and a file counts bytes.")
-def counts_numbers(start, rows, columns, size, rank, ranks):
-    part = columns // ranks
-    begins = (start + r * columns + rank * part for r in range(rows))
-    return [(begin, begin + part) for begin in begins]
+@wrong("11.2", says="That is taking turns: no fill is under way while you empty.")
+def takes_turns(chunks, links):
+    for chunk in range(chunks):
+        links.fill(chunk % 2, chunk)
+        links.empty(chunk % 2)
+    return links.done()
 
 
-@wrong("11.2", says="One range in one piece is a slice of rows. Columns are a stripe in every row.")
-def reads_rows(start, rows, columns, size, rank, ranks):
-    part = rows * columns * size // ranks
-    return [(start + rank * part, start + (rank + 1) * part)]
+@wrong("11.2", says="A slot was filled again before it was emptied: what it held is lost.")
+def fills_too_early(chunks, links):
+    links.fill(0, 0)
+    for chunk in range(chunks):
+        for ahead in (chunk + 1, chunk + 2):
+            if ahead < chunks:
+                links.fill(ahead % 2, ahead)
+        if chunk % 2 in links.full:
+            links.empty(chunk % 2)
+    return links.done()
 
 
-@wrong("11.2", says="The matrix does not begin at byte 0 of the file: add `start`.")
-def forgets_the_start(start, rows, columns, size, rank, ranks):
-    row = columns * size
-    part = row // ranks
-    return [(r * row + rank * part, r * row + (rank + 1) * part) for r in range(rows)]
+@wrong("11.2", says="The last chunk was asked for and never emptied.")
+def forgets_the_last(chunks, links):
+    links.fill(0, 0)
+    for chunk in range(1, chunks):
+        links.fill(chunk % 2, chunk)
+        links.empty((chunk - 1) % 2)
+    return links.done()
 
 
 @exercise(
     "11.3",
     cases=[
-        Case(4, 10, 100, 100, expect=(4, 0, 0), because="all four fit in HBM, so nothing is left"),
-        Case(4, 10, 25, 100, expect=(2, 2, 0),
-             because="25 bytes hold two whole layers; the other two go to DRAM"),
-        Case(10, 10, 25, 35, expect=(2, 3, 5),
-             because="two in HBM, three in DRAM, and the SSD takes the rest"),
-        Case(3, 10, 9, 0, expect=(0, 0, 3), because="no tier above the SSD has room for a layer"),
+        Case(100, 0.0, 100.0, 100.0, expect=200,
+             because="without waiting two buckets of 100 bytes overlap equal links"),
+        Case(100, 9.0, 100.0, 200.0, expect=1100,
+             because="a bucket is away for 9 + 1 + 0.5 s, in which the drives fill 10.5: eleven"),
+        Case(2**20, 100e-6, 56e9, 64e9, expect=8 * 2**20,
+             because="100 + 18.7 + 16.4 µs away, 18.7 µs each: eight buckets of 1 MiB"),
+        Case(2**16, 100e-6, 56e9, 64e9, expect=88 * 2**16,
+             because="small chunks take 1.2 µs each, so 88 must be on their way"),
     ],
     hints=[
-        "How many whole layers fit in HBM? Never more than there are.",
-        "The same question for DRAM, with the layers that are left.",
-        "What is left after that lies on the SSD. The three numbers add up to `layers`.",
+        "How long does a chunk take on the drives, and how long on PCIe?",
+        "`buckets_needed(latency, fill, carry)` says how many are on their way.",
+        "Each bucket holds a chunk: multiply.",
     ],
 )  # fmt: skip
-def place(layers, layer_bytes, hbm_free, dram_free):
-    """How many layers lie in HBM, in DRAM and on the SSD, each as high up as there is room.
+def staging_bytes(chunk, latency, drives, pcie):
+    """Bytes of staging that keep the drives busy.
 
-    The usual wrong answer gives HBM all it could hold, also when there are fewer layers, and then
-    a tier below ends up with a negative number of them.
+    The usual wrong answer is latency · bandwidth, what flows while one waits: it forgets the
+    buckets under the tap and in the second pair of hands.
     """
-    in_hbm = min(layers, hbm_free // layer_bytes)
-    in_dram = min(layers - in_hbm, dram_free // layer_bytes)
-    return in_hbm, in_dram, layers - in_hbm - in_dram
+    fill = chunk / drives
+    return chunk * math.ceil((latency + fill + chunk / pcie) / fill)
 
 
-@wrong("11.3", says="There are not that many layers: take the smaller of what fits and what there "
-       "is.")  # fmt: skip
-def forgets_the_layers(layers, layer_bytes, hbm_free, dram_free):
-    in_hbm, in_dram = hbm_free // layer_bytes, dram_free // layer_bytes
-    return in_hbm, in_dram, layers - in_hbm - in_dram
+@wrong("11.3", says="So much flows while one waits. A bucket is also filled and carried, and is "
+       "whole.")  # fmt: skip
+def latency_times_bandwidth(chunk, latency, drives, pcie):
+    return round(latency * drives)
 
 
-@wrong("11.3", says="A layer is in one place. What does not fit in HBM and DRAM lies on the SSD.")
-def forgets_the_ssd(layers, layer_bytes, hbm_free, dram_free):
-    in_hbm = min(layers, hbm_free // layer_bytes)
-    return in_hbm, layers - in_hbm, 0
+@wrong("11.3", says="That is the number of buckets. Each holds a chunk: multiply.")
+def counts_buckets(chunk, latency, drives, pcie):
+    return staging_bytes(chunk, latency, drives, pcie) // chunk
 
 
-@wrong("11.3", says="HBM is the fastest: fill it first, and DRAM after it.")
-def fills_dram_first(layers, layer_bytes, hbm_free, dram_free):
-    in_dram = min(layers, dram_free // layer_bytes)
-    in_hbm = min(layers - in_dram, hbm_free // layer_bytes)
-    return in_hbm, in_dram, layers - in_hbm - in_dram
+@wrong("11.3", says="A bucket is away while it is carried over PCIe, too.")
+def forgets_pcie(chunk, latency, drives, pcie):
+    fill = chunk / drives
+    return chunk * math.ceil((latency + fill) / fill)

@@ -5,24 +5,22 @@
 # 1 load, weights come in.">
 #
 # Bytes go SSD → DRAM → HBM, over two links. If one waits for the other, the times add up. If both
-# work at once, only the slower one counts. Then we share the weights out over several GPUs, and run
-# a model that is larger than HBM. *Forty minutes; the code behind it:
+# work at once, only the slower one counts. *Forty minutes; the code behind it:
 # [`minillm/load/stream.py`](../minillm/load/stream.py) and
-# [`minillm/load/shard.py`](../minillm/load/shard.py).*
+# [`minillm/load/place.py`](../minillm/load/place.py).*
 
 # %% tags=["nbval-ignore-output"]
+import inspect
 import time
-from pathlib import Path
 
 import torch
-import minillm
-from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
-from minillm.files import temporary_folder
-from minillm.machine.disk import writable_folder
-from minillm.lesson import check, guess, hint, knob, recall, reveal
-from minillm.load import Checkpoint, Reader, drop
 
-town = Path(minillm.__file__).parents[1] / "data" / "town"
+from minillm import Machine, charts, format_size
+from minillm.files import temporary_folder
+from minillm.lesson import check, compare, guess, hint, knob, recall, reveal
+from minillm.load import Checkpoint, Reader, drop
+from minillm.machine.disk import writable_folder
+
 print(Machine.here().describe())
 
 # %% [markdown]
@@ -30,50 +28,58 @@ print(Machine.here().describe())
 #
 # - **staging**: a small buffer in DRAM through which all weights pass, a piece at a time.
 # - **chunk**: the piece that one read brings.
+# - **slot**: the place of one chunk in staging, filled and emptied again and again.
 # - **overlap**: two links busy at the same time.
-# - **rank**: one of several processes, each of which drives one GPU.
-# - **prefetch**: to send for something before it is needed.
-# - **hidden fraction**: the part of a transfer's time for which compute did not have to wait.
+# - **latency**: the time from asking until the first byte flows.
+# - **in flight**: asked for, and not there yet.
 
 # %% [markdown]
 # ## Two people, eight loads of water
 #
-# Ann fills a bucket in 2 seconds and hands it to Ben, who empties it into the tank in 1 second.
-# With a single bucket they take turns. With two buckets Ann fills one while Ben carries the other.
+# Ann fills a bucket in 2 seconds and hands it to Ben, who empties it into the tank in 1 second. And
+# the tap is slow: from the moment that Ann asks, water comes after half a second. With a single
+# bucket they take turns. With two, Ann asks for the next while Ben carries.
 
 # %%
-def finish(loads: int, fill: float, carry: float, spare: bool) -> float:
-    filled = emptied = 0.0
+def finish(loads: int, wait: float, fill: float, carry: float, buckets: int) -> float:
+    flowed, emptied = 0.0, [0.0] * buckets  # when each bucket was full, and empty again
     for _ in range(loads):
-        filled = (filled if spare else emptied) + fill  # Ann needs an empty bucket
-        emptied = max(filled, emptied) + carry  # Ben needs a full one, and free hands
-    return emptied
-
-
-print("taking turns:", finish(8, 2, 1, spare=False), "seconds")
-print("overlapped:  ", finish(8, 2, 1, spare=True), "seconds")
-
-# %% [markdown]
-# Overlapped, Ann never waits: 8 fillings of 2 seconds, and at the end one last carrying. The faster
-# of the two is nearly free. This is the whole idea; what follows is doing it with real bytes.
-
-# %% [markdown]
-# ## Exercise 1: the time of a pipeline
-#
-# Find the formula: so many chunks, each `read` seconds on the first link and `copy` seconds on the
-# second, overlapped.
+        asked = emptied[-buckets]  # as soon as there is an empty bucket
+        flowed = max(asked + wait, flowed) + fill  # one tap
+        emptied.append(max(flowed, emptied[-1]) + carry)  # one Ben
+    return emptied[-1]
 
 # %%
-def pipeline_seconds(chunks: int, read: float, copy: float) -> float:
-    raise NotImplementedError  # your line; without it the lesson goes on with ours
+print("one bucket: ", finish(8, 0.5, 2, 1, buckets=1), "seconds")
+print("two buckets:", finish(8, 0.5, 2, 1, buckets=2), "seconds")
+
+# %% [markdown]
+# Count along. In turns each load waits, is filled, is carried: 8 · (0.5 + 2 + 1). With two buckets
+# the tap never rests: half a second of waiting, 8 · 2 of filling, and at the end one last carrying.
+#
+# Two different things were won. *Overlap*: Ben works while water flows. *Requests in flight*: the
+# next was asked for before the tap was free, so its waiting passed meanwhile.
+
+# %% [markdown]
+# ## Exercise 1: how many buckets?
+#
+# Let the waiting grow, and two buckets no longer do: the tap rests until somebody asks again.
+# Return the smallest number of buckets with which the tap never rests after the first drop, for any
+# number of loads. A bucket is away for `wait` + `fill` + `carry`, and `fill` ≥ `carry`.
+
+# %%
+def buckets_needed(wait: float, fill: float, carry: float) -> int:
+    raise NotImplementedError  # your lines; without them the lesson goes on with ours
 
 
-pipeline_seconds = check("11.1", pipeline_seconds)
+buckets_needed = check("11.1", buckets_needed)
 # hint("11.1")
 
 # %%
-assert pipeline_seconds(8, 2, 1) == finish(8, 2, 1, spare=True) == 17
-print(pipeline_seconds(1000, 2, 1), "seconds for 1,000 loads: Ben's work is hidden")
+for wait in (0, 0.5, 7):
+    n = buckets_needed(wait, 2, 1)
+    print(f"wait {wait}: {n} buckets, {finish(100, wait, 2, 1, n)} seconds for 100 loads, "
+          f"with one less {finish(100, wait, 2, 1, n - 1)}")
 
 # %% [markdown]
 # ## Predict
@@ -91,182 +97,289 @@ make_checkpoint("135m", disk.name)
 checkpoint = Checkpoint.open(disk.name)
 infos, nbytes = list(checkpoint.tensors.values()), checkpoint.nbytes
 
+# %%
+one = guess("one bucket", unit="s")
+two = guess("two buckets", unit="s")
+seven = guess("seven buckets", unit="s")
+
+# %% [markdown]
+# To help: the links are those of four drives and of PCIe 5, slowed until HBM is as fast as this
+# machine's memory. Then the times of a chunk are arithmetic, and the toy does the rest.
+
 # %% tags=["nbval-ignore-output"]
 from dataclasses import replace
 from minillm.predict.hardware import HARDWARE, Wire
+from minillm.probe import Profile, probe
+
+profile = Profile.here() or probe(seconds=10)  # what the scale is made from
 h100 = HARDWARE["H100"]
 drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
 machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="1 GiB")
-
-# %% [markdown]
-# Both links are known, so the times are arithmetic.
-
-# %% tags=["nbval-ignore-output"]
 nvme, pcie = machine.scale.wire("nvme"), machine.scale.wire("pcie")
-size = 8 * 2**20  # bytes of a chunk
-count = round(nbytes / size)
-read, copy = size / nvme.bandwidth, pcie.seconds(size)
-print(f"{count} chunks, {1e3 * read:.0f} ms on the SSD and {1e3 * copy:.0f} ms on PCIe each")
-
-# %%
-mine = guess("time to load the weights, overlapped", unit="s")
-
-# %% [markdown]
-# In turns, each chunk waits for the SSD's latency and for both links. Overlapped, it is your
-# formula, and the latency of the first chunk.
 
 # %% tags=["nbval-ignore-output"]
-in_turns = count * (nvme.latency + read + copy)
-together = nvme.latency + pipeline_seconds(count, read, copy)
-print(f"in turns {in_turns:.2f} s, overlapped {together:.2f} s (predicted)")
+size = 8 * 2**20  # bytes of a chunk
+count, wait, read, copy = nbytes / size, nvme.latency, size / nvme.bandwidth, pcie.seconds(size)
+predicted = {n: finish(round(count), wait, read, copy, n) for n in (1, 2, 7)}
+print(f"{count:.1f} chunks, each {1e3 * wait:.0f} ms of waiting, {1e3 * read:.0f} ms on the SSD, "
+      f"{1e3 * copy:.0f} ms on PCIe")
+for buckets, seconds in predicted.items():
+    print(f"{buckets} buckets: {seconds:.2f} s (predicted)")
 
 # %% [markdown]
-# ## Run, first rung: take turns
+# ## First rung: one bucket
 #
-# A `Reader` has as many buckets, *slots* of staging, as we give it. With one, the loop reads a
-# chunk, waits, copies it to HBM, waits. Watch both links: are they ever busy at the same time?
+# A `Reader` has as many buckets, *slots* of staging, as we give it. `reader.chunks` yields what has
+# arrived; `put` copies it to its places in HBM. With one slot they take turns. Watch both links:
+# are they ever busy at the same time?
 
 # %% tags=["nbval-ignore-output"]
 from minillm.load.place import put
 from minillm.machine.arena import Arena
-
 wanted = {info.name: (info.shape, info.dtype) for info in infos}
 arena = Arena(machine, wanted, "hbm", "weights")
 block, places = arena.block, arena.places
-block.zero_()  # touched: see below what that costs
 
-
-def load_by_hand(buckets: int) -> None:
+# %% tags=["nbval-ignore-output"]
+def load(buckets: int) -> float:
+    machine.trace.clear()
+    block.zero_()  # touched: see below what that costs
     with Reader(machine, "direct", infos, slots=buckets) as reader:
         for arrived in reader.chunks(infos):  # a bucket is full,
             put(arrived, places, machine)  # now it is empty again
-
-
-def seconds() -> float:
     moves = machine.trace.select(kind="transfer", label="weights")
     return max(e.end for e in moves) - min(e.start for e in moves)
 
+# %% [markdown]
+# What will the two rows of the timeline look like, one below the other?
+
 # %% tags=["nbval-ignore-output"]
 with charts.watch(machine.trace, "machine", "timeline"):
-    load_by_hand(buckets=1)
-turns, expected = seconds(), block.clone()
-print(f"in turns: {turns:.2f} s (emulated), {in_turns:.2f} s predicted")
+    took = {1: load(buckets=1)}
+expected = block.clone()
 
 # %% [markdown]
-# ## Second rung: two buckets
+# ## Second rung, yours: two buckets
 #
-# The same loop with two: while we copy one, the next is being filled.
+# Write what a reader does. `links.fill(slot, chunk)` asks for a chunk, to be put into a slot, and
+# returns at once. `links.empty(slot)` waits until that slot is full, and carries it to HBM. There
+# are two slots, 0 and 1. Bring chunks 0 to `chunks` − 1, in order, so that a fill is under way
+# while you empty.
+
+# %%
+def two_buckets(chunks: int, links) -> tuple:
+    ...
+    raise NotImplementedError  # your lines, and at the end: return links.done()
+
+
+two_buckets = check("11.2", two_buckets)
+# hint("11.2")
+
+# %% [markdown]
+# Your loop runs, with real threads and real links: `fill` reads a chunk of the file over the SSD's
+# link, `empty` copies it to HBM.
 
 # %% tags=["nbval-ignore-output"]
-machine.trace.clear()
-block.zero_()
-load_by_hand(buckets=2)
-assert torch.equal(block, expected)
-print(f"two buckets: {seconds():.2f} s (emulated)")
+from concurrent.futures import ThreadPoolExecutor
+file = checkpoint.files[0]
+data = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+parts = data.split(size)
+data[::4096].sum()  # in DRAM now: here the scaled link takes the time, not this disk
+
+# %% tags=["nbval-ignore-output"]
+target = machine.empty((len(data),), torch.uint8, "hbm", "by hand").zero_()
+buckets = [machine.empty((size,), torch.uint8, "dram", "by hand").zero_() for _ in range(2)]
+
+# %% [markdown]
+# Each of the two lends its memory to `Links`, which does what your loop says.
+
+# %% tags=["nbval-ignore-output"]
+class Links:
+    def __init__(self):
+        self.coming, self.pool, self.start = {}, ThreadPoolExecutor(2), time.perf_counter()
+
+    def fill(self, slot: int, chunk: int) -> None:
+        into = buckets[slot][: len(parts[chunk])]
+        ends = {"source": "ssd", "target": "dram", "stage": "load", "label": "by hand"}
+        read = machine.carry, lambda: into.copy_(parts[chunk]), into.nbytes
+        self.coming[slot] = chunk, into, self.pool.submit(*read, **ends)
+
+    def empty(self, slot: int) -> None:
+        chunk, into, filled = self.coming.pop(slot)
+        filled.result()
+        place = target[chunk * size :][: len(into)]
+        machine.copy(into, place, label="by hand", stage="load")
+
+    def done(self) -> float:
+        return time.perf_counter() - self.start
+
+# %% tags=["nbval-ignore-output"]
+by_hand = two_buckets(len(parts), Links())
+assert torch.equal(target, data)
+print(f"two buckets by hand: {by_hand:.2f} s (emulated), {predicted[2]:.2f} s predicted")
 
 # %% [markdown]
 # ## Third rung: the package
 #
-# `Reader.fill` is this loop, with some slots more: where an SSD answers now early, now late, a full
-# one is always at hand. An engine loads so. Watch the links again.
+# The `Reader` with two slots, and with seven. An SSD answers now early, now late; with some more a
+# full one is at hand. The bytes must be the same each time.
 
 # %% tags=["nbval-ignore-output"]
-machine.trace.clear()
-block.zero_()
+took[2] = load(buckets=2)
+assert torch.equal(block, expected)
 with charts.watch(machine.trace, "machine", "timeline"):
-    with Reader(machine, "direct", infos) as reader:
-        reader.fill(places, infos)
-measured = seconds()
+    took[7] = load(buckets=7)
 assert torch.equal(block, expected)
 
+# %% [markdown]
+# Look at the axes of the two timelines before you compare their bars. Your guesses:
+
 # %% tags=["nbval-ignore-output"]
-reveal(mine, predicted=together, measured=measured, how="emulated")
+floor = nbytes / nvme.bandwidth  # the least: the SSD never rests
+for mine, n in ((one, 1), (two, 2), (seven, 7)):
+    reveal(mine, predicted=predicted[n], measured=took[n], ceiling=floor, how="emulated")
+print(f"the SSD alone {floor:.2f} s:", {n: f"{floor / s:.0%}" for n, s in took.items()})
 
 # %% [markdown]
-# How much time did it save, by overlap and by latency that is waited for only once? And how much
-# DRAM did it need? On this even link two buckets were enough.
+# What did overlap win, and what did requests in flight? The toy can tell them apart: without
+# waiting, only overlap is left.
+
+# %% tags=["nbval-ignore-output"]
+n = round(count)
+overlap = finish(n, 0, read, copy, 1) - finish(n, 0, read, copy, 7)
+print(f"saved {took[1] - took[7]:.2f} s (emulated); {predicted[1] - predicted[7]:.2f} predicted, "
+      f"of which overlap {overlap:.2f}, the rest is waiting that passed meanwhile")
 
 # %% tags=["nbval-ignore-output"]
 staged = max(e.nbytes for e in machine.trace.select(kind="counter", name="dram", label="staging"))
-print(f"saved {turns - measured:.2f} s of {turns:.2f} s (emulated)")
-reads = machine.trace.select(kind="transfer", resource="ssd", label="weights")
-print(f"the SSD was busy {sum(e.seconds for e in reads) / measured:.0%} of the time (emulated)")
 print(f"{format_size(nbytes)} of weights passed through {format_size(staged)} of staging")
 
 # %% [markdown]
 # The last line is the other half of the trick. DRAM never holds the model: staging is a handful of
 # chunks, made once and used again and again. A model of 100 GB would pass through no more. And this
-# is the other end of the loop: what `reader.chunks` does. A slot is filled anew when its bytes have
-# been used, which is when the next are asked for.
+# is the package's loop. A slot is filled anew when its bytes have been used, which is when the next
+# are asked for.
 
 # %%
-import inspect
-
 print(inspect.getsource(Reader.chunks).split('"""')[-1].strip("\n"))
-
-# %% [markdown]
-# ## At the speed of *your* disk
-#
-# Now without a model of anything: the same `Reader`, your SSD, cold, held against the ceiling of
-# lesson 01.
-
-# %% tags=["nbval-ignore-output"]
-from minillm.probe import Profile, probe
-
-profile = Profile.here() or probe(seconds=10)
-real = Machine.here()
-there = Arena(real, wanted, "hbm", "weights")
-there.block.zero_()
-speeds = []
-for _ in range(5):
-    drop(checkpoint.files)
-    with Reader(real, "direct", infos) as reader:
-        start = time.perf_counter()
-        reader.fill(there.places, infos)
-        speeds.append(nbytes / (time.perf_counter() - start))
-
-# %% tags=["nbval-ignore-output"]
-assert torch.equal(there.block.cpu(), expected)
-print(f"best of 5: {profile['ssd.read'].of(max(speeds))}; slowest {min(speeds) / 1e9:.2f} GB/s")
 
 # %% [markdown]
 # ## Turn the knob: the size of a chunk
 #
-# Large chunks: the last one is copied while no other is being read. Small chunks: each read pays
-# the SSD's latency, which a scale model stretches like everything else. Drag, and find the best.
-# With several in flight, latencies pass together, as in lesson 01. How small may chunks be then?
+# Large chunks: the last one is copied while no other is being read. Small chunks: each pays the
+# SSD's latency, unless others are in flight. Drag, and find the best size for one slot, two, seven.
 
 # %% tags=["nbval-ignore-output"]
-def efficiency(chunk_kib: int, in_flight: int = 1) -> str:
-    size = min(1024 * chunk_kib, nbytes)
-    count = max(1, round(nbytes / size))
-    alone, copy = nvme.seconds(size), pcie.seconds(size)
-    each = max(size / nvme.bandwidth, alone / min(in_flight, count), copy)
-    seconds = alone + (count - 1) * each + copy
-    share = f"{nbytes / nvme.bandwidth / seconds:.0%} of the SSD's rate"
-    return f"{count:,} chunks of {chunk_kib:,} KiB: {seconds:,.2f} s, {share} (predicted)"
+def rate(kib: int, slots: int) -> float:
+    """Of the SSD's bandwidth, what a load in such chunks reaches: 0 to 1."""
+    chunk = min(1024 * kib, nbytes)
+    loads = max(1, round(nbytes / chunk))
+    few = min(loads, 400)  # a pipeline of more chunks goes on as it began
+    times = nvme.latency, chunk / nvme.bandwidth, pcie.seconds(chunk)
+    seconds = finish(few, *times, slots) * loads / few
+    return nbytes / nvme.bandwidth / seconds
+
+# %% tags=["nbval-ignore-output"]
+def draw(chunk_kib: int = 8192, slots: int = 7):
+    share = rate(chunk_kib, slots)
+    chart = charts.Chart(f"{chunk_kib:,} KiB, {slots} slots: {share:.0%} of the SSD's rate",
+                         note="predicted")  # fmt: skip
+    ax = chart.add_axes((0.1, 0.17, 0.84, 0.6))
+    x = [2**n for n in range(5, 18)]
+    ax.plot(x, [rate(kib, slots) for kib in x], "--", color="#6B7280")
+    ax.plot(chunk_kib, share, "o", color="#D55E00")
+    ax.set(xscale="log", xlabel="chunk (KiB, log)", ylabel="share of the SSD's rate",
+           ylim=(0, 1.05))  # fmt: skip
+    return chart
 
 
-knob(efficiency, chunk_kib=(64, 65536), in_flight=[1, 2, 4, 8])
+knob(draw, chunk_kib=(32, 131072), slots=[1, 2, 4, 7])
 
 # %% [markdown]
-# ## What it costs to have memory
+# ## Break it: a bucket that is not empty
+#
+# Chunk 0 is in its bucket, and we bring chunk 2 there before the bucket was emptied.
+
+# %% tags=["nbval-ignore-output"]
+links = Links()
+links.fill(0, 0)
+links.coming[0][2].result()
+buckets[0].copy_(parts[2])  # what an impatient reader does
+links.empty(0)
+
+# %%
+print("chunk 0 arrived:", torch.equal(target[:size], parts[0]))
+print("chunk 2 is there instead:", torch.equal(target[:size], parts[2]))
+
+# %% [markdown]
+# No error, and valid weights in the wrong place. That is why a slot is filled anew only when its
+# bytes were used, and why our asserts compare all of them.
+
+# %% [markdown]
+# ## At the speed of *your* disk?
+#
+# Now without a model of anything: the same `Reader`, your SSD, cold, held against the ceiling of
+# lesson 01. One slot, two, and the package's seven, in turns.
+
+# %% tags=["nbval-ignore-output"]
+real = Machine.here()
+there = Arena(real, wanted, "hbm", "weights")
+there.block.zero_()
+
+
+def cold(slots: int) -> float:
+    drop(checkpoint.files)
+    with Reader(real, "direct", infos, slots=slots) as reader:
+        start = time.perf_counter()
+        reader.fill(there.places, infos)
+        return time.perf_counter() - start
+
+# %% [markdown]
+# How much will the second slot bring on your disk, and how much the other five?
+
+# %% tags=["nbval-ignore-output"]
+ways = {f"{n} slot{'s' * (n > 1)}": lambda n=n: cold(n) for n in (1, 2, 7)}
+disk_speed = compare(ways, rounds=5, unit="ms")
+assert torch.equal(there.block.cpu(), expected)
+print(disk_speed.sentence)
+
+# %% tags=["nbval-ignore-output"]
+best = nbytes / min(disk_speed.seconds["7 slots"])
+print(f"7 slots, best of 5: {profile['ssd.read'].of(best)}")
+
+# %% [markdown]
+# If that is well below the ceiling, what takes it away? The ceiling was read into memory and left
+# there. Here every byte is also copied to "HBM", by the same cores that serve the disk, through
+# the same DRAM. Let us see what the copy alone takes, and whether it could have been hidden.
+
+# %% tags=["nbval-ignore-output"]
+copies = real.trace.select(kind="transfer", resource="copy", label="weights")
+copying = sum(e.seconds for e in copies) / 18  # loads, the warm-up among them
+print(f"copies {1e3 * copying:.0f} ms a load, the SSD at its ceiling "
+      f"{1e3 * nbytes / profile['ssd.read'].best:.0f} ms, the load {1e3 * nbytes / best:.0f} ms")
+
+# %% [markdown]
+# ## Where it loses: memory that was never touched
 #
 # There is a third time that nobody asks for. Memory that was never touched does not exist: the
 # system finds a page for it, and clears it, when the first byte is written, one page at a time. We
 # fill a block of DRAM that is new, and the same block again.
 
 # %% tags=["nbval-ignore-output"]
-fresh = torch.empty(256 * 2**20, dtype=torch.uint8)
-times = []
-for _ in range(2):
+def touch(twice: bool) -> float:
+    fresh = torch.empty(64 * 2**20, dtype=torch.uint8)
+    if twice:
+        fresh.fill_(0)
     start = time.perf_counter()
     fresh.fill_(1)
-    times.append(time.perf_counter() - start)
-del fresh
-for title, took in zip(("first touch", "again"), times, strict=True):
-    print(f"{title:11} {256 * 2**20 / took / 1e9:5.1f} GB/s")
-print(f"this SSD    {profile['ssd.read'].best / 1e9:5.1f} GB/s")
+    return time.perf_counter() - start
+
+# %% tags=["nbval-ignore-output"]
+touched = compare({"first touch": lambda: touch(False), "again": lambda: touch(True)}, unit="ms")
+print(touched.sentence)
+for name in touched.seconds:
+    print(f"{name}: {64 * 2**20 / touched.median(name) / 1e9:.1f} GB/s")
+print(f"this SSD: {profile['ssd.read'].best / 1e9:.1f} GB/s")
 
 # %% [markdown]
 # On a virtual machine the first touch may be slower than the disk: its host has to find the page
@@ -277,211 +390,24 @@ print(f"this SSD    {profile['ssd.read'].best / 1e9:5.1f} GB/s")
 # own, and nothing overlaps. (GPUDirect Storage leaves DRAM out altogether.)
 
 # %% [markdown]
-# ## Sharing: each rank reads its own
+# ## On paper: staging for a real server
 #
-# Four GPUs share a model by cutting its matrices (lesson 41 shows why in this way). A slice of
-# *rows* lies in one piece of the file. A slice of *columns* is a stripe in every row. Let us look
-# at a matrix of 4 × 6 numbers of one byte, stored row by row, and mark what rank 1 of 2 needs.
+# An H100 loads from eight drives, 56 GB/s together, over PCIe at 64 GB/s. A request waits 100 µs
+# before its bytes flow. Chunks are `chunk` bytes. How many bytes of staging keep the drives busy?
+# Use `buckets_needed`: a bucket is a chunk.
 
 # %%
-rows, columns = 4, 6
-file = list(range(rows * columns))
-print("rows:   ", " ".join(f"[{b}]" if b // columns >= rows // 2 else f"{b}" for b in file))
-print("columns:", " ".join(f"[{b}]" if b % columns >= columns // 2 else f"{b}" for b in file))
-
-# %% [markdown]
-# ## Exercise 2: which bytes does rank 1 of 4 read?
-#
-# A matrix of `rows` × `columns` lies in the file from byte `start` on, row by row, `size` bytes a
-# number. It is split by columns. Return the (begin, end) pairs of this rank's bytes: those that it
-# keeps.
-
-# %%
-def column_ranges(start: int, rows: int, columns: int, size: int, rank: int, ranks: int) -> list:
-    raise NotImplementedError  # your lines
+def staging_bytes(chunk: int, latency: float, drives: float, pcie: float) -> int:
+    raise NotImplementedError  # latency in seconds, drives and pcie in bytes a second
 
 
-column_ranges = check("11.2", column_ranges)
-# hint("11.2")
-
-# %% [markdown]
-# The package cuts like this too. `megatron` says which matrix is split by rows and which by
-# columns, as is usual since the paper of that name; `slices` is the checkpoint as one rank sees it.
-# Rows and columns here are those of the file. The paper writes X·A, with A stored the other way
-# round, so it calls our cut by columns *row-parallel*.
-
-# %%
-from minillm.load.shard import broadcast, megatron, slices
-
-config = minillm.ModelConfig.from_pretrained(town)
-whole = Checkpoint.open(town)
-name = "model.layers.0.mlp.down_proj.weight"  # the last matrix of a layer's FFN, cut by columns
-owns = [slices(whole, rank, 2, megatron(config)) for rank in (0, 1)]
-
-tensor, own = whole.tensors[name], owns[1].tensors[name]
-yours = column_ranges(tensor.start, *tensor.shape, 2, rank=1, ranks=2)
-assert own.ranges == [tuple(pair) for pair in yours]
-print(f"{name}: {list(tensor.shape)}")
-print(f"rank 1 of 2 keeps {len(own.ranges)} ranges: {own.ranges[:2]} …")
-
-# %% [markdown]
-# Now both ranks load, each with a machine of its own, and past the page cache. What does each keep,
-# and what did it *read*? A hole between two stripes that is shorter than 128 KiB is read over,
-# since another request would take longer.
-
-# %%
-from minillm.load.checkpoint import bring
-
-
-def read_by(rank: int) -> tuple[dict[str, torch.Tensor], int]:
-    """What a rank keeps, by name, and how many bytes it read."""
-    mine = Machine.here(hbm="64 MiB", device="cpu")
-    wanted = {name: (info.shape, info.dtype) for name, info in owns[rank].tensors.items()}
-    places = Arena(mine, wanted, "hbm", "weights").places
-    bring(places, owns[rank], mine, "direct")
-    read = sum(event.nbytes for event in mine.trace.select(name="direct", label="weights"))
-    print(f"rank {rank} keeps {owns[rank].nbytes:,} bytes and read {read:,}")
-    return places, read
-
-
-kept, asked = zip(read_by(0), read_by(1), strict=True)
-
-# %% [markdown]
-# Together they keep a little more than the file (norms are everyone's), and they read more than
-# they keep. Here "each reads its own" loses: the narrower the stripes, the more of a row is read
-# for nothing.
-#
-# The other way: one rank reads everything once and sends it on, and each cuts out its own. We let
-# rank 0 do it, and count what it sends.
-
-# %%
-one = Machine.here(hbm="64 MiB", device="cpu")
-wanted = {name: (info.shape, info.dtype) for name, info in owns[0].tensors.items()}
-places = Arena(one, wanted, "hbm", "weights").places
-sent = []
-broadcast(places, whole, owns[0], one, lambda raw: sent.append(raw.nbytes), reads=True)
-
-assert all(torch.equal(places[name], kept[0][name]) for name in places)
-print(f"one reads {whole.nbytes:,} bytes, and {sum(sent):,} cross the network")
-
-# %% [markdown]
-# What is faster? By arithmetic, for two H100 servers: with an SSD each, both read at once; an SSD
-# that they share has to give all that both ask for; and what one reads it sends on meanwhile.
-
-# %% tags=["nbval-ignore-output"]
-ssd, network = h100.nvme.bandwidth, h100.infiniband.bandwidth
-ways = {"each its own, an SSD each": max(asked) / ssd, "each its own, one SSD": sum(asked) / ssd,
-        "one for all": max(whole.nbytes / ssd, sum(sent) / network)}  # fmt: skip
-for title, took in ways.items():
-    print(f"{title:26} {1e3 * took:.2f} ms (predicted)")
-
-# %% [markdown]
-# Each rank receives everything and keeps a part: sending each only its own would send less. And
-# ranks of one server that read through the page cache ask the SSD only once. So it depends on the
-# link that is slowest: the disk, or the network between the ranks.
-#
-# And the two halves, put together: do they give the original, bit for bit?
-
-# %%
-full = Machine.here(hbm="64 MiB", device="cpu")
-places = Arena(full, {name: (tensor.shape, tensor.dtype)}, "hbm", "weights").places
-bring(places, whole, full)
-assert torch.equal(halves := torch.cat([kept[0][name], kept[1][name]], dim=1), places[name])
-print("two halves, put together:", tuple(halves.shape), "equal to the original")
-
-# %% [markdown]
-# ## A model larger than HBM
-#
-# The weights of *town* are 11.6 MiB. We give it an HBM of 6 MiB. `weights="stream"` keeps the
-# layers in DRAM and brings each to HBM when its turn comes: two slots, one in which a layer
-# computes, and one into which the next arrives.
-
-# %%
-greedy = SamplingParams(max_tokens=48, temperature=0.0)
-with_room = Engine.load(town, Machine.here(hbm="64 MiB"))
-for _ in range(2):  # the first time warms up
-    resident = with_room.generate("Mia put the red key", greedy)[0]
-print(resident.text)
-
-# %% tags=["nbval-ignore-output"]
-small = Machine.here(hbm="6 MiB")
-engine = Engine.load(town, small, EngineConfig(weights="stream"))
-with charts.watch(small.trace, "machine", "timeline", "memory"):
-    streamed = engine.generate("Mia put the red key", greedy)[0]
-
-# %% [markdown]
-# Half of the memory. And the words?
-
-# %%
-assert streamed.token_ids == resident.token_ids
-print(streamed.text)
-
-# %% [markdown]
-# The same. Every token now moves all layers over the link. Most of that is hidden here, because the
-# small model spends most of a step on starting operations, and copies pass meanwhile. Hidden is not
-# free: without a card the copies take a core, and memory's time, from compute.
-
-# %% tags=["nbval-ignore-output"]
-from minillm.machine.prefetch import hidden
-found = hidden(small.trace, "weights")
-print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
-      f"{1e3 * found.waited:.0f} ms in all")
-print(f"{1e3 * streamed.tpot:.1f} ms a token, resident {1e3 * resident.tpot:.1f} ms")
-engine.close()
-
-# %% [markdown]
-# ## Where it loses
-#
-# On a real server the link is PCIe, many times slower than HBM. Decode at batch 1 reads each weight
-# once; compute is over long before the next layer has arrived, and nothing is left to hide behind.
-# The scale model has the links of an H100 but the compute of this CPU, which lasts far longer. So
-# we set the arithmetic beside it: how long HBM needs to read a layer, and PCIe to bring it.
-
-# %% tags=["nbval-ignore-output"]
-slow = Machine.scale_model("H100", hbm="6 MiB")
-engine = Engine.load(town, slow, EngineConfig(weights="stream"))
-slow.trace.clear()
-assert engine.generate("Mia put the red key", greedy)[0].token_ids == resident.token_ids
-lost = hidden(slow.trace, "weights")
-print(f"{lost.share:.0%} hidden, compute waited {1e3 * lost.waited:.0f} ms (emulated)")
-most = h100.pcie.bandwidth / h100.hbm_bandwidth
-print(f"on the H100 itself at most {most:.0%} (predicted)")
-engine.close()
-
-# %% [markdown]
-# And the model you would want to run so, by arithmetic:
-
-# %% tags=["nbval-ignore-output"]
-big = 16.06e9  # Llama-3-8B in bf16, bytes
-rates = {"from HBM": h100.hbm_bandwidth, "over PCIe": h100.pcie.bandwidth,
-         "from SSD": h100.nvme.bandwidth}  # fmt: skip
-for title, bandwidth in rates.items():
-    print(f"weights {title:9}: at most {bandwidth / big:6.2f} tokens/s at batch 1 (predicted)")
-need = h100.bf16_flops / h100.pcie.bandwidth  # a weight is 2 bytes, and 2 FLOP for each token
-print(f"PCIe is hidden from about {need:,.0f} tokens a step on (predicted)")
-
-# %% [markdown]
-# A larger batch shares each crossing, so tokens a second grow with it; the link is hidden only far
-# later. So streaming suits work that is large and in no hurry. Otherwise: fewer bytes (lesson 34),
-# or more GPUs (lesson 41).
-
-# %% [markdown]
-# ## Exercise 3: place the layers
-#
-# HBM is fastest, then DRAM, then SSD. Layers of equal size go to the fastest tier that still has
-# room; the SSD has room for all. Return how many layers lie in each.
-
-# %%
-def place(layers: int, layer_bytes: int, hbm_free: int, dram_free: int) -> tuple[int, int, int]:
-    raise NotImplementedError  # your lines
-
-
-place = check("11.3", place)
+staging_bytes = check("11.3", staging_bytes)
 # hint("11.3")
 
 # %%
-layer = 436_224_000  # bytes: a layer of Llama-3-8B in bf16
-print("HBM 8 GB free, DRAM 4 GB free:", place(32, layer, 8 * 10**9, 4 * 10**9), "layers")
+for chunk in (2**16, 2**20, 2**23):
+    need = staging_bytes(chunk, 100e-6, 56e9, 64e9)
+    print(f"{format_size(chunk)}: {need // chunk} buckets, {format_size(need)} (predicted)")
 
 # %% [markdown]
 # ## Five questions
@@ -494,24 +420,22 @@ recall(
      "A little over 3 s: the slower link sets the time."),
     ("Why does loading need only a few dozen megabytes of DRAM?",
      "Weights pass through staging in chunks, and a chunk's place is used again."),
-    ("Why is a slice of columns more work to read than one of rows?",
-     "It is a stripe in every row: many small ranges in place of one long."),
-    ("When is it better that one rank reads and sends on?",
-     "When the ranks share a disk that is slower than the network between them."),
-    ("Streaming weights at batch 1 is slow. Why does a large batch help?",
-     "The weights cross the link once a step, and a step then serves many prompts."),
+    ("Overlap and requests in flight: what does each of them hide?",
+     "Overlap hides the faster link behind the slower; requests in flight hide latency."),
+    ("When may a slot be filled again?",
+     "When its bytes have been used. Earlier, others' weights arrive, and nobody complains."),
+    ("Why is staging touched before the clock starts?",
+     "The first write to a page makes the system find and clear it, once a page."),
 )
 
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run
 
 # %% tags=["nbval-ignore-output"]
-print(f"1. Overlapped, the load took {measured:.2f} s, in turns {turns:.2f} s (emulated).")
-print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging; your SSD gave")
-print(f"   {profile['ssd.read'].of(max(speeds))}.")
-print(f"3. A model of {format_size(whole.nbytes)} ran in an HBM of 6 MiB, with the same words;")
-print(f"   {found.share:.0%} hidden here, {lost.share:.0%} over the scaled links (emulated),")
-print(f"   {most:.0%} on an H100 (predicted).")
+print(f"1. One bucket {took[1]:.2f} s, two {took[2]:.2f}, seven {took[7]:.2f} (emulated); "
+      f"predicted {predicted[1]:.2f}, {predicted[2]:.2f}, {predicted[7]:.2f}.")
+print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging.")
+print(f"3. Your SSD gave {profile['ssd.read'].of(best)}.")
 
 # %% [markdown]
-# **Next:** `20_tokens_bpe`. The weights are where they belong. Now the text must become numbers.
+# **Next:** `12_load_shard`. Several GPUs share one model: who reads which bytes?

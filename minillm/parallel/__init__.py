@@ -1,0 +1,5 @@
+"""Stage 4: ranks, processes that drive a GPU each and send tensors to one another.
+
+ranks.py   processes beside this one, and a function run by all of them
+shards.py  how each of them gets its part of the weights: reads its own, or is sent it
+"""
