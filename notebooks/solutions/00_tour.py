@@ -5,110 +5,156 @@ Try them in the notebook first; `hint("00.1")` helps there.
 
 from minillm.lesson import Case, exercise, wrong
 
+WORDS = ("Mia", "has", "a", "key")
+SCORES = ((0, 9, 1, 2), (1, 0, 8, 3), (2, 0, 1, 7), (4, 3, 2, 0))
+
+
+class ToyMemory:
+    """The toy's sixteen weights. `nbytes` counts what was read: 32 bytes each time."""
+
+    def __init__(self):
+        self.nbytes = 0
+
+    def read(self):
+        """The rows of scores by word: read()["Mia"]["has"] is 9."""
+        self.nbytes += 32
+        return {word: dict(zip(WORDS, row, strict=True))
+                for word, row in zip(WORDS, SCORES, strict=True)}  # fmt: skip
+
+    def __repr__(self):
+        return "memory"
+
 
 @exercise(
     "00.1",
     cases=[
-        Case(32, 16, 1, expect=0.5,
-             because="32 bytes at 16 bytes a second take 2 seconds, so half a token a second"),
-        Case(32, 16, 2, expect=1.0,
-             because="in the same 2 seconds a batch of two gets two tokens, one for each prompt"),
-        Case(16 * 10**9, 3_200 * 10**9, 1, expect=200.0,
-             because="16 GB of weights leave an HBM of 3.2 TB/s 200 times a second"),
-        Case(16 * 10**9, 3_200 * 10**9, 64, expect=12_800.0,
-             because="each of the 200 steps a second writes 64 tokens"),
+        Case(ToyMemory(), [["Mia"]], 3, expect=([["Mia", "has", "a", "key"]], 96),
+             because="three steps write three words, and each reads 32 bytes"),
+        Case(ToyMemory(), [["Mia"], ["a"]], 1, expect=([["Mia", "has"], ["a", "key"]], 32),
+             because="one step writes a word for both texts, from one reading"),
+        Case(ToyMemory(), [["Mia"], ["a"], ["key"]], 2,
+             expect=([["Mia", "has", "a"], ["a", "key", "Mia"], ["key", "Mia", "has"]], 64),
+             because="two steps are two readings, however many texts there are"),
+        Case(ToyMemory(), [["Mia"], ["a"]], 0, expect=([["Mia"], ["a"]], 0),
+             because="who writes nothing reads nothing"),
     ],
     hints=[
-        "Work the toy by hand: 32 bytes of weights, 16 bytes a second. How long does a step take?",
-        "How many steps fit into one second? It need not be a whole number.",
-        "A step reads the weights once, however many prompts are in the batch, and gives each of "
-        "them one token. So: steps a second first, and then the tokens that each step gives.",
+        "Two loops: one over the steps, one over the texts. Which is the outer one?",
+        "The row of a text's last word is a dict from each word to its score. The built-in max "
+        "finds the word with the highest, if its key is the row's get.",
+        "For each step: read once; then, for each text, append the word that the row of its last "
+        "word likes best. At the end give back the texts and memory.nbytes.",
     ],
 )  # fmt: skip
-def tokens_per_second_at_most(weight_bytes, bandwidth, batch):
-    """The speed that no decode can pass: tokens a second, over the whole batch.
+def write_together(memory, texts, steps):
+    """Let each text grow by `steps` words, and read the weights as seldom as can be.
 
-    weight_bytes: size of the weights in bytes; bandwidth: of the memory they lie in, in bytes a
-    second; batch: how many prompts are answered together.
+    memory: read() gives the scores and counts its bytes. Returns the texts and memory.nbytes.
 
-    The usual wrong answer forgets the batch: it takes the weights to be read again for each
-    prompt. They are read once for a step, and the step serves all. This is why servers batch. It
-    holds until the arithmetic for so many prompts takes longer than the reading; stage 3 of the
-    course looks for that point.
+    The usual wrong answer finishes one text and begins the next: it reads the weights once for
+    every word. Here the step is the outer loop, and all texts use what one reading brought. That
+    is a batch, and the reason why servers make them. To read before both loops would be less
+    still, but the toy, like a GPU, has no place beside its memory in which all weights fit.
     """
-    steps_per_second = bandwidth / weight_bytes
-    return steps_per_second * batch
+    for _ in range(steps):
+        scores = memory.read()
+        for text in texts:
+            row = scores[text[-1]]
+            text.append(max(row, key=row.get))
+    return texts, memory.nbytes
 
 
-@wrong("00.1", says="That is how long a step takes. How many such steps fit into one second?")
-def gives_seconds(weight_bytes, bandwidth, batch):
-    return weight_bytes / bandwidth
+@wrong("00.1", says="The texts are right, and each read the weights for itself. Let one reading "
+       "serve all texts of a step.")  # fmt: skip
+def reads_for_each_text(memory, texts, steps):
+    for text in texts:
+        for _ in range(steps):
+            row = memory.read()[text[-1]]
+            text.append(max(row, key=row.get))
+    return texts, memory.nbytes
 
 
-@wrong("00.1", says="So many steps fit into a second. Each step writes a token for every prompt "
-       "of the batch.")  # fmt: skip
-def forgets_the_batch(weight_bytes, bandwidth, batch):
-    return bandwidth / weight_bytes
+@wrong("00.1", says="This keeps all weights beside the memory, and there is no place for them: "
+       "every step reads again.")  # fmt: skip
+def reads_once_for_all(memory, texts, steps):
+    scores = memory.read()
+    for _ in range(steps):
+        for text in texts:
+            row = scores[text[-1]]
+            text.append(max(row, key=row.get))
+    return texts, memory.nbytes
 
 
-@wrong("00.1", says="Here every prompt reads the weights for itself. A batch shares one reading.")
-def reads_again_for_each_prompt(weight_bytes, bandwidth, batch):
-    return bandwidth / (weight_bytes * batch)
+@wrong("00.1", says="The bytes are right. Return the texts too: texts, memory.nbytes.")
+def returns_the_bytes_alone(memory, texts, steps):
+    return write_together(memory, texts, steps)[1]
+
+
+H100_STEP = (16_060 * 10**6 + 119 * 4096 * 131_072) / (3350 * 10**9)  # seconds
 
 
 @exercise(
     "00.2",
     cases=[
-        Case(10, 4, 1, 1, 1, 1, expect=3,
-             because="the weights leave 6 bytes, and a key and a value of 1 byte each are 2"),
-        Case(1_000, 40, 3, 2, 5, 2, expect=8,
-             because="the weights leave 960 bytes, a token takes 2 · 3 · 2 · 5 · 2 = 120"),
-        Case(11, 4, 1, 1, 1, 1, expect=3,
-             because="7 bytes hold three tokens of 2 bytes; half a token is of no use"),
-        Case(8 * 2**20, 12_130_816, 6, 2, 64, 2, expect=0,
-             because="8 MiB do not even hold the weights, so no token fits"),
-        Case(80 * 10**9, 16 * 10**9, 32, 8, 128, 2, expect=488_281,
-             because="64 GB are left, and a token of this 8-billion model takes 131,072 bytes"),
+        Case(10, 10, 4, 1, 3, expect=(2, 1.0, 2.0),
+             because="6 bytes are free for two conversations of 3 bytes; the step reads 4 + 6"),
+        Case(11, 5, 4, 1, 3, expect=(2, 2.0, 1.0),
+             because="the seventh free byte is no third conversation, and it is not read"),
+        Case(100, 100, 40, 2, 10, expect=(3, 1.0, 3.0),
+             because="three conversations of 10 tokens at 2 bytes are 60 bytes"),
+        Case(10, 8, 4, 1, 8, expect=(0, 0.5, 0.0),
+             because="no conversation fits, and nothing is written"),
+        Case(80 * 10**9, 3350 * 10**9, 16_060 * 10**6, 131_072, 4096,
+             expect=(119, H100_STEP, 119 / H100_STEP),
+             because="63.94 GB are free, a conversation takes 0.537 GB, and a step reads 79.9 GB"),
     ],
     hints=[
-        "First the weights take their place. How many bytes are left for the KV cache?",
-        "What does one token leave behind? In each layer, for each kv head, a key and a value; "
-        "each of them has head_dim numbers.",
-        "Divide what is left by the bytes of one token, and keep the whole tokens only. Then look "
-        "at the case in which the weights alone are too large: fewer than no token cannot fit.",
+        "How many bytes does one conversation keep? How many bytes do the weights leave free?",
+        "Keep whole conversations only. Then the bytes of a step: the weights, once, and the KV "
+        "cache of every conversation. Divide by the bandwidth.",
+        "A step gives each conversation one token. So tokens a second are conversations divided by "
+        "the seconds of a step.",
     ],
 )  # fmt: skip
-def tokens_that_fit(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
-    """How many tokens the KV cache can hold in the HBM that the weights leave free.
+def serve(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context):
+    """Conversations that fit, the least seconds of a step, the most tokens a second of all.
 
-    The answer is a whole number; 0 if the weights do not fit. Sizes are in bytes.
+    Sizes in bytes, bandwidth in bytes a second, context in tokens.
 
-    The usual wrong answer forgets that a key *and* a value are kept, and so promises twice the
-    tokens that fit. A server that believed it would run out of memory in mid-conversation: the
-    model fits, and the conversations do not.
+    The usual wrong answer divides the weights alone by the bandwidth. With one short conversation
+    that is nearly right; with HBM full of them the H100 reads four times as many bytes of KV cache
+    as of weights, and a step takes 23.9 ms where the weights alone ask for 4.8.
     """
-    bytes_per_token = 2 * layers * kv_heads * head_dim * bytes_per_number  # a key and a value
-    free_bytes = hbm_bytes - weight_bytes
-    return max(0, free_bytes // bytes_per_token)
+    each = bytes_per_token * context
+    conversations = (hbm_bytes - weight_bytes) // each
+    seconds = (weight_bytes + conversations * each) / bandwidth
+    return conversations, seconds, conversations / seconds
 
 
-@wrong("00.2", says="Twice as many as fit: a token leaves a key and a value.")
-def forgets_the_value(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
-    bytes_per_token = layers * kv_heads * head_dim * bytes_per_number
-    return max(0, (hbm_bytes - weight_bytes) // bytes_per_token)
+@wrong("00.2", says="That is the step for the weights alone. A step also reads the KV cache of "
+       "every conversation.")  # fmt: skip
+def forgets_the_cache(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context):
+    conversations = (hbm_bytes - weight_bytes) // (bytes_per_token * context)
+    return conversations, weight_bytes / bandwidth, conversations * bandwidth / weight_bytes
 
 
 @wrong("00.2", says="The weights lie in HBM too, and they were there first.")
-def forgets_the_weights(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
-    return hbm_bytes // (2 * layers * kv_heads * head_dim * bytes_per_number)
+def forgets_the_weights(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context):
+    each = bytes_per_token * context
+    conversations = hbm_bytes // each
+    seconds = (weight_bytes + conversations * each) / bandwidth
+    return conversations, seconds, conversations / seconds
 
 
-@wrong("00.2", says="A part of a token is no token: `//` divides and drops the rest.")
-def cuts_tokens(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
-    bytes_per_token = 2 * layers * kv_heads * head_dim * bytes_per_number
-    return max(0, (hbm_bytes - weight_bytes) / bytes_per_token)
+@wrong("00.2", says="A step writes one token for every conversation, not one in all.")
+def writes_one_token(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context):
+    conversations, seconds, _ = serve(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context)
+    return conversations, seconds, 1 / seconds
 
 
-@wrong("00.2", says="Fewer than no token: when the weights do not fit, the answer is 0.")
-def goes_below_zero(hbm_bytes, weight_bytes, layers, kv_heads, head_dim, bytes_per_number):
-    return (hbm_bytes - weight_bytes) // (2 * layers * kv_heads * head_dim * bytes_per_number)
+@wrong("00.2", says="A part of a conversation is none: `//` divides and drops the rest.")
+def cuts_conversations(hbm_bytes, bandwidth, weight_bytes, bytes_per_token, context):
+    each = bytes_per_token * context
+    conversations = (hbm_bytes - weight_bytes) / each
+    seconds = (weight_bytes + conversations * each) / bandwidth
+    return conversations, seconds, conversations / seconds

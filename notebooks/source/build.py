@@ -1,7 +1,8 @@
 """Execute the notebook sources and write the notebooks that learners open: `make notebooks`.
 
 A source is `notebooks/source/NN_name.py` (jupytext py:percent: `# %%`, `# %% [markdown]`,
-`# %% tags=["nbval-ignore-output"]`); it becomes `notebooks/NN_name.ipynb`, executed in order from a
+`# %% tags=["nbval-ignore-output"]`; the tag `folded` opens a cell with its code out of sight, for
+code that would give an answer away); it becomes `notebooks/NN_name.ipynb`, executed in order from a
 fresh kernel that runs in `notebooks/`, as JupyterLab's and nbval's kernels do.
 
     python notebooks/source/build.py             # all of them
@@ -30,22 +31,29 @@ from minillm.files import save, temporary_folder
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
 CELL_TIMEOUT_SECONDS = 300
+FOLDED = "folded"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def read_source(path: Path) -> NotebookNode:
-    """The notebook a source describes: no outputs, no metadata but tags, stable cell ids."""
+    """The notebook a source describes: no outputs, metadata only of tags, stable cell ids."""
     read = jupytext.read(path)
     notebook = nbformat.v4.new_notebook(
         metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     )
     for cell in read.cells:
         make = getattr(nbformat.v4, f"new_{cell.cell_type}_cell")
-        tags = cell.metadata.get("tags")
-        notebook.cells.append(make(cell.source, metadata={"tags": tags} if tags else {}))
+        notebook.cells.append(make(cell.source, metadata=kept(cell)))
     for cell, name in zip(notebook.cells, _cell_ids(notebook.cells), strict=True):
         cell.id = name
     return notebook
+
+
+def kept(cell: NotebookNode) -> dict:
+    """The metadata of a cell in a notebook: its tags, and what JupyterLab is to do for them."""
+    tags = cell.metadata.get("tags")
+    folded = {"jupyter": {"source_hidden": True}} if FOLDED in (tags or []) else {}
+    return ({"tags": list(tags)} if tags else {}) | folded
 
 
 def _cell_ids(cells: list[NotebookNode]) -> list[str]:
@@ -82,7 +90,7 @@ def clean(notebook: NotebookNode) -> None:
     """Take out, in place, what depends on the machine that built it."""
     notebook.metadata = {"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata = kept(cell)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:  # the page shows it, not "Loading widget …", until it is run
