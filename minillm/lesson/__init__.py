@@ -2,6 +2,7 @@
 
     mine = guess("time per token", unit="ms")    a field for a number; shown at once
     reveal(mine, predicted=2.1, measured=2.6)    guess, prediction, measurement in one chart
+    compare({"cold": f, "warm": g}).sentence     which is faster, written from samples of both
     f = check("11.2", f)                         judges a function; gives back one that is right
     hint("11.2")                                 one hint more each time
     recall(("question", "answer"), …)            questions with answers to unfold
@@ -15,6 +16,7 @@ to the kernel's main thread.
 """
 
 from minillm.lesson.check import check, hint
+from minillm.lesson.compare import Comparison, compare
 from minillm.lesson.exercises import Case, exercise, wrong
 from minillm.lesson.guess import Guess, guess, reveal
 from minillm.lesson.knob import Knob, knob
@@ -23,6 +25,6 @@ from minillm.lesson.page import recall
 from minillm.lesson.progress import progress
 
 __all__ = [
-    "Case", "Guess", "Knob", "check", "exercise", "guess", "hint", "knob", "on_main", "progress",
-    "recall", "reveal", "wrong",
+    "Case", "Comparison", "Guess", "Knob", "check", "compare", "exercise", "guess", "hint", "knob",
+    "on_main", "progress", "recall", "reveal", "wrong",
 ]  # fmt: skip
