@@ -150,18 +150,6 @@ def test_where_the_kernel_tells_nothing_there_are_careful_guesses(tmp_path, monk
     assert found == ("A B: C", 7 * 1024, 48 * 1024)
 
 
-def test_caches_of_several_groups_of_cores_count_together(tmp_path, monkeypatch):
-    """Catches a memory "that no cache can hold" on a server whose caches together hold it."""
-    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    for cpu in range(4):
-        cache = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cache/index3"
-        cache.mkdir(parents=True)
-        (cache / "size").write_text("32768K\n")
-        (cache / "shared_cpu_list").write_text(("0-1", "2-3")[cpu // 2])
-    assert (host.cache_bytes(), host.cache_bytes(every=True)) == (32 * 2**20, 64 * 2**20)
-
-
 def test_a_system_that_keeps_affinity_to_itself_is_asked_for_its_cores(monkeypatch):
     """Catches a crash in a sandbox that refuses the call, and on systems without it."""
 

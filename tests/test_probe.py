@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm.errors import MinillmError, OutOfMemory
-from minillm.machine import Machine, host
+from minillm.machine import Machine, cgroups, host
 from minillm.machine.cgroups import Least
 from minillm.machine.disk import filesystem
 from minillm.predict import load_time
@@ -37,7 +37,7 @@ def small(monkeypatch, tmp_path):
     """Working sets of a few MiB, and a home of one's own: what is tested is not the speed."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(probe_memory, "working_set", lambda: 4 * MIB)
-    monkeypatch.setattr(probe_memory, "cache_bytes", lambda every=False: MIB)
+    monkeypatch.setattr(probe_memory, "cache_bytes", lambda: MIB)
 
 
 def sound(measurement: Measurement) -> bool:
@@ -52,7 +52,7 @@ def profile(tmp_path_factory) -> tuple[Profile, list[Measurement], Path]:
     folder, told = tmp_path_factory.mktemp("disk"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe_memory, "working_set", lambda: 4 * MIB)
-        patch.setattr(probe_memory, "cache_bytes", lambda every=False: MIB)
+        patch.setattr(probe_memory, "cache_bytes", lambda: MIB)
         return probe(0.1, folder, told.append, save=False), told, folder
 
 
@@ -246,6 +246,18 @@ def test_all_threads_together_read_the_whole_memory_once():
         end = at + n
     assert end == memory.nbytes <= len(memory.memory)
     assert not memory.read(0, memory.nbytes)  # nothing found: it looked at every byte
+
+
+def test_caches_of_several_groups_of_cores_count_together(tmp_path, monkeypatch):
+    """Catches a memory "that no cache can hold" on a server whose caches together hold it."""
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    assert probe_memory.all_caches() == MIB  # nobody tells: one
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for cpu in range(4):
+        cache = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cache/index3"
+        cache.mkdir(parents=True)
+        (cache / "shared_cpu_list").write_text(("0-1", "2-3")[cpu // 2])
+    assert probe_memory.all_caches() == 2 * MIB
 
 
 def test_the_ceiling_of_products_is_that_of_the_fastest_way(monkeypatch):

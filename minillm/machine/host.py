@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -145,21 +145,11 @@ def huge_pages(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def cache_bytes(every: bool = False) -> int:
-    """Bytes of the largest cache between a core and DRAM; 32 MiB where nobody tells.
-
-    every: of all such caches together that this process may use; a large server has one for each
-    few cores, and what they hold between them no core has to fetch from DRAM.
-    """
-    cpus, totals = {0}, []
-    with suppress(AttributeError, OSError):
-        cpus |= os.sched_getaffinity(0) if every else set()
-    for level in range(8):
-        found = {}  # by the cores that share it
-        for cpu in cpus:
-            cache = f"/sys/devices/system/cpu/cpu{cpu}/cache/index{level}"
-            text = read(f"{cache}/size").strip()
-            if re.fullmatch(r"[0-9]{1,9}[KMG]", text):
-                found[read(f"{cache}/shared_cpu_list")] = parse_size(f"{text}iB")
-        totals.append(sum(found.values()))
-    return max(totals) or 32 * 2**20
+def cache_bytes() -> int:
+    """Bytes of the largest cache between the cores and DRAM; 32 MiB where nobody tells."""
+    sizes = []
+    for number in range(8):
+        text = read(f"/sys/devices/system/cpu/cpu0/cache/index{number}/size").strip()
+        if re.fullmatch(r"[0-9]{1,9}[KMG]", text):
+            sizes.append(parse_size(f"{text}iB"))
+    return max(sizes, default=0) or 32 * 2**20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from minillm.files import temporary_folder
+from minillm.machine.cgroups import read
 from minillm.machine.disk import PAGE, aligned
 from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.probe.measure import Measurement, NotHere, rates, summary
@@ -34,8 +36,15 @@ _CHASE_X86 = bytes.fromhex("488b3f 48ffce 75f8 4889f8 c3")
 
 def working_set() -> int:
     """Bytes to read so that no cache can hold them: four times all caches, if DRAM has room."""
-    size = min(max(256 * _MIB, 4 * cache_bytes(every=True)), available_dram() // 6)
+    size = min(max(256 * _MIB, 4 * all_caches()), available_dram() // 6)
     return max(size // (PAGE * n_cores()), 1) * PAGE * n_cores()
+
+
+def all_caches() -> int:
+    """Bytes of the caches before DRAM, together: a large server has one for each few cores."""
+    shared = (f"/sys/devices/system/cpu/cpu{cpu}/cache/index3/shared_cpu_list"
+              for cpu in range(os.cpu_count() or 1))  # fmt: skip
+    return cache_bytes() * max(1, len(set(map(read, shared)) - {""}))
 
 
 def dram_bandwidth(seconds: float = 0.5) -> Measurement:
