@@ -39,10 +39,11 @@ def compute(device: torch.device, seconds: float = 3.0) -> Iterator[Measurement]
 
 
 def _gemm(device: torch.device, name: str, seconds: float) -> Measurement:
-    """Every way is tried, as long as a run is a small part of `seconds`; then the best alone."""
+    """Every way is tried; then the best alone. The largest shape only where it is soon done."""
     best: tuple[float, Way] | None = None
-    for shape in _CPU if device.type == "cpu" else _CARD:
-        if best and 2 * _flops(shape) / best[0] > seconds / 10:
+    *shapes, largest = _CPU if device.type == "cpu" else _CARD
+    for shape in (*shapes, largest):
+        if shape == largest and 6 * _flops(shape) / best[0] > seconds:
             break
         for way in _ways(device, getattr(torch, name), shape):
             rate = max(rates(way.run, way.flops, seconds / 100, 2))
