@@ -133,8 +133,8 @@ def turns_it_over(latency, bandwidth, nbytes):
              because="100 litres in 10 seconds are 10 a second, two pipes of 5; each pipe wants 2 "
              "buckets of 10 in flight"),
         Case(141 * 10**9, 10, 7e9, 1e-4, 2**20, expect=(3, 6, 6 * 2**20),
-             because="14.1 GB/s are 2.01 drives, so 3; 1 MiB flows for 150 µs and waits for 100, so "
-             "2 on each"),
+             because="14.1 GB/s are 2.01 drives, so 3; 1 MiB flows for 150 µs and waits for 100, "
+             "so 2 on each"),
         Case(16 * 10**9, 10, 7e9, 1e-4, 4096, expect=(1, 172, 172 * 4096),
              because="one drive is enough, but requests of 4 KiB flow for 0.6 µs and wait for 100: "
              "171 wait while one flows"),

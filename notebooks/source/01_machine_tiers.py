@@ -6,7 +6,8 @@
 # the work; 5 decode, scores become text.">
 #
 # *You are here: before stage 1, at the machine on which all five run. Forty minutes. The code
-# behind it: [`probe/ssd.py`](../minillm/probe/ssd.py), [`probe/memory.py`](../minillm/probe/memory.py),
+# behind it: [`probe/ssd.py`](../minillm/probe/ssd.py),
+# [`probe/memory.py`](../minillm/probe/memory.py),
 # [`machine/scale.py`](../minillm/machine/scale.py).*
 
 # %% tags=["nbval-ignore-output"]
@@ -195,8 +196,8 @@ def curve(title: str, x: list, y: list, points: dict, ceiling: float, named: str
 flows = size / bandwidth
 line = [200 * size / seconds_to_read(200, k, latency, flows) for k in range(1, 17)]
 got = {k: size / min(samples[k]) for k in counts}
-share = max(got.values()) / bandwidth
-curve(f"256 KiB at a time: {max(got, key=got.get)} in flight reach {100 * share:.0f} % of the ceiling",
+most, share = max(got, key=got.get), 100 * max(got.values()) / bandwidth
+curve(f"256 KiB at a time: {most} in flight reach {share:.0f} % of the ceiling",
       list(range(1, 17)), line, got, max(bandwidth, *got.values()),
       "requests in flight (log axis)")  # fmt: skip
 
