@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm.errors import MinillmError, OutOfMemory
-from minillm.machine import Machine, host
+from minillm.machine import Machine, cgroups, host
 from minillm.machine.cgroups import Least
 from minillm.machine.disk import filesystem
 from minillm.predict import load_time
@@ -37,9 +37,7 @@ def small(monkeypatch, tmp_path):
     """Working sets of a few MiB, and a home of one's own: what is tested is not the speed."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(probe_memory, "working_set", lambda: 4 * MIB)
-    for module in (probe_memory, probe_compute):
-        monkeypatch.setattr(module, "cache_bytes", lambda: MIB)
-    monkeypatch.setattr(probe_compute, "_MATRIX", (MIB, MIB))
+    monkeypatch.setattr(probe_memory, "cache_bytes", lambda: MIB)
 
 
 def sound(measurement: Measurement) -> bool:
@@ -55,8 +53,6 @@ def profile(tmp_path_factory) -> tuple[Profile, list[Measurement], Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe_memory, "working_set", lambda: 4 * MIB)
         patch.setattr(probe_memory, "cache_bytes", lambda: MIB)
-        patch.setattr(probe_compute, "cache_bytes", lambda: MIB)
-        patch.setattr(probe_compute, "_MATRIX", (MIB, MIB))
         return probe(0.1, folder, told.append, save=False), told, folder
 
 
@@ -65,7 +61,7 @@ def test_every_ceiling_is_measured_with_its_spread_or_skipped_with_a_reason(prof
     found, told, folder = profile
     assert all(map(sound, told)) and list(found.measurements.values()) == told
     names = {"dram.read", "dram.copy", "ssd.read", "ssd.read one", "ssd.latency", "page cache.read",
-             "gemm float32", "gemm bfloat16", "gemv float32", "gemv bfloat16"}  # fmt: skip
+             "gemm float32", "gemm bfloat16", "read 1 MiB", "read 2 MiB"}  # fmt: skip
     assert names <= set(found.measurements)
     assert "latency 16 KiB" in found or "compiler" in found.skipped["latency"]
     assert "loopback.bandwidth" in found or found.skipped["loopback"]
@@ -250,6 +246,51 @@ def test_all_threads_together_read_the_whole_memory_once():
         end = at + n
     assert end == memory.nbytes <= len(memory.memory)
     assert not memory.read(0, memory.nbytes)  # nothing found: it looked at every byte
+
+
+def test_caches_of_several_groups_of_cores_count_together(tmp_path, monkeypatch):
+    """Catches a memory "that no cache can hold" on a server whose caches together hold it."""
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    assert probe_memory.all_caches() == MIB  # nobody tells: one
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for cpu in range(4):
+        cache = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cache/index3"
+        cache.mkdir(parents=True)
+        (cache / "shared_cpu_list").write_text(("0-1", "2-3")[cpu // 2])
+    assert probe_memory.all_caches() == 2 * MIB
+
+
+def test_the_ceiling_of_products_is_that_of_the_fastest_way(monkeypatch):
+    """Catches a roof measured in one layout and one size, while the model runs in another."""
+    ways = [probe_compute.Way(name, flops, lambda: None) for name, flops in
+            (("torch's mm, small", 10), ("torch's linear, small", 30), ("torch's mm, large", 20))]
+    tried = iter([ways[:2], ways[2:]])
+    monkeypatch.setattr(probe_compute, "_CPU", ((1, 1, 1), (2, 1, 1)))
+    monkeypatch.setattr(probe_compute, "_ways", lambda *shape: next(tried))
+    monkeypatch.setattr(probe_compute, "rates", lambda run, amount, *more: [float(amount)])
+    found = probe_compute._gemm(torch.device("cpu"), "float32", 1.0)
+    assert found.best == 30 and found.how.startswith("torch's linear, small, ")
+
+
+def test_both_layouts_of_a_weight_give_the_same_product():
+    """Catches a ceiling of another product than that whose FLOP are counted."""
+    linear, mm = probe_compute._ways(torch.device("cpu"), torch.float32, (3, 5, 7))
+    assert linear.flops == mm.flops == 2 * 3 * 5 * 7 and "3 × 5 × 7" in mm.how
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 5), torch.randn(7, 5)
+    assert torch.allclose(torch.nn.functional.linear(x, w), torch.mm(x, w.t().contiguous()))
+
+
+def test_a_small_working_set_has_the_ceiling_of_the_cache_that_holds_it(profile):
+    """Catches a model in the cache at 125 % of DRAM's ceiling, and bf16 at 569 % of one that was
+    measured in an arithmetic which the engine leaves alone."""
+    m = {name: Measurement(name, "bytes/s", rate, rate, rate, 3, "a test") for name, rate in
+         {"read 1 MiB": 90.0, "read 2 MiB": 60.0, "read 4 MiB": 70.0, "dram.read": 20.0}.items()}
+    found = replace(profile[0], measurements=m)
+    sizes = (MIB, 1.5 * MIB, 2 * MIB, 7.9 * MIB, 8 * MIB, 1e12)
+    assert [found.read_ceiling(n) for n in sizes] == [90, 90, 70, 70, 20, 20]
+    flops = [profile[0][f"gemm {name}"].best for name in ("float32", "bfloat16")]
+    assert profile[0].hardware().bf16_flops == max(flops)
 
 
 def test_threads_are_set_back_after_measuring():

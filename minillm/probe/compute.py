@@ -1,60 +1,75 @@
-"""Ceilings of compute, on the CPU or on a card: matrix times matrix, and matrix times vector.
+"""Ceilings of arithmetic, on the CPU or on a card: the fastest product of two matrices.
 
-A product of matrices uses each number it reads many times: arithmetic sets its pace, in flop/s. A
-matrix times one vector uses each number once: memory sets the pace, in bytes/s. Prefill is the
-first, decode at batch 1 the second.
+A product of large matrices uses each number it reads many times: arithmetic sets its pace, in
+flop/s. Which way is fastest differs between processors: with weights as they lie (rows of W, as
+`F.linear` takes them, and as the engine multiplies) or turned, with few tokens or many. A ceiling
+is what no run beats, so all are tried, and the best is measured longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from minillm.machine.host import cache_bytes, n_cores, torch_threads
+from minillm.machine.host import n_cores, torch_threads
 from minillm.probe.measure import Measurement, rates, summary
 
 DTYPES = ("float32", "bfloat16")
-_MATRIX = 64 * 2**20, 2**30  # bytes, at least and at most, of the matrix that a vector meets
+# (tokens, K, N): x (tokens, K) times W (N, K), from what fits a core's cache to a large layer.
+_CPU = ((256, 256, 256), (512, 512, 512), (128, 1024, 4096), (512, 1024, 2048), (2048,) * 3)
+_CARD = ((1024, 4096, 4096), (4096, 4096, 4096), (8192,) * 3, (16384,) * 3)
+
+
+class Way(NamedTuple):
+    """One way to multiply: how it is said, its FLOP, and what does it."""
+
+    how: str
+    flops: int
+    run: Callable[[], object]
 
 
 def compute(device: torch.device, seconds: float = 3.0) -> Iterator[Measurement]:
-    """GEMM and GEMV for each dtype. Names begin with "cuda." on a card: "gemm bfloat16"."""
+    """The fastest product for each dtype: "gemm bfloat16", on a card "cuda.gemm bfloat16"."""
     with torch_threads(n_cores()):
         for name in DTYPES:
-            dtype = getattr(torch, name)
-            yield _gemm(device, dtype, name, seconds / 4)
-            yield _gemv(device, dtype, name, seconds / 4)
+            yield _gemm(device, name, seconds / len(DTYPES))
 
 
-def _gemm(device: torch.device, dtype: torch.dtype, name: str, seconds: float) -> Measurement:
-    """Square matrices, large enough that arithmetic is all that counts."""
-    size = 512 if device.type == "cpu" else 4096
-    first = rates(_product(device, dtype, size), 2 * size**3, 0.0, 1)[0]
-    while 2 * (2 * size) ** 3 / first < seconds / 5 and size < (2048 if size < 4096 else 16384):
-        size *= 2
-    samples = rates(_product(device, dtype, size), 2 * size**3, seconds)
-    how = f"torch's matmul, {size} × {size}{_workers(device)}"
-    return summary(f"{_prefix(device)}gemm {name}", "flop/s", samples, how)
+def _gemm(device: torch.device, name: str, seconds: float) -> Measurement:
+    """Every way is tried; then the best alone. The largest shape only where it is soon done."""
+    best: tuple[float, Way] | None = None
+    *shapes, largest = _CPU if device.type == "cpu" else _CARD
+    for shape in (*shapes, largest):
+        if shape == largest and 6 * _flops(shape) / best[0] > seconds:
+            break
+        for way in _ways(device, getattr(torch, name), shape):
+            rate = max(rates(way.run, way.flops, seconds / 100, 2))
+            if best is None or rate > best[0]:
+                best = rate, way
+    rate, way = best
+    samples = [rate, *rates(way.run, way.flops, seconds / 2)]
+    on_card = device.type == "cuda"
+    workers = "" if on_card else f", {torch.get_num_threads()} threads"
+    return summary(f"{'cuda.' * on_card}gemm {name}", "flop/s", samples, way.how + workers)
 
 
-def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], None]:
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return finished(lambda: torch.mm(a, b, out=out), device)
+def _ways(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> Iterator[Way]:
+    """Both layouts of the weight: rows of W, and W turned."""
+    tokens, K, N = shape
+    x, w = (torch.randn(rows, K, device=device).to(dtype) for rows in (tokens, N))
+    turned, out = w.t().contiguous(), torch.empty(tokens, N, device=device, dtype=dtype)
+    said = f"{tokens} × {K} × {N}"
+    linear, mm = lambda: F.linear(x, w), lambda: torch.mm(x, turned, out=out)
+    yield Way(f"torch's linear, {said}", _flops(shape), finished(linear, device))
+    yield Way(f"torch's mm, {said}", _flops(shape), finished(mm, device))
 
 
-def _gemv(device: torch.device, dtype: torch.dtype, name: str, seconds: float) -> Measurement:
-    """One row times a matrix that no cache holds; what is counted are the matrix's bytes."""
-    width, (least, most) = 4096, _MATRIX
-    nbytes = 4 * cache_bytes() if device.type == "cpu" else most
-    rows = min(max(nbytes, least), most) // (width * dtype.itemsize)
-    weight = torch.randn(rows, width, device=device).to(dtype)
-    x = torch.randn(1, width, device=device).to(dtype)
-    samples = rates(finished(lambda: F.linear(x, weight), device), weight.nbytes, seconds)
-    how = f"torch's linear, one row × {weight.nbytes >> 20} MiB{_workers(device)}"
-    return summary(f"{_prefix(device)}gemv {name}", "bytes/s", samples, how)
+def _flops(shape: tuple[int, int, int]) -> int:
+    tokens, K, N = shape
+    return 2 * tokens * K * N
 
 
 def finished(work: Callable[[], object], device: torch.device) -> Callable[[], None]:
@@ -66,11 +81,3 @@ def finished(work: Callable[[], object], device: torch.device) -> Callable[[], N
             torch.cuda.synchronize(device)
 
     return run
-
-
-def _prefix(device: torch.device) -> str:
-    return "cuda." if device.type == "cuda" else ""
-
-
-def _workers(device: torch.device) -> str:
-    return f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""

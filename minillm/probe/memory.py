@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from minillm.files import temporary_folder
+from minillm.machine.cgroups import read
 from minillm.machine.disk import PAGE
 from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
 from minillm.probe.measure import Measurement, NotHere, rates, summary
@@ -34,9 +36,16 @@ _CHASE_X86 = bytes.fromhex("488b3f 48ffce 75f8 4889f8 c3")
 
 
 def working_set() -> int:
-    """Bytes to read so that no cache can hold them: four times the largest, if DRAM has room."""
-    size = min(max(256 * _MIB, 4 * cache_bytes()), 1024 * _MIB, available_dram() // 6)
+    """Bytes to read so that no cache can hold them: four times all caches, if DRAM has room."""
+    size = min(max(256 * _MIB, 4 * all_caches()), available_dram() // 6)
     return max(size // (PAGE * n_cores()), 1) * PAGE * n_cores()
+
+
+def all_caches() -> int:
+    """Bytes of the caches before DRAM, together: a large server has one for each few cores."""
+    shared = (f"/sys/devices/system/cpu/cpu{cpu}/cache/index3/shared_cpu_list"
+              for cpu in range(os.cpu_count() or 1))  # fmt: skip
+    return cache_bytes() * max(1, len(set(map(read, shared)) - {""}))
 
 
 def dram_bandwidth(seconds: float = 0.5) -> Measurement:
@@ -46,11 +55,31 @@ def dram_bandwidth(seconds: float = 0.5) -> Measurement:
     thread a core. It was the equal of hand-written AVX-512 here, and torch's own reductions
     do not always use every core.
     """
-    memory = _Memory(working_set())
-    how = f"{memory.reader}, {memory.threads} threads, {memory.nbytes // _MIB} MiB"
+    return _read("dram.read", working_set(), seconds)
+
+
+def cache_bandwidths(seconds: float = 0.5) -> Iterator[Measurement]:
+    """How fast all cores read a working set again and again: "read 1 MiB" and on, each twice the
+    last, up to what no cache can hold. A model that fits a cache is read faster than DRAM."""
+    most = working_set()
+    sizes = [n for n in (_MIB << i for i in range(12)) if n < most]
+    for nbytes in sizes:
+        yield _read(f"read {nbytes // _MIB} MiB", nbytes, seconds / len(sizes))
+
+
+def _read(name: str, nbytes: int, seconds: float) -> Measurement:
+    """Each core its own part; a small one many times in a run, or starting would be what counts."""
+    memory = _Memory(nbytes)
+    times = max(1, 64 * _MIB // memory.nbytes)
+
+    def read(at: int, n: int) -> None:
+        for _ in range(times):
+            memory.read(at, n)
+
+    how = f"{memory.reader}, {memory.threads} threads, {memory.nbytes / _MIB:.0f} MiB"
     with ThreadPoolExecutor(memory.threads) as pool:
-        samples = rates(lambda: memory.each(pool, memory.read), memory.nbytes, seconds)
-    return summary("dram.read", "bytes/s", samples, how)
+        samples = rates(lambda: memory.each(pool, read), times * memory.nbytes, seconds)
+    return summary(name, "bytes/s", samples, how)
 
 
 def copy_bandwidth(seconds: float = 0.5) -> Measurement:
@@ -75,7 +104,7 @@ def copy_bandwidth(seconds: float = 0.5) -> Measurement:
 
 
 class _Memory:
-    """Zeros in DRAM that no cache can hold, in one part a core."""
+    """Zeros in DRAM, in one part a core."""
 
     def __init__(self, nbytes: int):
         self.threads = n_cores()

@@ -26,8 +26,9 @@ from minillm.predict.hardware import Hardware, Wire
 from minillm.probe.compute import compute
 from minillm.probe.links import cuda_memory, loopback
 from minillm.probe.measure import Measurement, NotHere
-from minillm.probe.memory import copy_bandwidth, dram_bandwidth, latencies
+from minillm.probe.memory import cache_bandwidths, copy_bandwidth, dram_bandwidth, latencies
 from minillm.probe.ssd import disk
+from minillm.units import parse_size
 
 __all__ = ["Measurement", "Profile", "dram_bandwidth", "probe"]
 
@@ -71,13 +72,28 @@ class Profile:
         names = _CUDA if device == "cuda" else _CPU
         return {what: self[name].best for what, name in names.items() if name in self}
 
+    def read_ceiling(self, nbytes: float) -> float:
+        """Bytes a second at which so many bytes can be read again and again by the CPU, at most.
+
+        Those that fit a cache come faster than DRAM gives them. Measured are sizes of 2 ** n: the
+        largest that is not above `nbytes`, and all beyond, for a ceiling is what no run beats.
+        """
+        sizes = {name: parse_size(name[5:]) for name in self.measurements if name[:5] == "read "}
+        reads = [self[name].best for name, size in sizes.items() if 2 * size > nbytes]
+        return max(self["dram.read"].best, *reads, 0.0)
+
     def hardware(self, device: str = "cpu") -> Hardware:
-        """This machine as figures for `minillm.predict`. MinillmError if one was not measured."""
+        """This machine as figures for `minillm.predict`. MinillmError if one was not measured.
+
+        bf16_flops: of a product with bf16 weights, by the faster arithmetic. A CPU without bf16
+        instructions is faster when the weights are converted, and the engine does so.
+        """
         cuda = device == "cuda"
         copy, read = (self[(_CUDA if cuda else _CPU)[what]] for what in ("copy", "hbm"))
-        gemm, latency = self["cuda.gemm bfloat16" if cuda else "gemm bfloat16"], self["ssd.latency"]
+        kinds = ("cuda.gemm bfloat16",) if cuda else ("gemm bfloat16", "gemm float32")
+        flops, latency = max(self[kind].best for kind in kinds), self["ssd.latency"]
         return Hardware(
-            "this machine", available_dram(), read.best, gemm.best,
+            "this machine", available_dram(), read.best, flops,
             self["dram.read"].best, Wire(self["ssd.read"].best, latency.best), Wire(copy.best),
             page_cache=self["page cache.read"].best, shared=not cuda,
             sources=dict.fromkeys(
@@ -189,10 +205,11 @@ def _plan(directory: Path) -> Iterator[tuple[str, float, _Measure]]:
     cuda = torch.cuda.is_available()
     cpu_share = 0.5 if cuda else 1.0
     yield "dram.read", 0.06 * cpu_share, lambda s: iter([dram_bandwidth(s)])
+    yield "read", 0.06 * cpu_share, cache_bandwidths
     yield "dram.copy", 0.08 * cpu_share, lambda s: iter([copy_bandwidth(s)])
     yield "latency", 0.14 * cpu_share, latencies
-    yield "gemm", 0.2 * cpu_share, lambda s: compute(torch.device("cpu"), s)
-    yield "loopback", 0.07 * cpu_share, loopback
+    yield "gemm", 0.16 * cpu_share, lambda s: compute(torch.device("cpu"), s)
+    yield "loopback", 0.05 * cpu_share, loopback
     if cuda:
         device = torch.device("cuda", torch.cuda.current_device())
         yield "hbm", 0.2, lambda s: cuda_memory(device, s)

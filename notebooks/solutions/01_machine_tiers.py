@@ -11,6 +11,67 @@ from minillm.lesson import Case, exercise, wrong
 @exercise(
     "01.1",
     cases=[
+        Case(5, 3, 2, 1, expect=7,
+             because="it is the table: the first flows from 2 to 3, and then the pipe is never "
+             "idle"),
+        Case(4, 1, 2, 1, expect=12,
+             because="one at a time, each pays its 2 seconds and its 1 second"),
+        Case(4, 2, 2, 1, expect=7,
+             because="two are full at 3 and 4; the next two, asked for then, reach the tap at 5 "
+             "and 6"),
+        Case(4, 4, 2, 1, expect=6,
+             because="all wait at the same time, 2 seconds, and then flow one by one"),
+        Case(4, 8, 2, 1, expect=6,
+             because="more people than cups changes nothing: the pipe was full before"),
+        Case(3, 2, 0, 5, expect=15,
+             because="without latency the pipe is always busy, and it serves one at a time"),
+    ],
+    hints=[
+        "Keep a list of the times at which requests are done; request i looks at the one "
+        "`in_flight` before it.",
+        "A request can flow when its latency is over and the pipe is free: the later of the two.",
+        "For each i: asked is done[i - in_flight], or 0; it is done at max(asked + latency, free) "
+        "+ flows, and then the pipe is free. The last one's time is the answer.",
+    ],
+)  # fmt: skip
+def seconds_to_read(count, in_flight, latency, flows):
+    """When the last of `count` requests is done, `in_flight` of them at a time.
+
+    latency and flows in seconds. Latency passes while others have the pipe; the pipe serves one
+    request at a time. `ScaledLink._run` in minillm/machine/scale.py has the same two lines.
+
+    The usual wrong answer shares the whole time of a request among those in flight: latency can
+    be shared, the pipe cannot.
+    """
+    done, free = [], 0.0
+    for i in range(count):
+        asked = done[i - in_flight] if i >= in_flight else 0.0
+        free = max(asked + latency, free) + flows
+        done.append(free)
+    return free
+
+
+@wrong("01.1", says="One pipe for each: two cups flow at the same time. There is one pipe, so a "
+       "request also waits until it is free.")  # fmt: skip
+def forgets_the_pipe(count, in_flight, latency, flows):
+    return math.ceil(count / in_flight) * (latency + flows)
+
+
+@wrong("01.1", says="The pipe rests while a request waits. Latency passes while others flow: take "
+       "the later of asked + latency and free.")  # fmt: skip
+def waits_at_the_pipe(count, in_flight, latency, flows):
+    return count * (latency + flows)
+
+
+@wrong("01.1", says="As if everything were asked for at 0. With few in flight, request i is asked "
+       "for only when request i - in_flight is done.")  # fmt: skip
+def asks_for_all_at_once(count, in_flight, latency, flows):
+    return latency + count * flows
+
+
+@exercise(
+    "01.2",
+    cases=[
         Case(2.0, 5.0, 10, expect=2,
              because="10 litres flow for 2 seconds, as long as the next 10 wait: two take turns"),
         Case(2.0, 5.0, 2, expect=6,
@@ -44,64 +105,77 @@ def requests_in_flight(latency, bandwidth, nbytes):
     return math.ceil(1 + latency * bandwidth / nbytes)
 
 
-@wrong("01.1", says="So many must be waiting. And one more flows meanwhile: add it.")
+@wrong("01.2", says="So many must be waiting. And one more flows meanwhile: add it.")
 def forgets_the_one_that_flows(latency, bandwidth, nbytes):
     return max(1, math.ceil(latency * bandwidth / nbytes))
 
 
-@wrong("01.1", says="Rounded down: a part of the time nothing is on its way. Round up.")
+@wrong("01.2", says="Rounded down: a part of the time nothing is on its way. Round up.")
 def rounds_down(latency, bandwidth, nbytes):
     return int(1 + latency * bandwidth / nbytes)
 
 
-@wrong("01.1", says="So many bytes must be on their way. How many requests are they?")
+@wrong("01.2", says="So many bytes must be on their way. How many requests are they?")
 def gives_bytes(latency, bandwidth, nbytes):
     return math.ceil(latency * bandwidth)
 
 
-@wrong("01.1", says="That is how long the bytes flow, compared with the wait. It is the other way "
+@wrong("01.2", says="That is how long the bytes flow, compared with the wait. It is the other way "
        "round.")  # fmt: skip
 def turns_it_over(latency, bandwidth, nbytes):
     return max(1, math.ceil(nbytes / (latency * bandwidth)))
 
 
 @exercise(
-    "01.2",
+    "01.3",
     cases=[
-        Case(100, 10, 50, 10, expect=2.0,
-             because="arithmetic takes 2 seconds and memory 1, and both work at the same time"),
-        Case(100, 40, 50, 10, expect=4.0,
-             because="now memory takes 4 seconds; arithmetic is done in 2 and waits"),
-        Case(0, 40, 50, 10, expect=4.0,
-             because="a copy computes nothing, and its bytes still have to come"),
-        Case(16.06e9, 16.06e9, 989e12, 3.35e12, expect=16.06e9 / 3.35e12,
-             because="a decode step of 8 billion weights on an H100 waits for its memory"),
+        Case(100, 10, 5, 2, 10, expect=(2, 4, 40),
+             because="100 litres in 10 seconds are 10 a second, two pipes of 5; each pipe wants 2 "
+             "buckets of 10 in flight"),
+        Case(141 * 10**9, 10, 7e9, 1e-4, 2**20, expect=(3, 6, 6 * 2**20),
+             because="14.1 GB/s are 2.01 drives, so 3; 1 MiB flows for 150 µs and waits for 100, "
+             "so 2 on each"),
+        Case(16 * 10**9, 10, 7e9, 1e-4, 4096, expect=(1, 172, 172 * 4096),
+             because="one drive is enough, but requests of 4 KiB flow for 0.6 µs and wait for 100: "
+             "171 wait while one flows"),
+        Case(140 * 10**9, 10, 7e9, 1e-4, 2**20, expect=(2, 4, 4 * 2**20),
+             because="two drives give just the 14 GB/s that are wanted"),
     ],
     hints=[
-        "How long does the arithmetic take by itself? And the bytes by themselves?",
-        "They happen at the same time: while one part is computed, the next bytes come.",
-        "Of two things that go on at once, the slower one sets the time.",
+        "How many bytes a second are wanted in all? How many drives give them? A part of a drive "
+        "cannot be bought.",
+        "How many requests keep one drive busy? Exercise 2 knows.",
+        "The drives each have that many in flight, and each request has a place of its own in "
+        "DRAM for its answer.",
     ],
 )  # fmt: skip
-def seconds_at_least(flops, nbytes, peak_flops, bandwidth):
-    """The roofline as a time: the longer of the arithmetic and the bytes.
+def plan_restart(weights, seconds, drive, latency, request):
+    """(drives, requests in flight on all of them, bytes of DRAM those occupy).
 
-    The usual wrong answer adds the two. That is what happens without overlap; hardware is built
-    so that bytes come while others are computed with.
+    weights and request in bytes, drive in bytes a second, seconds and latency in seconds.
+
+    The usual wrong answer plans for the bytes that are needed on average, 2.01 drives' worth, and
+    rounds to the nearest whole: 2 drives, and the restart is late by a tenth of a second.
     """
-    return max(flops / peak_flops, nbytes / bandwidth)
+    drives = math.ceil(weights / seconds / drive)
+    requests = drives * requests_in_flight(latency, drive, request)
+    return drives, requests, requests * request
 
 
-@wrong("01.2", says="Added up: as if no byte came while others are computed with. They overlap.")
-def adds_them(flops, nbytes, peak_flops, bandwidth):
-    return flops / peak_flops + nbytes / bandwidth
+@wrong("01.3", says="Rounded to the nearest whole: the drives are a little too slow. Round up.")
+def rounds_the_drives(weights, seconds, drive, latency, request):
+    drives = max(1, round(weights / seconds / drive))
+    requests = drives * requests_in_flight(latency, drive, request)
+    return drives, requests, requests * request
 
 
-@wrong("01.2", says="The faster of the two does not set the time; it waits for the other.")
-def takes_the_faster(flops, nbytes, peak_flops, bandwidth):
-    return min(flops / peak_flops, nbytes / bandwidth)
+@wrong("01.3", says="That many keep one drive busy. Each of the drives needs as many.")
+def fills_one_drive(weights, seconds, drive, latency, request):
+    requests = requests_in_flight(latency, drive, request)
+    return math.ceil(weights / seconds / drive), requests, requests * request
 
 
-@wrong("01.2", says="Only the arithmetic counts here. Without its bytes nothing can be computed.")
-def forgets_the_bytes(flops, nbytes, peak_flops, bandwidth):
-    return flops / peak_flops
+@wrong("01.3", says="One at a time on each drive: it rests while the next request waits.")
+def asks_one_by_one(weights, seconds, drive, latency, request):
+    drives = math.ceil(weights / seconds / drive)
+    return drives, drives, drives * request
