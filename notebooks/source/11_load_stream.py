@@ -114,7 +114,7 @@ from minillm.probe import Profile, probe
 profile = Profile.here() or probe(seconds=10)  # what the scale is made from
 h100 = HARDWARE["H100"]
 drives = Wire(4 * h100.nvme.bandwidth, h100.nvme.latency)
-machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="1 GiB")
+machine = Machine.scale_model(replace(h100, name="H100, 4 drives", nvme=drives), hbm="2 GiB")
 nvme, pcie = machine.scale.wire("nvme"), machine.scale.wire("pcie")
 
 # %% tags=["nbval-ignore-output"]
@@ -143,6 +143,7 @@ block, places = arena.block, arena.places
 # %% tags=["nbval-ignore-output"]
 def load(buckets: int) -> float:
     machine.trace.clear()
+    machine.trace.count("ssd", "weights", nbytes)  # they lie there: the picture shows it
     block.zero_()  # touched: see below what that costs
     with Reader(machine, "direct", infos, slots=buckets) as reader:
         for arrived in reader.chunks(infos):  # a bucket is full,
@@ -232,13 +233,14 @@ with charts.watch(machine.trace, "machine", "timeline"):
 assert torch.equal(block, expected)
 
 # %% [markdown]
-# Look at the axes of the two timelines before you compare their bars. Your guesses:
+# Each timeline fills its width, so look at their axes. Here are your guesses, and all on one axis:
 
 # %% tags=["nbval-ignore-output"]
 floor = nbytes / nvme.bandwidth  # the least: the SSD never rests
 for mine, n in ((one, 1), (two, 2), (seven, 7)):
     reveal(mine, predicted=predicted[n], measured=took[n], ceiling=floor, how="emulated")
-print(f"the SSD alone {floor:.2f} s:", {n: f"{floor / s:.0%}" for n, s in took.items()})
+for name, s in {**took, "SSD alone": floor}.items():
+    print(f"{name!s:>9} {s:.2f} s {floor / s:4.0%} of its rate {'█' * round(40 * s / took[1])}")
 
 # %% [markdown]
 # What did overlap win, and what did requests in flight? The toy can tell them apart: without
