@@ -88,7 +88,8 @@ profile = probe(seconds=10, tell=print)
 # read a file of our own:
 
 # %% tags=["nbval-ignore-output"]
-from minillm.machine.disk import aligned, read_all, scratch_file, writable_folder
+from minillm.machine.disk import writable_folder
+from minillm.probe.ssd import aligned, read_all, scratch_file
 
 latency, bandwidth = profile["ssd.latency"].median, profile["ssd.read"].best
 predicted = {n: rate_alone(n, latency, bandwidth) for n in sizes}

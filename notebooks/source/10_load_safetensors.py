@@ -449,7 +449,7 @@ for room in (30e9, 64e9):
 #
 # Answer each in your head, then open it.
 
-# %%
+# %% tags=["folded"]
 recall(
     ("What are the three parts of a safetensors file?",
      "Eight bytes with the header's length, the header (JSON), the numbers of all tensors."),
@@ -466,7 +466,7 @@ recall(
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "folded"]
 print(f"1. A checkpoint is arithmetic: {parameters(config):,} numbers × 2 bytes, nothing hidden.")
 took = {name: 1e3 * min(seconds) for name, seconds in result.seconds.items()}
 print(f"2. Cold took {took['cold direct']:.0f} ms ({1e3 * cold.seconds:.0f} predicted), warm "

@@ -416,7 +416,7 @@ for chunk in (2**16, 2**20, 2**23):
 #
 # Answer each in your head, then open it.
 
-# %%
+# %% tags=["folded"]
 recall(
     ("Two links, one after the other, take 3 s and 1 s for all bytes. Overlapped?",
      "A little over 3 s: the slower link sets the time."),
@@ -433,7 +433,7 @@ recall(
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "folded"]
 print(f"1. One bucket {took[1]:.2f} s, two {took[2]:.2f}, seven {took[7]:.2f} (emulated); "
       f"predicted {predicted[1]:.2f}, {predicted[2]:.2f}, {predicted[7]:.2f}.")
 print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging.")

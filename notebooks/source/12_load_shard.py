@@ -353,7 +353,7 @@ print(f"Llama-3-70B, storage 10 GB/s, network 50 GB/s: {own_way:.0f} s or {one_w
 #
 # Answer each in your head, then open it.
 
-# %%
+# %% tags=["folded"]
 recall(
     ("Why is a slice of columns more work to read than one of rows?",
      "It is a stripe in every row: many small ranges in place of one long."),
@@ -370,7 +370,7 @@ recall(
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "folded"]
 asked = sum(got.read for got in own)
 print(f"1. Two ranks kept {own[0].kept / 1e6:.1f} MB each, and read {asked / 1e6:.1f} together.")
 print(f"2. One for all read {sent[0].read / 1e6:.1f} MB, and sent {sent[0].sent / 1e6:.1f}.")

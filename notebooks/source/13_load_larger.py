@@ -370,7 +370,7 @@ for tokens in (1, 64, 4096):
 #
 # Answer each in your head, then open it.
 
-# %%
+# %% tags=["folded"]
 recall(
     ("A layer takes 3 ms to arrive and 1 ms to compute. With two slots, a pass of 32 layers?",
      "About 32 · 3 ms: the link sets the pace, and a third of its time is hidden."),
@@ -387,7 +387,7 @@ recall(
 # %% [markdown]
 # ## Three takeaways, with the numbers of your run
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "folded"]
 print(f"1. {format_size(weights.nbytes)} of weights ran in {format_size(peak)} of HBM, with the "
       "same words.")
 print(f"2. Over the scaled link a token took {1e3 * dram.tpot:.1f} ms ({1e3 * least['DRAM']:.1f} "
