@@ -266,8 +266,8 @@ from minillm.probe import compute
 print(inspect.getsource(compute._ways).split('"""')[-1].strip("\n"))
 
 # %% [markdown]
-# `F.linear` is what a model calls. On a processor without bf16 instructions a product of bf16 is
-# slower than one of float32, so both are measured, and the faster is the roof: the engine converts
+# `F.linear` is what a model calls. On a processor without bf16 instructions a product of bf16 may be
+# slower than one of float32, so both are measured, and the better is the roof: the engine converts
 # its weights where that pays.
 
 # %% tags=["nbval-ignore-output"]
