@@ -266,9 +266,9 @@ from minillm.probe import compute
 print(inspect.getsource(compute._ways).split('"""')[-1].strip("\n"))
 
 # %% [markdown]
-# `F.linear` is what a model calls. On a processor without bf16 instructions a product of bf16 may be
-# slower than one of float32, so both are measured, and the better is the roof: the engine converts
-# its weights where that pays.
+# `F.linear` is what a model calls. On a processor without bf16 instructions a product of bf16
+# may be slower than one of float32, so both are measured, and the better is the roof: the engine
+# converts its weights where that pays.
 
 # %% tags=["nbval-ignore-output"]
 for name in ("gemm float32", "gemm bfloat16"):

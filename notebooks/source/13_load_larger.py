@@ -156,7 +156,7 @@ for place, answer in (("HBM", whole), ("DRAM", dram), ("SSD", ssd)):
 small = Machine.scale_model("H100", hbm="6 MiB")
 engine = Engine.load(town, small, EngineConfig(weights="stream"))
 with charts.watch(small.trace, "machine", "timeline"):
-    engine.generate("Mia put the red key", SamplingParams(max_tokens=4, temperature=0.0))
+    engine.generate("Mia put the red key", SamplingParams(max_tokens=48, temperature=0.0))
 engine.close()
 
 # %% [markdown]
