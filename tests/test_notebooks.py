@@ -37,12 +37,22 @@ CLAIM = re.compile(
 SAFE = (
     "Press play to see it again, slower",
     "## Where it loses",
-    "slowest … fastest, and how it was measured", "*one* answer soon loses",
-    "the slower of the two sets the pace", "a faster cook would change nothing",
-    "if memory is the slower side", "may be read faster than DRAM", "the fastest product of two",
-    "may be slower than one of float32", "only the slower one counts", "Two different things were won",
-    "the SSD is not much slower than PCIe", "the first touch may be slower", "as its slower rank",
-    "the slower sets the time", "HBM is fastest, then DRAM", "to the fastest tier that still has room",
+    "slowest … fastest, and how it was measured",
+    "*one* answer soon loses",
+    "the slower of the two sets the pace",
+    "a faster cook would change nothing",
+    "if memory is the slower side",
+    "may be read faster than DRAM",
+    "the fastest product of two",
+    "may be slower than one of float32",
+    "only the slower one counts",
+    "Two different things were won",
+    "the SSD is not much slower than PCIe",
+    "the first touch may be slower",
+    "as its slower rank",
+    "the slower sets the time",
+    "HBM is fastest, then DRAM",
+    "to the fastest tier that still has room",
 )
 WIDGET, STILLS = "application/vnd.jupyter.widget-view+json", {"image/png", "image/svg+xml"}
 
