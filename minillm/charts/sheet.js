@@ -51,14 +51,15 @@ export class Sheet {
   }
 
   _redraw() {
-    clearTimeout(this.later);
-    this.frame = this.later = 0;
+    this.frame = 0;
     const width = this.box.clientWidth;
     if (!width) return; // not on the page yet, or hidden: the ResizeObserver will call
     const all = this.stale.has("paper") || width !== this.width;
     this.stale.clear();
     this.width = width;
     if (all) {
+      clearTimeout(this.later); // a redraw of the glass alone leaves a late paper to come
+      this.later = 0;
       const start = performance.now();
       this.ink = readInks(this.box);
       this.paint(this._clean(0), this);

@@ -343,6 +343,16 @@ def test_all_of_a_run_is_seen_and_live_there_is_room_for_more(shown) -> None:
     shown.wait_for_function("() => views.every((one) => one.scale.to === run.clock.length)")
 
 
+def test_new_events_are_drawn_also_after_the_playhead_moved(shown) -> None:
+    """Catches a redraw put off while live, and forgotten because the glass was redrawn before it."""
+    shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
+      views.forEach((one) => { one.sheet.rested = performance.now() + 200; });
+      run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,
+        1, "", 0, "", "measured", "measured", "", "compute", "decode step", "compute", "hbm", []]]);
+      draw(run.end); await still(); }""")
+    shown.wait_for_function("() => views.every((one) => one.scale.to >= run.clock.length)")
+
+
 def test_a_view_that_is_gone_leaves_nothing(shown) -> None:
     """Catches observers that keep asking for frames on a page that JupyterLab has dropped."""
     left = shown.evaluate("""async () => {
