@@ -97,5 +97,5 @@ class CudaLink(HostLink):
         meeting.synchronize()
         now = self._trace.now()
         for begin, end, stamp, tell in done:
-            with self._trace.at.exactly(stamp):
+            with self._trace.at(stamp):
                 tell(now - begin.elapsed_time(meeting) / 1e3, begin.elapsed_time(end) / 1e3)

@@ -194,7 +194,7 @@ class ScaleModel(HostLink):
         detail = ", ".join(filter(None, (detail, f"scale model of {self.of}")))
 
         def tell(begin: float, end: float) -> None:
-            with trace.at.exactly(stamp):
+            with trace.at(stamp):
                 way.record(begin - trace.origin, end - begin, nbytes, detail=detail)
 
         return tell
