@@ -256,13 +256,13 @@ def test_copies_are_real_in_order_and_raised_at_sync(machine_of):
     machine = machine_of("H100")
     out = machine.empty((4,), torch.float32, "hbm", "weights").zero_()
     for value in (1.0, 2.0, 3.0):
-        machine.copy(torch.full((4,), value), out, label="weights", stage="load", wait=False)
+        machine.send(torch.full((4,), value), out, label="weights", stage="load")
     machine.sync()
     assert out.eq(3.0).all() and not threads()
     copies = machine.trace.select(kind="transfer")
     assert len(copies) == 3 and all(e.nbytes == 16 and e.how == "emulated" for e in copies)
     assert all(a.end <= b.start + 1e-9 for a, b in zip(copies, copies[1:], strict=False))
-    machine.copy(torch.ones(5), out, label="weights", stage="load", wait=False)  # five into four
+    machine.send(torch.ones(5), out, label="weights", stage="load")  # five into four
     with pytest.raises(RuntimeError):
         machine.sync()
     machine.sync()  # once is enough

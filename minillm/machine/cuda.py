@@ -74,8 +74,7 @@ class CudaLink(HostLink):
         return CudaSending(out, end, self)
 
     def settle(self) -> None:
-        for stream in (self._in, self._out):
-            stream.synchronize()
+        torch.cuda.synchronize(self._device)
         self.record()
 
     def abandon(self) -> None:

@@ -29,12 +29,13 @@ _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited
 class Transfer(Sending):
     """One transfer in a link's queue. `join` raises what its `do` raised."""
 
-    def __init__(self, out: Any, over: Future):
+    def __init__(self, out: Any, over: Future, unjoined: set[Transfer]):
         super().__init__(out)
-        self.over, self.joined = over, False
+        self.over, self._unjoined = over, unjoined
+        unjoined.add(self)
 
     def join(self) -> Tensor:
-        self.joined = True
+        self._unjoined.discard(self)  # what went wrong is raised once
         try:
             self.over.result()
         except CancelledError as error:
@@ -62,22 +63,21 @@ class ScaledLink:
         self._turn = threading.Lock()  # held while bytes really move
         self._lock = threading.RLock()
         self._queue: ThreadPoolExecutor | None = None  # of one thread, from `send` to `drain`
-        self._last: Future | None = None  # the one at the queue's end
+        self.unjoined: set[Transfer] = set()
         self._hurry = threading.Event()  # set to cut the waiting short
 
     def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
         """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
-        if self._last is not None and not self._last.done():  # it is behind those
+        if self._queue is not None:  # it is behind those
             return self.send(None, do, nbytes, tell).over.result()
         return self._run(do, nbytes, self.clock(), tell)
 
     def send(self, out: Any, do: Callable, nbytes: int, tell: Callable) -> Transfer:
         """Queue a transfer, to run on a thread of the link's own."""
         with self._lock:
-            if self._queue is None:
-                self._queue = ThreadPoolExecutor(1, f"scaled link {id(self)}")
-            self._last = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
-            return Transfer(out, self._last)
+            self._queue = self._queue or ThreadPoolExecutor(1, f"scaled link {id(self)}")
+            over = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
+        return Transfer(out, over, self.unjoined)
 
     def _run(self, do: Callable[[], T], nbytes: int, asked: float, tell: Callable) -> T:
         with self._turn:
@@ -113,6 +113,7 @@ class ScaledLink:
             self.drain()
         self._hurry.clear()
         self._free = self.clock()
+        self.unjoined.clear()
 
 
 class ScaleModel(HostLink):
@@ -132,8 +133,6 @@ class ScaleModel(HostLink):
         self.slower = hardware.hbm_bandwidth / hbm_bandwidth
         self._until = until
         self._links: dict[tuple[str, ...], ScaledLink] = {}
-        self._under_way: list[Transfer] = []
-        self._lock = threading.Lock()
 
     def wire(self, name: str) -> Wire:
         """A link's figures, slowed: "nvme", "pcie", "nvlink", "infiniband". ConfigError if none."""
@@ -163,24 +162,16 @@ class ScaleModel(HostLink):
             return None
         # What a GPU sends to several others goes through the same ports.
         key = (name, source) if name in ("nvlink", "infiniband") else (name, source, target)
-        with self._lock:
-            if key not in self._links:
-                self._links[key] = ScaledLink(self.wire(name), self._trace.clock, self._until)
-            return self._links[key]
+        if key not in self._links:
+            self._links.setdefault(key, ScaledLink(self.wire(name), self._trace.clock, self._until))
+        return self._links[key]
 
     def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
         link = self.link(way.source, way.target, way.link)
         if link is None:
             return super().send(tensor, out, way, detail)
         tell = self._teller(tensor.nbytes, way, detail)
-        transfer = link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
-        with self._lock:
-            self._under_way = [t for t in self._under_way if not t.joined]
-            self._under_way.append(transfer)
-        return transfer
-
-    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
-        return self.carry(lambda: out.copy_(tensor), tensor.nbytes, way, detail)
+        return link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
 
     def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
         link = self.link(way.source, way.target, way.link)
@@ -200,15 +191,13 @@ class ScaleModel(HostLink):
         return tell
 
     def settle(self) -> None:
-        for link in tuple(self._links.values()):
+        links = tuple(self._links.values())
+        for link in links:
             link.drain()
-        with self._lock:
-            over, self._under_way = self._under_way, []
-        for transfer in over:
-            if not transfer.joined:  # what went wrong is raised once
-                transfer.join()
+        for link in links:
+            while link.unjoined:
+                link.unjoined.pop().join()
 
     def abandon(self) -> None:
         for link in tuple(self._links.values()):
             link.abandon()
-        self._under_way = []
