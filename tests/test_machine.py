@@ -187,7 +187,6 @@ def test_a_copy_for_later_is_a_copy(small):
     small.sync()
     (event,) = small.trace.select(kind="transfer")
     assert (event.nbytes, event.detail, event.target) == (16, "layer 1", "hbm")
-    small.abandon()
 
 
 def test_what_is_carried_is_recorded_once_and_its_result_comes_back(small):

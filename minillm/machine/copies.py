@@ -1,8 +1,8 @@
 """How bytes get from one tier to another: by the CPU itself here, by a card or a model elsewhere.
 
 A link has `carry` (run anything that moves bytes), `copy` (a tensor, now), `send` (a tensor, for
-later), `settle` (wait for what is under way) and `abandon` (the same, after a failure).
-`HostLink` is the plain one; `CudaLink` and `ScaleModel` have the same five.
+later) and `settle` (wait for what is under way). `HostLink` is the plain one; `CudaLink` and
+`ScaleModel` have the same four.
 """
 
 from __future__ import annotations
@@ -94,6 +94,3 @@ class HostLink:
 
     def settle(self) -> None:
         """Wait for what is under way and for compute; record it; raise what went wrong in it."""
-
-    def abandon(self) -> None:
-        """Drop what has not begun and wait for the rest; nothing is raised."""

@@ -77,9 +77,6 @@ class CudaLink(HostLink):
         torch.cuda.synchronize(self._device)
         self.record()
 
-    def abandon(self) -> None:
-        self.settle()  # a copy that a card has begun cannot be called back
-
     def record(self) -> None:
         """Record the copies that are over."""
         done, left = [], []

@@ -127,7 +127,10 @@ class Machine:
         return self._owned.get(_address(tensor), (self.hbm if tensor.is_cuda else self.dram,))[0]
 
     def copy(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Tensor:
-        """Copy a tensor into a tier, as a new tensor there, or into a given one; more: as `send`."""
+        """Copy a tensor into a tier, as a new tensor there, or into a given one; returns it.
+
+        More arguments, and what is recorded: as `send`.
+        """
         return self._link.copy(*self._prepare(tensor, target, **more))
 
     def send(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Sending:
@@ -170,10 +173,6 @@ class Machine:
         What went wrong in one of them is raised. No thread of the machine's own is left.
         """
         self._link.settle()
-
-    def abandon(self) -> None:
-        """After a failure: drop copies that have not begun, wait for the rest, raise nothing."""
-        self._link.abandon()
 
 
 def _address(tensor: Tensor) -> int:

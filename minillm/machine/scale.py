@@ -12,12 +12,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
 
-from minillm.errors import ConfigError, MinillmError
+from minillm.errors import ConfigError
 from minillm.machine.copies import HostLink, Sending, T, Way
 from minillm.predict.hardware import Hardware, Wire
 from minillm.trace import Trace
@@ -36,11 +36,7 @@ class Transfer(Sending):
 
     def join(self) -> Tensor:
         self._unjoined.discard(self)  # what went wrong is raised once
-        try:
-            self.over.result()
-        except CancelledError as error:
-            fault = "a transfer was dropped; what came before it failed"
-            raise MinillmError(fault) from error
+        self.over.result()
         return self.out
 
 
@@ -61,10 +57,9 @@ class ScaledLink:
         self.wire, self.clock, self._until = wire, clock, until or self._sleep
         self._free = clock()  # when the wire is free again
         self._turn = threading.Lock()  # held while bytes really move
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._queue: ThreadPoolExecutor | None = None  # of one thread, from `send` to `drain`
         self.unjoined: set[Transfer] = set()
-        self._hurry = threading.Event()  # set to cut the waiting short
 
     def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
         """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
@@ -86,15 +81,12 @@ class ScaledLink:
             result = do()
             end = self._free = max(end, self.clock())  # what is slower here than there stays so
         self._until(end)
-        if not self._hurry.is_set():  # else the link was not done: nothing to tell
-            tell(begin, end)
+        tell(begin, end)
         return result
 
     def _sleep(self, end: float) -> None:
-        rest = end - self.clock()
-        if rest > _FINE:
-            self._hurry.wait(rest - _FINE)
-        while self.clock() < end and not self._hurry.is_set():
+        time.sleep(max(0.0, end - self.clock() - _FINE))
+        while self.clock() < end:
             time.sleep(0)
 
     def drain(self) -> None:
@@ -103,17 +95,6 @@ class ScaledLink:
             queue, self._queue = self._queue, None
             if queue is not None:
                 queue.shutdown()
-
-    def abandon(self) -> None:
-        """Drop what has not begun, and wait for what has only until its bytes are there."""
-        with self._lock:
-            if self._queue is not None:
-                self._queue.shutdown(wait=False, cancel_futures=True)
-            self._hurry.set()
-            self.drain()
-        self._hurry.clear()
-        self._free = self.clock()
-        self.unjoined.clear()
 
 
 class ScaleModel(HostLink):
@@ -197,7 +178,3 @@ class ScaleModel(HostLink):
         for link in links:
             while link.unjoined:
                 link.unjoined.pop().join()
-
-    def abandon(self) -> None:
-        for link in tuple(self._links.values()):
-            link.abandon()
