@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
-
-import pytest
 
 from minillm.tools import bench_decode as decode
-from minillm.tools import bench_decode_llama as decode_llama
 from minillm.tools.bench_decode import CEILING, OURS, TASKS
 
 
@@ -42,16 +37,12 @@ def test_ours_tells_reading_from_writing(tiny):
         assert ours(1, 5, 0)[0] > 0
 
 
-def test_a_python_without_llama_cpp_is_told_and_the_rest_goes_on():
+def test_what_is_not_here_is_told_and_the_rest_goes_on(tiny, monkeypatch):
     """Catches a bench that needs what most learners have not."""
-    with pytest.raises(decode.ConfigError, match="--llama"):
-        with decode.llama_cpp(Path("data/town"), sys.executable):
-            pytest.skip("llama_cpp is here")
-
-
-def test_the_program_for_llama_cpp_needs_nothing_of_ours():
-    """Catches an import that the other environment has not."""
-    program = f"""import runpy, sys
-runpy.run_path({decode_llama.__file__!r}, run_name="not main")
-sys.exit(any(name.split(".")[0] in ("minillm", "torch") for name in sys.modules))"""
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    for name in ("transformers", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with ExitStack() as stack:
+        ways, lacking = decode._ways(tiny("llama"), stack, None)
+    assert list(ways) == [decode.OURS, decode.TORCH]
+    assert [line.split(" is not here")[0] for line in lacking] == [
+        "transformers float32", "transformers bfloat16", "llama.cpp"]  # fmt: skip

@@ -19,9 +19,7 @@ K, V = TypeVar("K"), TypeVar("V")
 Progress = Callable[[int, int], object]  # told (rounds done, rounds in all)
 
 
-def rounds(
-    ways: Mapping[K, Callable[[], V]], number: int, progress: Progress
-) -> dict[K, list[V]]:
+def rounds(ways: Mapping[K, Callable[[], V]], number: int, progress: Progress) -> dict[K, list[V]]:
     """What each way gave in each of some rounds. One round before them warms up: not counted."""
     found: dict[K, list[V]] = {key: [] for key in ways}
     for done in range(number + 1):

@@ -1,6 +1,6 @@
 """How fast tokens come: ours, ours without the C kernels, transformers, llama.cpp, and the ceiling.
 
-    python -m minillm bench decode --shape 135m --llama PYTHON
+    python -m minillm bench decode --shape 135m --llama FOLDER
 
 Ours is the whole engine, with trace and text; of transformers the faster of float32 and bfloat16 is
 shown. Greedy everywhere. The ceiling is what DRAM delivers, by the weights that a token reads.
@@ -20,13 +20,12 @@ from statistics import median
 import torch
 
 from minillm.engine.assemble import locate
-from minillm.errors import ConfigError
 from minillm.machine import Machine
 from minillm.machine.host import n_cores
 from minillm.probe import dram_bandwidth
 from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 from minillm.tools.bench_decode_facts import facts
-from minillm.tools.bench_decode_ways import PROMPT, Ours, Run, Transformers, llama_cpp
+from minillm.tools.bench_decode_ways import PROMPT, LlamaCpp, Ours, Run, Transformers
 
 OURS, TORCH, THEIRS, CPP = "minillm", "minillm, torch", "transformers", "llama.cpp"
 CEILING = "DRAM's ceiling"
@@ -39,15 +38,15 @@ Rates = dict[tuple[str, str], list[float]]  # tokens a second in each round, by 
 
 def bench(
     model: str | Path | None, number: int, progress: Progress,
-    shape: str = "town", python: str | None = None,
+    shape: str = "town", packages: str | None = None,
 ) -> str:  # fmt: skip
     """Measure the checkpoint `model`, or random weights of a shape, made and then deleted.
 
-    python: a Python, or a folder of packages, that has llama_cpp and gguf; None asks this one.
+    packages: a folder that has llama_cpp and gguf; None looks where this program's packages lie.
     """
     given = model or ("data/town" if shape == "town" else None)
     with given_or_random(given and locate(given), shape) as folder, ExitStack() as stack:
-        runs, lacking = _ways(folder, stack, python)
+        runs, lacking = _ways(folder, stack, packages)
         nbytes = runs[OURS].weight_bytes
         ways = {(way, t): partial(_rate, run, t) for way, run in runs.items() for t in TASKS}
         ways[CEILING, "decode"] = lambda: dram_bandwidth(0.2).best / nbytes
@@ -93,20 +92,18 @@ def _rate(run: Run, task: str) -> float:
     return batch * tokens / run(batch, prompt, tokens)[1]
 
 
-def _ways(
-    folder: Path, stack: ExitStack, python: str | None
-) -> tuple[dict[str, Run], list[str]]:
+def _ways(folder: Path, stack: ExitStack, packages: str | None) -> tuple[dict[str, Run], list[str]]:
     """The ways that are here, ours first; and a line for each that is not."""
     makers: dict[str, Callable[[], Run]] = {
         OURS: partial(Ours, folder, "auto", stack), TORCH: partial(Ours, folder, "torch", stack),
         **{f"{THEIRS} {d}": partial(Transformers, folder, d) for d in ("float32", "bfloat16")},
-        CPP: lambda: stack.enter_context(llama_cpp(folder, python)),
+        CPP: partial(LlamaCpp, folder, packages, stack),
     }  # fmt: skip
     ways: dict[str, Run] = {}
     lacking = []
     for name, make in makers.items():
         try:
             ways[name] = make()
-        except (ImportError, ConfigError) as error:
+        except ImportError as error:
             lacking.append(f"{name} is not here: {error}")
     return ways, lacking

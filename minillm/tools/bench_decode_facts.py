@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from statistics import mean, median
+from timeit import repeat
 
 import torch
 
@@ -41,11 +40,11 @@ def _steps(ours: Ours, tokens: int) -> list[float]:
 def _python(ours: Ours) -> float:
     """Of a step of batch 1: its time less the halves of the layers and the product at the end."""
     steps, trace, model = _steps(ours, 100), ours.engine.trace, ours.engine.model
-    halves = [trace.select(resource="compute", name=name) for name in ("attention", "ffn")]
     one = trace.select(name="decode step")[0].start
-    seconds = sum(e.seconds for half in halves for e in half if e.start >= one) / 100
+    halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
+    seconds = sum(e.seconds for e in halves if e.start >= one) / 100
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
-    return median(steps) - seconds - _best(lambda: model.output(x), 20)
+    return median(steps) - seconds - min(repeat(lambda: model.output(x), number=1, repeat=20))
 
 
 def _rival(ours: Ours) -> str:
@@ -65,54 +64,48 @@ def _rival(ours: Ours) -> str:
 @torch.no_grad()
 def _attention(engine: Engine, batch: int, number: int) -> str:
     """What looking at LONG tokens costs over pages, against the faster contiguous way."""
-    c = engine.model_config
+    c, run = engine.model_config, engine.model.run_layers
     if c.max_position_embeddings < LONG:
         return f"no attention over {LONG:,} tokens: the model's context is shorter"
     engine.model.prepare(LONG + 1)
+    x = torch.zeros(batch, c.hidden_size)
+    q, k = (
+        torch.zeros(batch, n, c.head_dim) for n in (c.num_attention_heads, c.num_key_value_heads)
+    )
+
+    def ours(kv: PagedKV) -> float:
+        """Seconds of all layers over LONG tokens of each sequence, less those over one."""
+        plans = [_plan(kv, batch, S) for S in (LONG - 1, 1)]
+        long, short = (min(repeat(lambda p=p: run(x, p.place, p), number=1, repeat=3))
+                       for p in plans)  # fmt: skip
+        return long - short
+
+    def library(kv: PagedKV) -> float:
+        plan, layers = _plan(kv, batch, LONG - 1), range(c.num_hidden_layers)
+        return min(repeat(lambda: [plan(layer, q, k, k) for layer in layers], number=1, repeat=3))
+
     with ExitStack() as stack:
-        stores = []
-        for P in (16, LONG + 16):
-            kv = PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1))
-            stack.callback(kv.close)
-            stores.append(kv)
-            for request in range(batch):
-                kv.find(request, [])
-                assert kv.reserve(request, LONG)
-        pages, contiguous = (partial(_ours, engine, kv, batch) for kv in stores)
-        ways = {"pages": pages, "ours": contiguous,
-                "torch": partial(_torch, engine, stores[1], batch)}  # fmt: skip
+        pages, whole = (
+            stack.enter_context(
+                closing(PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1)))
+            )
+            for P in (16, LONG + 16)
+        )
+        ways = {"pages": lambda: ours(pages), "ours": lambda: ours(whole),
+                "torch": lambda: library(whole)}  # fmt: skip
         found = rounds(ways, number, lambda done, total: None)
-    pages, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
+    paged, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
     return (
-        f"attention over {LONG:,} tokens, batch {batch}: over pages {1e3 * median(pages):.2f} ms, "
-        f"{spread(ratios(pages, found[best]), '{:.2f}')} × contiguous ({best})"
+        f"attention over {LONG:,} tokens, batch {batch}: over pages {1e3 * median(paged):.2f} ms, "
+        f"{spread(ratios(paged, found[best]), '{:.2f}')} × contiguous ({best})"
     )
 
 
 def _plan(kv: PagedKV, batch: int, S: int) -> Plan:
+    """A pass of one token each, for sequences of S tokens before it."""
+    for request in range(batch):
+        if request not in kv.tables:
+            kv.find(request, [])
+            assert kv.reserve(request, LONG)
     kv.length.update(dict.fromkeys(range(batch), S))
     return kv.plan(Step(tuple(range(batch)), (S,) * batch, (1,) * batch, (1,) * batch))
-
-
-def _ours(engine: Engine, kv: PagedKV, batch: int) -> float:
-    """Seconds of all layers over LONG tokens of each sequence, less those over one."""
-    x = torch.zeros(batch, engine.model_config.hidden_size)
-    long, short = (_plan(kv, batch, S) for S in (LONG - 1, 1))
-    run = engine.model.run_layers
-    return _best(lambda: run(x, long.place, long)) - _best(lambda: run(x, short.place, short))
-
-
-def _torch(engine: Engine, kv: PagedKV, batch: int) -> float:
-    c, plan = engine.model_config, _plan(kv, batch, LONG - 1)
-    heads = c.num_attention_heads, c.num_key_value_heads
-    q, k = (torch.zeros(batch, n, c.head_dim) for n in heads)
-    return _best(lambda: [plan(layer, q, k, k) for layer in range(c.num_hidden_layers)])
-
-
-def _best(run: Callable[[], object], times: int = 3) -> float:
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
