@@ -141,7 +141,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
         kept = {result.line: result.right for result in scores}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
-        print(f"with that half of the KV cache dropped: {control.total}")
+        print(f"with that half of the KV cache dropped: {control}")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
     return 0
 

@@ -253,7 +253,6 @@ def test_the_doctor_is_ready_or_says_what_to_do(capfd):
     names = [line.split()[1] for line in lines[:-1]]
     for name in ("python", "machine", "disk", "kernels", "model"):
         assert name in names
-    assert lines[-2].startswith("track ")
     missing = [line for line in lines if line.startswith("MISSING")]
     assert status == (1 if missing else 0)
     assert lines[-1] == "ready" if not missing else lines[-1].startswith("not ready: ")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import pairwise
 from statistics import mean, median
 from timeit import repeat
@@ -24,11 +26,9 @@ LONG = 2048  # tokens that attention looks at
 
 def facts(ours: Ours, number: int) -> list[str]:
     """Lines about our engine."""
-    return [
-        f"a step's Python, all that is not kernels: {1e3 * _python(ours):.2f} ms",
-        _rival(ours),
-        *(_attention(ours.engine, batch, 5 * number) for batch in (1, 8)),
-    ]
+    python = f"a step's Python, all that is not kernels: {1e3 * _python(ours):.2f} ms"
+    attention = (_attention(ours.engine, batch, 5 * number) for batch in (1, 8))
+    return [python, _rival(ours), *attention]
 
 
 def _steps(ours: Ours, tokens: int) -> list[float]:
@@ -44,19 +44,18 @@ def _python(ours: Ours) -> float:
     halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
     seconds = sum(e.seconds for e in halves if e.start >= one) / 100
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
-    return median(steps) - seconds - min(repeat(lambda: model.output(x), number=1, repeat=20))
+    return median(steps) - seconds - _best(lambda: model.output(x), 20)
 
 
 def _rival(ours: Ours) -> str:
     """Steps beside a program that takes all of a core that it can get."""
     quiet = _steps(ours, 150)
-    rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        time.sleep(0.3)
-        busy = _steps(ours, 150)
-    finally:
-        rival.kill()
-        rival.wait()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as rival:
+        try:
+            time.sleep(0.3)
+            busy = _steps(ours, 150)
+        finally:
+            rival.kill()
     return (f"with a rival on one core: a step takes {mean(busy) / mean(quiet):.1f} ×, "
             f"at worst {max(busy) / mean(quiet):.1f} × the quiet mean")  # fmt: skip
 
@@ -69,30 +68,25 @@ def _attention(engine: Engine, batch: int, number: int) -> str:
         return f"no attention over {LONG:,} tokens: the model's context is shorter"
     engine.model.prepare(LONG + 1)
     x = torch.zeros(batch, c.hidden_size)
-    q, k = (
-        torch.zeros(batch, n, c.head_dim) for n in (c.num_attention_heads, c.num_key_value_heads)
-    )
+    q = torch.zeros(batch, c.num_attention_heads, c.head_dim)
+    k = torch.zeros(batch, c.num_key_value_heads, c.head_dim)
 
     def ours(kv: PagedKV) -> float:
         """Seconds of all layers over LONG tokens of each sequence, less those over one."""
-        plans = [_plan(kv, batch, S) for S in (LONG - 1, 1)]
-        long, short = (min(repeat(lambda p=p: run(x, p.place, p), number=1, repeat=3))
-                       for p in plans)  # fmt: skip
-        return long - short
+        long, short = (_plan(kv, batch, S) for S in (LONG - 1, 1))
+        return _best(lambda: run(x, long.place, long)) - _best(lambda: run(x, short.place, short))
 
     def library(kv: PagedKV) -> float:
-        plan, layers = _plan(kv, batch, LONG - 1), range(c.num_hidden_layers)
-        return min(repeat(lambda: [plan(layer, q, k, k) for layer in layers], number=1, repeat=3))
+        plan = _plan(kv, batch, LONG - 1)
+        return _best(lambda: [plan(layer, q, k, k) for layer in range(c.num_hidden_layers)])
 
     with ExitStack() as stack:
-        pages, whole = (
-            stack.enter_context(
-                closing(PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1)))
-            )
-            for P in (16, LONG + 16)
-        )
-        ways = {"pages": lambda: ours(pages), "ours": lambda: ours(whole),
-                "torch": lambda: library(whole)}  # fmt: skip
+        stores = []
+        for P in (16, LONG + 16):
+            kv = PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1))
+            stores.append(stack.enter_context(closing(kv)))
+        ways = {"pages": partial(ours, stores[0]), "ours": partial(ours, stores[1]),
+                "torch": partial(library, stores[1])}  # fmt: skip
         found = rounds(ways, number, lambda done, total: None)
     paged, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
     return (
@@ -109,3 +103,7 @@ def _plan(kv: PagedKV, batch: int, S: int) -> Plan:
             assert kv.reserve(request, LONG)
     kv.length.update(dict.fromkeys(range(batch), S))
     return kv.plan(Step(tuple(range(batch)), (S,) * batch, (1,) * batch, (1,) * batch))
+
+
+def _best(run: Callable[[], object], times: int = 3) -> float:
+    return min(repeat(run, number=1, repeat=times))

@@ -74,7 +74,8 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp by its C interface. The bf16 weights are written as GGUF, until `stack` ends.
+    """llama.cpp by its C interface. The bf16 weights are written as GGUF, until `stack` ends; what
+    it takes of memory, it keeps.
 
     packages: a folder that has llama_cpp and gguf, as another environment's site-packages; what
     is here already comes first. ImportError where they are not.
@@ -89,13 +90,11 @@ class LlamaCpp:
         self._quiet = lc.llama_log_callback(lambda *_: None)  # kept, for C calls it
         lc.llama_log_set(self._quiet, None)
         model = lc.llama_model_load_from_file(bytes(path), lc.llama_model_default_params())
-        stack.callback(lc.llama_model_free, model)
         self._vocabulary = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
         p = lc.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = SEQUENCES * 1024, 512, 512, SEQUENCES
         p.n_threads = p.n_threads_batch = n_cores()
         self._context = lc.llama_init_from_model(model, p)
-        stack.callback(lc.llama_free, self._context)
         self._batch = lc.llama_batch_init(512, 0, SEQUENCES)
 
     def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
@@ -142,14 +141,12 @@ def write_gguf(folder: Path, path: Path) -> None:
     tensors = (pair for file in folder.glob("*.safetensors") for pair in load_file(file).items())
     for name, t in tensors:
         new = names.get_name(name, try_suffixes=(".weight",))
-        if t.ndim == 1:
-            out.add_tensor(new, t.float().numpy())
-            continue
         if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp turns neighbours
             n = heads if "q_proj" in name else c.num_key_value_heads
             t = t.view(n, 2, -1, t.shape[1]).transpose(1, 2).reshape(t.shape)
-        bits = t.bfloat16().view(torch.uint8).numpy()
-        out.add_tensor(new, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        bits = t.float() if t.ndim == 1 else t.bfloat16().view(torch.uint8)
+        kind = None if t.ndim == 1 else gguf.GGMLQuantizationType.BF16
+        out.add_tensor(new, bits.numpy(), raw_dtype=kind)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

@@ -7,7 +7,6 @@ block of 32 MiB is drawn and repeated, from another place of it for each piece t
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -93,10 +92,6 @@ def make_checkpoint(
     except FileExistsError as error:
         do = "give another name, or delete it first"
         raise ConfigError(f"wanted a new or an empty folder, found {folder}; {do}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutOfMemory("ssd", total, shutil.disk_usage(folder).free, {}) from error
     return total
 
 
