@@ -47,7 +47,7 @@ class Scheduler:
             if count and self._reserve(request, request.cached + count):
                 chosen.append((request, count))
                 budget -= count
-        if self.preempted == before:
+        if self.waiting and self.preempted == before:
             self._admit(chosen, budget)
         starts = tuple(request.cached for request, _ in chosen)
         counts = tuple(count for _, count in chosen)
@@ -70,9 +70,8 @@ class Scheduler:
 
     def _admit(self, chosen: list[tuple[Request, int]], budget: int) -> None:
         """Requests that wait join, while there are tokens, places and pages for them."""
-        if self.waiting:
-            coming = [*self.running, *self.waiting][: self.max_running]
-            self.kv.make_room(request.slots for request in coming)
+        coming = [*self.running, *self.waiting][: self.max_running]
+        self.kv.make_room(request.slots for request in coming)
         while self.waiting and budget and len(self.running) < self.max_running:
             request = self.waiting[0]
             if not self._take_in(request):

@@ -105,11 +105,12 @@ class Machine:
         except RuntimeError as error:  # within the budget, and yet the memory is not there
             tier.release(nbytes, label)
             raise OutOfMemory(tier.name, nbytes, tier.free, tier.by_label) from error
-        stale = self._owned.pop(_address(tensor), None)
+        address = tensor.untyped_storage().data_ptr()  # its views have it in common
+        stale = self._owned.pop(address, None)
         if stale:  # the address was given out again: its owner died without `free`
             stale[0].release(*stale[1:])
         if nbytes:  # else it has no address
-            self._owned[_address(tensor)] = (tier, nbytes, label)
+            self._owned[address] = (tier, nbytes, label)
         return host.huge_pages(tensor) if self.emulated else tensor
 
     def free(self, tensor: Tensor) -> None:
@@ -118,13 +119,14 @@ class Machine:
         The memory itself goes when the last reference to it does, so drop yours.
         """
         if tensor.numel():
-            assert _address(tensor) in self._owned, "not the machine's, or freed before"
-            tier, nbytes, label = self._owned.pop(_address(tensor))
-            tier.release(nbytes, label)
+            owned = self._owned.pop(tensor.untyped_storage().data_ptr(), None)
+            assert owned, "not the machine's, or freed before"
+            owned[0].release(*owned[1:])
 
     def tier_of(self, tensor: Tensor) -> Tier:
         """The tier of a tensor. One that the machine did not make: HBM if on a card, else DRAM."""
-        return self._owned.get(_address(tensor), (self.hbm if tensor.is_cuda else self.dram,))[0]
+        owned = self._owned.get(tensor.untyped_storage().data_ptr())
+        return owned[0] if owned else self.hbm if tensor.is_cuda else self.dram
 
     def copy(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Tensor:
         """Copy a tensor into a tier, as a new tensor there, or into a given one; returns it.
@@ -173,11 +175,6 @@ class Machine:
         What went wrong in one of them is raised. No thread of the machine's own is left.
         """
         self._link.settle()
-
-
-def _address(tensor: Tensor) -> int:
-    """What a tensor and its views have in common: where their storage begins."""
-    return tensor.untyped_storage().data_ptr()
 
 
 def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:
