@@ -140,9 +140,9 @@ def a_plan_has_the_pool_before_growth(patch: pytest.MonkeyPatch) -> None:
     allocate = PagePool._allocate
 
     def stale(pool: PagePool, pages: int) -> None:
-        before = pool.layers
+        before = list(pool.layers)
         allocate(pool, pages)
-        pool.layers = before or pool.layers
+        pool.layers[:] = before or pool.layers
 
     patch.setattr(PagePool, "_allocate", stale)
 

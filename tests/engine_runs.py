@@ -209,7 +209,7 @@ class Run:
         return do(request, row, *more)
 
     def _plan(self, do: Callable, step: Step) -> Plan:
-        assert step.tokens <= self.scheduler.max_batch_tokens
+        assert sum(step.counts) <= self.scheduler.max_batch_tokens
         assert len(step.requests) <= self.scheduler.max_running
         for number, start, count in zip(step.requests, step.starts, step.counts, strict=True):
             stop = self.kv.pages_for(start + count)

@@ -64,9 +64,9 @@ class Runner:
 
         While C computes torch has one thread, for two pools on the same cores fight.
         """
-        before, kernels = torch.get_num_threads(), self._kernels
-        cores = max(1, before - (step.tokens <= self._weights.few))
-        if kernels is not None and step.tokens <= kernels.choice.most:
+        before, kernels, tokens = torch.get_num_threads(), self._kernels, sum(step.counts)
+        cores = max(1, before - (tokens <= self._weights.few))
+        if kernels is not None and tokens <= kernels.choice.most:
             kernels.threads, cores = cores, 1
         torch.set_num_threads(cores)
         try:

@@ -52,16 +52,12 @@ class PagedKV:
     ) -> None:  # fmt: skip
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
+        self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache
         self._machine = machine
         self._hidden: dict[int, Hidden] = {}
-
-    @property
-    def resident(self) -> list[Tensor]:
-        """Every layer's pages: they are all in HBM."""
-        return self.pool.layers
 
     def pages_for(self, tokens: int) -> int:
         """How many pages a text of so many tokens needs."""
@@ -100,7 +96,7 @@ class PagedKV:
         """Pages for [length, stop), this request's alone. False, and nothing taken, if none."""
         table, first = self.tables[request], self.length[request] // self.page_size
         shared = [at for at in range(first, len(table)) if self.pool.count[table[at]] > 1]
-        more = max(0, self.pages_for(stop) - len(table))
+        more = max(0, -(-stop // self.page_size) - len(table))
         if more + len(shared) > len(self.pool.free):
             return False
         for at in shared:  # copy on write

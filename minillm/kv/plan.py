@@ -31,11 +31,6 @@ class Step:
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
 
     @property
-    def tokens(self) -> int:
-        """ΣT: how many tokens the pass runs."""
-        return sum(self.counts)
-
-    @property
     def rows(self) -> list[int]:
         """Which of the ΣT packed tokens give logits."""
         ends = zip(accumulate(self.counts), self.wanted, strict=True)

@@ -23,7 +23,7 @@ class PagePool:
 
     pages: given, they are taken at once (OutOfMemory if they do not fit), and stay as many. None:
     the pool begins empty and is resized, as far as HBM has room.
-    layers: of each layer its pages, (pages, 2, K, P, E): keys, then values.
+    layers: of each layer its pages, (pages, 2, K, P, E): keys, then values; always the same list.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PagePool:
         if old is not None:
             self._block[:, :before] = old
             self._machine.free(old)
-        self.layers = list(self._block)
+        self.layers[:] = self._block
         self.free = [*range(pages - 1, before - 1, -1), *self.free]
         self.count += [0] * (pages - before)
 
@@ -114,4 +114,4 @@ class PagePool:
         assert self.idle, "pages are in use"
         if self._block is not None:
             self._machine.free(self._block)
-        self._block, self.layers, self.free, self.count = None, [], [], []
+        self._block, self.layers[:], self.free, self.count = None, [], [], []
