@@ -96,7 +96,7 @@ class PagedKV:
         """Pages for [length, stop), this request's alone. False, and nothing taken, if none."""
         table, first = self.tables[request], self.length[request] // self.page_size
         shared = [at for at in range(first, len(table)) if self.pool.count[table[at]] > 1]
-        more = max(0, -(-stop // self.page_size) - len(table))
+        more = max(0, self.pages_for(stop) - len(table))
         if more + len(shared) > len(self.pool.free):
             return False
         for at in shared:  # copy on write

@@ -23,7 +23,7 @@ class PagePool:
 
     pages: given, they are taken at once (OutOfMemory if they do not fit), and stay as many. None:
     the pool begins empty and is resized, as far as HBM has room.
-    layers: of each layer its pages, (pages, 2, K, P, E): keys, then values; always the same list.
+    layers: of each layer its pages, (pages, 2, K, P, E): keys, then values.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PagePool:
         self.page_nbytes = page_size * self.nbytes_per_token
         self._machine, self._dtype, self._shape = machine, dtype, (L, K, E)
         self._block: Tensor | None = None  # (L, pages, 2, K, P, E)
-        self.layers: list[Tensor] = []
+        self.layers: list[Tensor] = []  # always the same list
         self.free: list[int] = []  # pages that nobody holds; the last is taken next
         self.count: list[int] = []  # of each page, in how many tables it stands
         if pages:
