@@ -12,9 +12,7 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from minillm.charts.place import spread
-from minillm.charts.show import Chart
-from minillm.charts.style import (
+from minillm.charts.ink import (
     FAINT,
     INK,
     PAPER,
@@ -23,13 +21,12 @@ from minillm.charts.style import (
     TEXT,
     WIDTH,
     amount,
-    log_axis,
     percent,
-    quiet,
     scale_of,
     times,
-    width_of,
 )  # fmt: skip
+from minillm.charts.place import spread
+from minillm.charts.style import Chart, log_axis, quiet, width_of
 from minillm.errors import MinillmError
 
 HIGH, SIDE = 1.6, 0.3  # inches: the chart's height, its margin on both sides

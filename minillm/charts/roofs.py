@@ -15,22 +15,9 @@ from statistics import median
 from matplotlib.axes import Axes
 
 from minillm.charts import facts
+from minillm.charts.ink import FAINT, HEIGHT, INK, PAPER, RULE, TEXT, WIDTH, amount, percent
 from minillm.charts.place import spread
-from minillm.charts.show import Chart
-from minillm.charts.style import (
-    FAINT,
-    HEIGHT,
-    INK,
-    PAPER,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    cut,
-    log_axis,
-    percent,
-    quiet,
-)  # fmt: skip
+from minillm.charts.style import Chart, cut, log_axis, quiet
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 

@@ -8,21 +8,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from minillm.charts import facts, meaning
-from minillm.charts.show import Chart
-from minillm.charts.style import (
-    FAINT,
-    INK,
-    PAPER,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    log_axis,
-    name_row,
-    percent,
-    quiet,
-    times,
-)  # fmt: skip
+from minillm.charts.ink import FAINT, INK, PAPER, RULE, TEXT, WIDTH, amount, percent, times
+from minillm.charts.style import Chart, log_axis, name_row, quiet
 from minillm.errors import MinillmError
 from minillm.trace import Event, Trace, bare, busy_seconds
 from minillm.units import format_size

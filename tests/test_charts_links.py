@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_machine_scale import Clock, model
 
 from minillm.charts import ladder
-from minillm.charts.ladder import find_hops
+from minillm.charts.links import find_hops
 from minillm.errors import MinillmError
 from minillm.machine import Machine
 from minillm.trace import Trace

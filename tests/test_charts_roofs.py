@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minillm.charts import roofline
-from minillm.charts.roofline import find_points
+from minillm.charts.roofs import find_points
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 from minillm.trace.event import Event
