@@ -136,3 +136,18 @@ def test_the_chart_of_the_course_takes_what_reveal_gives(capsys):
     mine.write("8")
     reveal(mine, predicted=2.1, measured=2.6, ceiling=2.0)
     assert "Your guess of 8 ms was 3.1 × too high." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("written", "answer", "words"), [
+    ("0", {"measured": 2.6, "predicted": 2.1}, "0 ms was ∞ × too low."),
+    ("12,345", {"measured": 0.0, "predicted": 0.0}, "12,345 ms was ∞ × too high."),
+    ("0", {"measured": [0.0, 0.0]}, "0 ms was right."),
+    ("0.01", {"measured": 100.0, "predicted": 90, "ceiling": 80}, "0.01 ms was 10,000 × too low."),
+    ("12,345", {"predicted": 0.3}, "12,345 ms was 41,000 × too high."),
+])  # fmt: skip
+def test_a_guess_may_be_as_far_off_as_it_likes(capsys, written, answer, words):
+    """Catches a zero that no log axis takes, and a factor that is none."""
+    mine = guess("time per token", unit="ms")
+    mine.write(written)
+    reveal(mine, **answer)
+    assert capsys.readouterr().out.endswith(f"Your guess of {words}\n")
