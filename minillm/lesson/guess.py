@@ -22,7 +22,7 @@ from minillm.charts.show import pack
 from minillm.lesson import still
 from minillm.lesson.guesses import how_far
 from minillm.lesson.page import FAINT, Note, card, paragraph
-from minillm.lesson.progress import guessed, last_guess, notebook
+from minillm.lesson.progress import all_guesses, guessed, notebook
 
 PREFIXES = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -36,7 +36,8 @@ class Guess:
     def __init__(self, quantity: str, unit: str = ""):
         self.quantity, self.unit = quantity, unit
         self._notebook = notebook()
-        self.value: float | None = last_guess(self._notebook, quantity)
+        earlier = all_guesses().get(self._notebook, {}).get(quantity, {})
+        self.value: float | None = earlier.get("value")
         self._field = ipywidgets.Text(
             value=_written(self.value), description=quantity, placeholder="your guess",
             continuous_update=False, style={"description_width": "initial"},
