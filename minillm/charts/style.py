@@ -36,6 +36,8 @@ __all__ = [  # what a chart drawn by hand needs
     "FAINT", "INK", "PAPER", "RULE", "TEXT", "WIDTH", "Chart", "amount", "cut", "log_axis",
     "name_row", "panels", "percent", "quiet", "time_axis", "times", "width_of",
 ]  # fmt: skip
+# Where nothing can be: beyond a ceiling.
+BEYOND = {"facecolor": "none", "edgecolor": RULE, "hatch": "////", "linewidth": 0, "zorder": 0}
 TOP, BOTTOM, BETWEEN = 0.88, 0.38, 0.2  # title, time axis, between panels, in inches
 
 
@@ -112,10 +114,10 @@ def width_of(words: str, points: float, weight: str = "normal") -> float:
     return text_to_path.get_text_width_height_descent(words, font, False)[0] / 72
 
 
-def cut(words: str, inches: float, points: float) -> str:
+def cut(words: str, inches: float, points: float, weight: str = "normal") -> str:
     """The words, or as many letters of them as fit, and '…'."""
     whole = words
-    while words and width_of(words if words == whole else f"{words}…", points) > inches:
+    while words and width_of(words + "…" * (words != whole), points, weight) > inches:
         words = words[:-1]
     return words if words == whole else f"{words.rstrip()}…"
 
@@ -175,6 +177,25 @@ def quiet(ax: Axes, named: str) -> None:
     ax.set_yticks([])
 
 
+def name_axes(ax: Axes, x: str, y: str, log: str = "") -> None:
+    """Say what both axes show: x below them, y above. log: those that are logarithmic, as "xy"."""
+
+    def said(name: str, axis: str) -> str:
+        if axis not in log:
+            return name
+        return f"{name[:-1]}, log axis)" if name.endswith(")") else f"{name} (log axis)"
+
+    ax.set_xlabel(said(x, "x"))
+    ax.text(0, 1.03, said(y, "y"), size=8, color=FAINT, transform=ax.transAxes, parse_math=False)
+
+
+def even_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) -> None:
+    """From low to high with round marks, and what `said` makes of them."""
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high if high > low else low + 1)
+    axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
+
+
 def log_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) -> None:
     """From low to high by powers of ten; `said` gives the words of as many marks as fit."""
     ax = axis.axes
@@ -187,6 +208,7 @@ def log_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) 
         marks = [m * 10.0**d for d in decades for m in few if low <= m * 10.0**d <= high]
         if len(marks) <= room:
             break
+    marks = marks or [math.sqrt(low * high)]
     axis.set_major_locator(FixedLocator(marks[:: math.ceil(len(marks) / room) or 1]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: said(x)))
