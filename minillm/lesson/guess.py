@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
@@ -105,7 +105,7 @@ def guess(quantity: str, unit: str = "") -> Guess:
 
 def reveal(
     mine: Guess, *, predicted: float | None = None,
-    measured: float | Sequence[float] | None = None, ceiling: float | None = None,
+    measured: float | Iterable[float] | None = None, ceiling: float | None = None,
     how: str = "measured",
 ) -> None:
     """Show guess, prediction, measurement and ceiling in one chart, and how far the guess was.
@@ -132,9 +132,9 @@ def reveal(
     Note(card(paragraph(html.escape(text))), text).show()
 
 
-def _middle(runs: float | Sequence[float] | None) -> float | None:
+def _middle(runs: float | Iterable[float] | None) -> float | None:
     """A number as it is, the median of several."""
-    return None if runs is None else float(median(runs) if isinstance(runs, Sequence) else runs)
+    return None if runs is None else float(median(runs) if isinstance(runs, Iterable) else runs)
 
 
 def parse_number(text: str, unit: str = "") -> float | None:
