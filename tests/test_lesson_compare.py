@@ -26,7 +26,9 @@ def test_the_sentence_begins_with_the_faster_whichever_it_is() -> None:
 ])  # fmt: skip
 def test_noise_larger_than_the_difference_is_said(samples) -> None:
     """Catches a winner named by chance: medians always differ by something."""
-    sentence = Comparison(samples).sentence
+    result = Comparison(samples)
+    assert result.faster("a", "b") is result.faster("b", "a") is None
+    sentence = result.sentence
     assert sentence.startswith("a took 1.00 s; b took ") and "but the noise (0." in sentence
     assert sentence.endswith("is larger than the difference: measure again")
 
@@ -39,7 +41,9 @@ def test_noise_larger_than_the_difference_is_said(samples) -> None:
 ])  # fmt: skip
 def test_a_small_difference_is_told_from_noise(other, said) -> None:
     """Catches "1.00 × as long", and a reader sent to measure again what no run will tell apart."""
-    assert Comparison({"a": [1.0] * 3, "b": other}).sentence.endswith(f" s, {said}")
+    result = Comparison({"b": other, "a": [1.0] * 3})
+    assert result.sentence.endswith(f" s, {said}")
+    assert result.faster("b", "a") == ("a" if "as long" in said else None)
 
 
 def test_three_ways_are_each_set_against_the_fastest() -> None:

@@ -56,6 +56,12 @@ class Comparison:
         tenths = quantiles(every, n=10, method="inclusive")
         return tenths[0], tenths[-1]
 
+    def faster(self, one: str, other: str) -> str | None:
+        """The name of the faster of two; None where they are alike, or the noise is too large."""
+        fast, slow = sorted((one, other), key=self.median)
+        low, high = self.spread(slow, fast)
+        return fast if low > 1 and high >= ALIKE else None
+
     @property
     def sentence(self) -> str:
         """The ways, fastest first, each beside the fastest; or that the samples do not tell.
@@ -69,13 +75,13 @@ class Comparison:
         return ": ".join(filter(None, (self.what, "; ".join(said))))
 
     def _beside(self, fast: str, slow: str) -> str:
-        ratio, (low, high) = self.ratio(slow, fast), self.spread(slow, fast)
+        low, high = self.spread(slow, fast)
         form = ",.2f" if low < 1.95 else ",.1f" if low < 9.95 else ",.0f"
         spread = f"{low:{form}} to {high:{form}}"
-        if 1 / ALIKE < low and high < ALIKE:
+        if self.faster(fast, slow):
+            return f"{self.ratio(slow, fast):{form}} × as long ({spread})"
+        if low > 1 / ALIKE and high < ALIKE:
             return f"less than {100 * ALIKE - 100:.0f} % apart ({spread} ×)"
-        if low > 1:
-            return f"{ratio:{form}} × as long ({spread})"
         return f"but the noise ({spread} ×) is larger than the difference: measure again"
 
     def against(self, what: str, seconds: float, name: str | None = None) -> str:
