@@ -35,8 +35,9 @@ def doctor() -> int:
         try:
             findings = look()
         except Exception as error:  # whatever is broken here: say so, and look at the rest
-            name = look.__name__.strip("_")
-            findings = [Finding(name, f"{type(error).__name__}: {error}", SET_UP)]
+            name, do = look.__name__.strip("_"), "mend that"  # our own errors say how
+            do = SET_UP if isinstance(error, ImportError) else do
+            findings = [Finding(name, f"{type(error).__name__}: {error}", do)]
         for finding in findings:
             mark = "ok" if not finding.do else "MISSING" if finding.needed else "note"
             advice = f": {finding.do}" if finding.do else ""
