@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minillm.config import ModelConfig
-from minillm.errors import ConfigError, OutOfMemory
+from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.files import temporary_folder
 from minillm.machine.disk import drop_cache
 from minillm.model.llama import Llama
@@ -64,8 +64,9 @@ def make_checkpoint(
 
     shape: one of SHAPES, or a config.json of the Llama family. folder: new, or empty. tell(done,
     total) hears of each write, in bytes. Takes 64 MiB of memory, whatever the model. ConfigError
-    for another shape or a folder with something in it, OutOfMemory if the disk has no room. The
-    files come into the folder when all of them are whole: an error or an interrupt leaves none.
+    for another shape or a folder with something in it, OutOfMemory if the disk has no room,
+    MinillmError if it cannot be written after all. The files come into the folder when all of them
+    are whole: an error or an interrupt leaves none.
 
     >>> make_checkpoint("1b", "models/1b")
     2471645184
@@ -89,15 +90,15 @@ def make_checkpoint(
             _check_empty(folder)  # still: another run may have been faster
             for path in Path(work).iterdir():
                 path.rename(folder / path.name)
-    except FileExistsError as error:
-        do = "give another name, or delete it first"
-        raise ConfigError(f"wanted a new or an empty folder, found {folder}; {do}") from error
+    except OSError as error:
+        why = f"found {error.strerror or error}; give another name, or make room"
+        raise MinillmError(f"wanted to write a checkpoint into {folder}, {why}") from error
     return total
 
 
 def _check_empty(folder: Path) -> None:
     if any(not path.name.startswith(".minillm") for path in folder.iterdir()):
-        raise FileExistsError
+        raise ConfigError(f"wanted a new or an empty folder, found {folder}; give another name")
 
 
 def tensor_shapes(config: ModelConfig) -> Shapes:
