@@ -95,9 +95,10 @@ class PagedKV:
     def reserve(self, request: int, stop: int) -> bool:
         """Pages for [length, stop), this request's alone. False, and nothing taken, if none."""
         table, first = self.tables[request], self.length[request] // self.page_size
-        shared = [at for at in range(first, len(table)) if self.pool.count[table[at]] > 1]
+        count, known = self.pool.count, self.pool.known.key_of
+        shared = [i for i in range(first, len(table)) if count[table[i]] > 1 or table[i] in known]
         more = max(0, self.pages_for(stop) - len(table))
-        if more + len(shared) > len(self.pool.free):
+        if more + len(shared) > self.pool.available:
             return False
         for at in shared:  # copy on write
             old, table[at] = table[at], self.pool.copy(table[at])
@@ -131,8 +132,8 @@ class PagedKV:
             self.pool.drop(table.pop())
         self.length[request] = min(self.length[request], length)
 
-    def release(self, request: int) -> None:
-        """Forget a request; a second call does nothing."""
+    def release(self, request: int, keep: bool = True) -> None:
+        """Forget a request; a second call does nothing. keep: whether its text may stay known."""
         if request in self.tables:
             self.rewind(request, 0)
             del self.tables[request], self.length[request]

@@ -134,7 +134,7 @@ class KV(Protocol):
     def rewind(self, request: int, length: int) -> None:
         """Forget a request's tokens from `length` on; pages that no token needs come free."""
 
-    def release(self, request: int) -> None:
+    def release(self, request: int, keep: bool = True) -> None:
         """Forget the request; all its pages come free, but for those that others share."""
 
     def nbytes_read(self, plan: Plan) -> int:
