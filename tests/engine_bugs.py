@@ -23,7 +23,7 @@ from minillm.kv.pool import KnownPages, PagePool
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > kv.pool.available:
+        if more > len(kv.pool.free) + len(kv.pool.known.unused):
             return False
         kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True

@@ -83,12 +83,7 @@ class PagePool:
     @property
     def idle(self) -> bool:
         """Whether nobody holds a page."""
-        return self.available == len(self.count)
-
-    @property
-    def available(self) -> int:
-        """How many pages may be taken: the free ones, and those that are only kept."""
-        return len(self.free) + len(self.known.unused)
+        return len(self.free) + len(self.known.unused) == len(self.count)
 
     @property
     def most(self) -> int:

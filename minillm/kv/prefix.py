@@ -63,7 +63,7 @@ class PrefixKV(PagedKV):
         Full pages may be found by others now; not those of a request that has forgotten something,
         for with the same text others have seen more.
         """
-        super().commit(request, ids)
+        self.length[request] = len(ids)
         chain, P = self._chains[request], self.page_size
         if len(ids) // P > len(chain) and request not in self._hidden:
             for key in self._keys(ids[len(chain) * P :], chain[-1] if chain else b""):
