@@ -1,25 +1,21 @@
 // The text of a request: its prompt, faint, and each generated token as a chip to choose.
 
 import { formatSeconds } from "./run.js";
-import { quoted } from "./journey.js";
+import { newElement, quoted } from "./journey.js";
 
 const shownText = (text) => text.replaceAll("\n", "⏎").trimStart() || (text ? "␣" : "·");
 const LONG = 400; // letters of a prompt; of a longer one the end is shown
 
 // onChoose(token); onRequest(+1 or -1). `show` tells which request, what time, which choice.
 export function tokenChips(box, run, { onChoose, onRequest }) {
-  const head = document.createElement("div"), words = document.createElement("div");
-  head.className = "minillm-requests";
-  words.className = "minillm-words";
+  const head = newElement("div", "minillm-requests"), words = newElement("div", "minillm-words");
   words.setAttribute("role", "group");
   words.setAttribute("aria-label", "generated tokens: choose one to see its journey");
   box.append(head, words);
   const name = document.createElement("span");
   const steps = [-1, 1].map((step) => {
-    const button = document.createElement("button");
-    button.className = "minillm-round minillm-small";
+    const button = newElement("button", "minillm-round minillm-small", step < 0 ? "‹" : "›");
     button.dataset.lmSuppressShortcuts = "true";
-    button.textContent = step < 0 ? "‹" : "›";
     button.setAttribute("aria-label", step < 0 ? "request before" : "next request");
     button.addEventListener("click", () => onRequest(step));
     return button;
@@ -28,8 +24,7 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
   let known = null, chips = [], marked = null, chosen = null;
 
   const add = (token) => {
-    const chip = document.createElement("button");
-    chip.className = "minillm-chip";
+    const chip = newElement("button", "minillm-chip");
     chip.dataset.lmSuppressShortcuts = "true";
     chip.tabIndex = token.index === 0 ? 0 : -1; // one stop for Tab; arrows go from token to token
     chip.setAttribute("aria-pressed", "false");
@@ -38,11 +33,9 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
     return chip;
   };
   const begin = (request) => {
-    const prompt = document.createElement("span");
-    prompt.className = "minillm-prompt";
     const said = request.prompt.trimEnd();
-    prompt.textContent = said.length > LONG ? `… ${said.slice(-LONG)}` : said;
-    words.replaceChildren(prompt);
+    const end = said.length > LONG ? `… ${said.slice(-LONG)}` : said;
+    words.replaceChildren(newElement("span", "minillm-prompt", end));
     [chips, marked, chosen] = [[], null, null];
   };
   const update = (request) => { // while live a token comes before its text

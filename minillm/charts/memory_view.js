@@ -14,9 +14,10 @@ export class MemoryView extends TimeView {
     Object.assign(this, { panels: [], chosen: 0 }); // chosen: the panel of the arrow keys
   }
 
-  layOut() { this.panels = memoryPanels(this.run); }
-
-  place() { this.bottom = placePanels(this.panels); }
+  layOut() {
+    this.panels = memoryPanels(this.run);
+    this.bottom = placePanels(this.panels);
+  }
 
   words() { return memoryWords(this.panels); }
 

@@ -17,9 +17,6 @@ export class Timeline extends TimeView {
     this.lanes = this.rows.flatMap((row) => row.lanes);
     this.stages = stagesOf(this.run);
     this.leave();
-  }
-
-  place() {
     const last = this.rows.at(-1);
     this.bottom = last ? last.y + last.height + 6 : STRIP + 30;
   }
