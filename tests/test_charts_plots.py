@@ -18,6 +18,7 @@ from PIL import Image, ImageColor
 
 from minillm import charts
 from minillm.charts import facts, loading
+from minillm.charts.machine_pen import RAISED
 from minillm.charts.show import pack
 from minillm.charts.style import INK, amount
 from minillm.errors import MinillmError
@@ -25,7 +26,6 @@ from minillm.trace import Trace
 from minillm.trace.event import STAGES, Event
 
 MIB = 2**20
-PANEL = "#F3F4F7"  # a pale field of the machine
 
 
 class Clock:
@@ -322,13 +322,13 @@ def test_a_picture_keeps_its_inks() -> None:
     ax, inks = chart.add_axes((0, 0, 1, 0.5)), [ink.colour for ink in INK.values()]
     for i, colour in enumerate(inks):
         ax.plot(i, 0, "o", color=colour, markersize=4)
-    ax.axhspan(-1, -0.5, color=PANEL)
+    ax.axhspan(-1, -0.5, color=RAISED)
     ax.imshow([[i for i in range(500)]], extent=(-2, 30, 1, 2), aspect="auto")  # many colours
     ax.set(xlim=(-2, 20), ylim=(-1, 2))
     image = Image.open(io.BytesIO(chart.png())).convert("RGB")
     found = [colour for _, colour in image.getcolors()]
     assert (255, 255, 255) in found
-    for ink in map(ImageColor.getrgb, [*inks, PANEL]):
+    for ink in map(ImageColor.getrgb, [*inks, RAISED]):
         assert any(math.dist(ink, colour) < 8 for colour in found), ink
 
 
