@@ -68,8 +68,6 @@ export class MemoryView extends TimeView {
   }
 }
 
-const shadeOf = (label, i) => (label === RESERVED ? PALE : SHADES[i]);
-
 // Gives each panel its y and height.
 function placePanels(panels) {
   let y = 8;
@@ -85,32 +83,26 @@ const heightOf = (panel, nbytes) => panel.y + panel.height * (1 - nbytes / panel
 
 // Stacked steps. Of the changes within one pixel the fullest is kept: a peak is never lost.
 function paintAreas(g, sheet, scale, panel, end) {
-  const points = thinned(panel.points, scale, end), ink = sheet.inkOf(baseOf(panel.tier));
-  if (!points.length) return;
-  const floor = points.map(() => 0);
-  panel.labels.forEach((label, i) => {
-    const [strength, hatch] = shadeOf(label, i);
-    g.beginPath();
-    points.forEach(({ x0, x1, held }, k) => {
-      const y = heightOf(panel, floor[k] + held[i]);
-      g.lineTo(x0, y);
-      g.lineTo(x1, y);
+  const areas = panel.labels.map(() => new Path2D());
+  for (const { x0, x1, held } of thinned(panel.points, scale, end)) {
+    let floor = 0;
+    held.forEach((nbytes, i) => {
+      const low = heightOf(panel, floor), top = heightOf(panel, floor += nbytes);
+      areas[i].rect(x0, top, x1 - x0, low - top);
     });
-    for (let k = points.length - 1; k >= 0; k--) {
-      const y = heightOf(panel, floor[k]);
-      g.lineTo(points[k].x1, y);
-      g.lineTo(points[k].x0, y);
-      floor[k] += points[k].held[i];
-    }
-    g.closePath();
-    Object.assign(g, { fillStyle: ink.colour, globalAlpha: strength });
-    g.fill();
-    g.globalAlpha = 1;
-    if (hatch) {
-      g.fillStyle = sheet.hatchOf(hatch);
-      g.fill();
-    }
-  });
+  }
+  areas.forEach((area, i) => fillShade(g, sheet, panel, i, area));
+}
+
+// The i-th label's strength and hatch of its tier's ink.
+function fillShade(g, sheet, panel, i, area) {
+  const [strength, hatch] = panel.labels[i] === RESERVED ? PALE : SHADES[i];
+  Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
+  g.fill(area);
+  g.globalAlpha = 1;
+  if (!hatch) return;
+  g.fillStyle = sheet.hatchOf(hatch);
+  g.fill(area);
 }
 
 function thinned(points, scale, end) {
@@ -170,7 +162,9 @@ function shineValues(g, sheet, scale, panel, at) {
   }
   panel.labels.forEach((label, i) => {
     const nbytes = point ? point.held[i] : 0, middle = y + height - 6 - 15 * i;
-    paintSwatch(g, sheet, panel, i, x, middle);
+    const swatch = new Path2D();
+    swatch.rect(x, middle - 4, 8, 8);
+    fillShade(g, sheet, panel, i, swatch);
     g.fillStyle = nbytes ? ink.text : ink.faint;
     g.fillText(`${label} ${formatBytes(nbytes)}`, x + 12, middle);
   });
@@ -180,14 +174,4 @@ function shineValues(g, sheet, scale, panel, at) {
   const lines = [`budget ${formatBytes(budget)}`, most];
   const top = panel.near ? heightOf(panel, budget) : y + 4;
   lines.forEach((words, i) => g.fillText(words, x, top + 13 * i));
-}
-
-function paintSwatch(g, sheet, panel, i, x, middle) {
-  const [strength, hatch] = shadeOf(panel.labels[i], i);
-  Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
-  g.fillRect(x, middle - 4, 8, 8);
-  g.globalAlpha = 1;
-  if (!hatch) return;
-  g.fillStyle = sheet.hatchOf(hatch);
-  g.fillRect(x, middle - 4, 8, 8);
 }
