@@ -115,3 +115,5 @@ def test_a_measured_point_without_room_for_words_is_drawn_and_told() -> None:
                 if line.get_marker() == "o" and len(line.get_xydata()) == 3]  # fmt: skip
     assert [line.get_xydata()[:, 1].tolist() for line in measured] == [[1e-3, 2e-3, 1e7]]
     assert "there" not in words(chart) and "there at 1.2" in chart.alt
+    plain = made("measured", points=[(1, 4e8, ""), (4, 1.1e9, "")])
+    assert "400 MB/s at 1; 1.1 GB/s at 4." in plain.alt

@@ -25,10 +25,10 @@ def curve(
 
     lines: name to the function that predicts y from x; a single one may be named "". x, y: what the
     axes show; x with its unit, "chunk (KiB)". unit: of y; "s", "B", "B/s", "FLOP/s" take a prefix.
-    at: the reader's x; the values there are told. points: (x, y, words), measured. ceiling: above
-    it nothing can be. log: the logarithmic axes, "x", "xy", "". span: of the y axis, so that it
-    stays while a knob is turned; else it holds all values, from zero if it is linear.
-    inks: name of a line to a key of INK.
+    at: the reader's x; the values there are told. points: (x, y, words or ""), measured. ceiling:
+    above it nothing can be. log: the logarithmic axes, "x", "xy", "". span: of the y axis, so that
+    it stays while a knob is turned; else it holds all values, from zero if it is linear. inks: name
+    of a line to a key of INK.
 
     >>> curve("8 GB", {"SSD": lambda gb: gb / 2}, range(1, 99), x="GB", y="time", unit="s", at=8)
     """
@@ -47,7 +47,8 @@ def curve(
     ax.plot([p[0] for p in points], [p[1] for p in points], "o", color=TEXT, zorder=3)
     nameless = [(x, y, said) for x, y, name, said in labels if said and not name]
     _name_points(ax, [*points, *nameless], next(iter(lines.values())))
-    told = [*(f"{n} {said}" for *_, n, said in labels), *(f"{p[2]} at {p[0]:g}" for p in points)]
+    told = [f"{name} {said}" for *_, name, said in labels]
+    told += [f"{said or amount(y, unit)} at {x:g}" for x, y, said in points]
     chart.alt = f"{y} over {x}. {finding}. {'; '.join(told)}.".replace("\n", " ")
     return chart
 
@@ -94,7 +95,7 @@ def _name_points(
 ) -> None:
     """Words on the side of the line where their point is; only where they do not meet others."""
     taken: list[Bbox] = []  # inches
-    for x, y, words in sorted(points):
+    for x, y, words in sorted(point for point in points if point[2]):
         right, up = (ax.transData + ax.transAxes.inverted()).transform((x, y))
         rows = words.split("\n")
         wide, high = max(width_of(row, 8) for row in rows), 0.15 * len(rows)
