@@ -117,9 +117,8 @@ def parts_slowly(events: list[Event], start: float, stop: float) -> dict[tuple[s
                and o.seconds < e.seconds}  # fmt: skip
 
     def key(event: Event) -> tuple[str, str]:
-        rest = id(event) in parents
-        name = f"rest of the {event.stage}" if rest else meaning.name_of(event)
-        return name, meaning.ink(event)
+        rest = "rest of " if id(event) in parents else ""
+        return rest + meaning.name_of(event), meaning.ink(event)
 
     inside = {t for e in events for t in (e.start, e.end) if start < t < stop}
     edges, idle = [start, *sorted(inside), stop], ("in between", "idle")
