@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from minillm.charts import bundle, facts, live, meaning, style, watch
-from minillm.charts.machine_layout import layout
-from minillm.charts.machine_view import plan
 from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -55,8 +53,7 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
 
 def browser_data(trace: Trace, **more: object) -> dict[str, object]:
     """`meta` and `rows` of a trace as a page has them."""
-    sheet = plan(trace)
-    rows = [meaning.told(event, sheet) for event in trace.events]
+    rows = [meaning.told(event) for event in trace.events]
     return {"meta": live.for_page(trace), "rows": rows, **more}
 
 
@@ -234,10 +231,10 @@ def test_no_event_is_lost_between_the_trace_and_the_browser(tmp_path: Path) -> N
     assert len(rows) == len(events)
     for row, event in zip(rows, events, strict=True):
         told = Event(*row[: len(Event._fields)])
-        wanted = Event(*meaning.told(event, layout())[: len(Event._fields)])
+        wanted = Event(*meaning.told(event)[: len(Event._fields)])
         assert told._replace(start=0, seconds=0) == wanted._replace(start=0, seconds=0)
         assert row[len(Event._fields) :] == json.loads(json.dumps(
-            meaning.told(event, layout())[len(Event._fields) :]))  # fmt: skip
+            meaning.told(event)[len(Event._fields) :]))  # fmt: skip
         assert (told.start, told.end) == pytest.approx((event.start, event.end), abs=1.01e-7)
 
 

@@ -217,7 +217,7 @@ def test_the_line_below_a_title_tells_all_that_occurs() -> None:
     line = "measured, emulated · town · cpu · HBM emulated in DRAM"
     assert facts.provenance(trace) == line and line in words(charts.timeline(trace))
     assert facts.provenance(trace, read=True).startswith("measured, emulated, predicted · ")
-    assert "measured, emulated, predicted · " in words(charts.machine(trace))
+    assert "measured, emulated, predicted · " in charts.machine(trace).svg
     assert "measured, emulated, predicted · " in words(charts.ladder(trace))
 
 

@@ -14,6 +14,7 @@ const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
 export class Run {
   constructor(meta = {}) {
     this.meta = meta;
+    this.live = {}; // of the machine, while the run goes on: see machine_view.js
     this._rows = [];
     this._forget();
   }
