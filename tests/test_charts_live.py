@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from minillm.charts import bundle, facts, live, meaning, style, watch
-from minillm.charts.machine_layout import layout
-from minillm.charts.machine_view import plan
 from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -55,8 +53,7 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
 
 def browser_data(trace: Trace, **more: object) -> dict[str, object]:
     """`meta` and `rows` of a trace as a page has them."""
-    sheet = plan(trace)
-    rows = [meaning.told(event, sheet) for event in trace.events]
+    rows = [meaning.told(event) for event in trace.events]
     return {"meta": live.for_page(trace), "rows": rows, **more}
 
 
@@ -151,8 +148,7 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
     """Catches chips that cut a request elsewhere than the charts, and levels that differ."""
     trace = make_run()
     ask = """show({tokens: run.requests[0].tokens, peak: run.peak("hbm"), tiers: run.tiers,
-                   levels: run.series("hbm").map((s) => s.levels),
-                   used: run.scene(1, 0.1).tiers.hbm.levels})"""
+                   levels: run.series("hbm").map((s) => s.levels)})"""
     told = browser_run(ask, trace)
     pieces = facts.tokens(facts.request(trace))
     assert [t["index"] for t in told["tokens"]] == list(pieces)
@@ -166,7 +162,6 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
     assert told["peak"]["nbytes"] == memory.peak and told["levels"][-1] == {
         meaning.said(label): values[-1] for label, values in memory.levels.items()
     }
-    assert told["used"] == {"w": 6 * 2**20}  # between the load and the request
     assert told["tiers"] == ["ssd", "dram", "hbm", "hbm:1"]
 
 
@@ -233,10 +228,10 @@ def test_no_event_is_lost_between_the_trace_and_the_browser(tmp_path: Path) -> N
     assert len(rows) == len(events)
     for row, event in zip(rows, events, strict=True):
         told = Event(*row[: len(Event._fields)])
-        wanted = Event(*meaning.told(event, layout())[: len(Event._fields)])
+        wanted = Event(*meaning.told(event)[: len(Event._fields)])
         assert told._replace(start=0, seconds=0) == wanted._replace(start=0, seconds=0)
         assert row[len(Event._fields) :] == json.loads(json.dumps(
-            meaning.told(event, layout())[len(Event._fields) :]))  # fmt: skip
+            meaning.told(event)[len(Event._fields) :]))  # fmt: skip
         assert (told.start, told.end) == pytest.approx((event.start, event.end), abs=1.01e-7)
 
 

@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex
 
 from minillm import charts
 from minillm.charts import facts, loading, meaning
+from minillm.charts.ink import INK
 from minillm.charts.stills import still
-from minillm.charts.style import INK
 from minillm.charts.timeline_rows import at_once, told
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -215,7 +215,7 @@ def test_the_line_below_a_title_tells_all_that_occurs() -> None:
     line = "measured, emulated · town · cpu · HBM emulated in DRAM"
     assert facts.provenance(trace) == line and line in words(charts.timeline(trace))
     assert facts.provenance(trace, read=True).startswith("measured, emulated, predicted · ")
-    assert "measured, emulated, predicted · " in words(charts.machine(trace))
+    assert "measured, emulated, predicted · " in charts.machine(trace).svg
     assert "measured, emulated, predicted · " in words(charts.ladder(trace))
 
 

@@ -2,10 +2,10 @@
 // along: charts/meaning.py has those rules.
 
 // As minillm.trace.Event, and ink: of style.INK; said: its name; row: of the timeline; limit: which
-// ceiling is its; way: [[step, ink]] through the machine.
+// ceiling is its.
 export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", "nbytes", "source",
   "target", "label", "step", "token", "request", "model", "rank", "link", "how", "bytes_how",
-  "detail", "ink", "said", "row", "limit", "way"];
+  "detail", "ink", "said", "row", "limit"];
 
 export const RESERVED = "KV reserved"; // the label of a pool's empty pages: taken, and not in use
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from minillm.charts import facts, loading
 from minillm.charts.ink import amount, times
+from minillm.charts.machine_diagram import Diagram
+from minillm.charts.machine_flows import Flow
 from minillm.trace import Trace
 
-if TYPE_CHECKING:
-    from minillm.charts.machine_view import Flow
 
-
-def find(trace: Trace, flows: dict[str, Flow], sheet: dict[str, Any]) -> str:
+def find(trace: Trace, flows: dict[str, Flow], diagram: Diagram) -> str:
     """What came in, from where, and how often it was read.
 
-    flows: what crossed the links of `sheet`; see machine_view.py.
+    flows: what crossed the links of the diagram; see machine_flows.py.
     """
     events = facts.work(trace)
     if moves := loading.streamed(events):
         moved, tokens = sum(e.nbytes for e in moves), loading.count_tokens(moves)
         return f"{_size(moved)} of weights crossed to HBM for {_tokens(tokens)}"
-    read = [flow for step, flow in flows.items() if _kind(step, sheet) == "+read"]
+    read = [flow for step, flow in flows.items() if _kind(step, diagram) == "+read"]
     in_all = sum(flow.nbytes for flow in read)
     again = f"compute then read {_size(in_all)} from HBM"
     load = loading.overlap(events)
@@ -30,7 +27,7 @@ def find(trace: Trace, flows: dict[str, Flow], sheet: dict[str, Any]) -> str:
         if not in_all:
             return f"{came}; the SSD was not asked"
         return f"{came}; {again}, {times(in_all / load.nbytes)} as much"
-    disk = [flow for step, flow in flows.items() if _kind(step, sheet) == "+disk"]
+    disk = [flow for step, flow in flows.items() if _kind(step, diagram) == "+disk"]
     loaded = sum(flow.nbytes for flow in disk)
     if loaded and in_all:
         what = "of weights " if disk[0].label == "weights" else ""
@@ -50,8 +47,9 @@ def _largest(flows: dict[str, Flow]) -> str:
     return f"{_size(moved.nbytes)} of {moved.label or 'data'} moved, at {amount(moved.rate, 'B/s')}"
 
 
-def _kind(step: str, sheet: dict[str, Any]) -> str:
-    return step[0] + sheet["links"][step[1:]]["kind"]
+def _kind(step: str, diagram: Diagram) -> str:
+    link = diagram.links.get(step[1:])
+    return step[0] + link.kind if link else ""
 
 
 def _rate(nbytes: int, flows: list[Flow]) -> str:

@@ -14,6 +14,7 @@ const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
 export class Run {
   constructor(meta = {}) {
     this.meta = meta;
+    this.live = {}; // of the machine, while the run goes on: see machine_view.js
     this._rows = [];
     this._forget();
   }
@@ -123,11 +124,6 @@ export class Run {
     });
   }
 
-  _held(tier, t) {
-    const series = this.series(tier);
-    return series[firstAbove(series, t, (s) => s.t) - 1] || { levels: {}, used: 0, peak: 0 };
-  }
-
   peak(tier) {
     const series = this.series(tier);
     const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
@@ -162,30 +158,6 @@ export class Run {
       found.set(key, part);
     }
     return [...found.values()];
-  }
-
-  // What the diagram shows at t, from `events`, those that overlap (t - window, t]:
-  // tiers  {name: {levels, used, capacity, peak}}, peak so far
-  // busy   {"cpu": "sample", "compute:1": "ffn"}
-  // prompt, words of the request, so far
-  scene(t, window) {
-    const events = this.between(t - window, t + 1e-9).filter((e) => e.end > t - window);
-    const tiers = {}, busy = {}, until = {};
-    for (const tier of this.tiers) {
-      const { levels, used, peak } = this._held(tier, t);
-      tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
-    }
-    for (const e of events) { // of each unit the latest; one that waits is not busy
-      const { resource: unit, end } = e, works = e.kind === "span" && e.ink !== "idle";
-      if (!works || Math.min(end, t) < until[unit]) continue;
-      [busy[unit], until[unit]] = [e.name, Math.min(end, t)];
-    }
-    const request = this.requestAt(t);
-    const done = request ? request.tokens.filter((token) => token.stop <= t) : [];
-    return {
-      events, tiers, busy, prompt: request ? request.prompt : "",
-      words: done.map((token) => token.text),
-    };
   }
 
   // The request of the token being made, else the last one that has begun; null before the first.
