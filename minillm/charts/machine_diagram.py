@@ -22,8 +22,6 @@ from minillm.trace import rank_of
 LAYERS = {"weights": 0.26, "awaited": 0, "kv": 0.62, "reserved": 0, "other": 0.45}
 # Widths in the order of real bandwidths: a hint (NVMe < InfiniBand < PCIe < NVLink < HBM).
 PIPE = {"disk": 8, "infiniband": 9, "nic": 9, "pcie": 12, "bus": 10, "nvlink": 14, "read": 22}
-NAMES = {"pcie": "PCIe", "nvlink": "NVLink", "nic": "NIC", "infiniband": "InfiniBand",
-         "disk": "read"}  # fmt: skip
 OVER, UNDER = 3, 4  # lines of figures at a link, from the pipe outward
 State = dict[str, dict[str, Any]]  # attributes by part; "text" is what it says, "tip" what it tells
 
@@ -48,11 +46,11 @@ class Link:
     """A straight pipe from one box to another. room: the width of its figures, 0 for none."""
 
     kind: str
+    title: str
     begin: str
     end: str
     points: tuple[tuple[float, float], tuple[float, float]]
     room: float = 0
-    shared: bool = False  # by several ranks: then no one's ceiling is its own
 
     def arrow(self, sign: str) -> str:
         """Where what goes along (+) or against (-) it is heading."""
@@ -114,42 +112,34 @@ class Diagram:
         at = (x + w - 9, first) if beside else (x + 9, first + (13 if h < 60 else 15))
         self.text(f"{name}/say", "say", *at, text_anchor="end" if beside else "start")
 
-    def link(self, name: str, link: Link, at: tuple[float, float] | None = None) -> None:
-        """A pipe with a lane of dots each way, and its figures around `at`."""
+    def link(self, name: str, link: Link) -> None:
+        """A pipe with a lane of dots each way, and its figures around it."""
         self.links[name] = link
-        wide = PIPE[link.kind]
+        wide, (x, y) = PIPE[link.kind], (sum(ends) / 2 for ends in zip(*link.points, strict=True))
         ends = " – ".join(self.boxes[end].title for end in (link.begin, link.end))
         self.put(name, "path", "pipe", d=link.beside(0), stroke_width=wide,
-                 says=f"{self.named(link)}, {ends}\n{SAYS[link.kind]}")  # fmt: skip
+                 says=f"{link.title}, {ends}\n{SAYS[link.kind]}")  # fmt: skip
         two = link.kind == "read"  # it only leads one way, and there are two rows of dots
         for sign, aside in (("+", wide / 4), ("-", -wide / 4)):
             d = link.beside(aside) + link.beside(-aside) * two
             self.put(f"{name}/{sign}", "path", "lane", d=d, stroke_width=5.5 if two else 4.5)
-        if not link.room:
-            return
-        (x0, y0), (x1, y1) = link.points
-        x, y = at or ((x0 + x1) / 2, (y0 + y1) / 2)
-        if x0 == x1:
-            return self.text(f"{name}/over/0", "say", x + 14, y + 4)
-        over = [(f"over/{i}", -wide / 2 - 6 - 14 * i) for i in range(OVER)]
-        under = [(f"under/{i}", wide / 2 + 15 + 14 * i) for i in range(UNDER)]
-        for line, below in over + under:
-            self.text(f"{name}/{line}", "say", x, y + below, text_anchor="middle")
+        if link.kind == "infiniband":
+            self.text(f"{name}/over/0", "say", x + 14, y + 4)
+        elif link.room:
+            over = [(f"over/{i}", -wide / 2 - 6 - 14 * i) for i in range(OVER)]
+            under = [(f"under/{i}", wide / 2 + 15 + 14 * i) for i in range(UNDER)]
+            for line, below in over + under:
+                self.text(f"{name}/{line}", "say", x, y + below, text_anchor="middle")
 
     def across(
-        self, name: str, begin: str, end: str, y: float, room: float = 0, shared: bool = False,
-        ends: tuple[str, str] | None = None, at: float | None = None,
-    ) -> None:  # fmt: skip
-        """Join two boxes side by side; `ends`: what it joins, if that is not what it touches."""
-        a, b = self.boxes[begin], self.boxes[end]
-        link = Link(
-            kind_of(name), *(ends or (begin, end)), ((a.x + a.w, y), (b.x, y)), room, shared
-        )
-        self.link(name, link, at and (at, y))
-
-    def named(self, link: Link) -> str:
-        """Without a GPU a link to HBM is a copy inside DRAM, and is not called PCIe."""
-        return "copy" if link.kind == "pcie" and self.emulated else NAMES.get(link.kind, link.kind)
+        self, name: str, begin: str, end: str, y: float, room: float = 0, joins: str = ""
+    ) -> None:
+        """Join two boxes side by side; `joins`: from what, if that is not what it touches."""
+        a, b, kind = self.boxes[begin], self.boxes[end], kind_of(name)
+        # Without a GPU it is a copy inside DRAM, and is not called PCIe.
+        title = "copy" if kind == "pcie" and self.emulated else TITLES.get(kind, kind)
+        points = (a.x + a.w, y), (b.x, y)
+        self.link(name, Link(kind, title, joins or begin, end, points, room))
 
     # -- where a run's bytes and work belong -------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from minillm.charts import facts, meaning
@@ -81,7 +82,11 @@ def crossed(
 
 def limit(link: Link, ceilings: Mapping[str, float]) -> float | None:
     """Bytes/s that it can carry at most, if known."""
-    return None if link.shared else meaning.ceiling(ceilings, LIMITS.get(link.kind, link.kind))
+    if link.kind == "pcie" and link.end.startswith(
+        "switch"
+    ):  # several ranks share it: no one's ceiling is its own
+        return None
+    return meaning.ceiling(ceilings, LIMITS.get(link.kind, link.kind))
 
 
 def _flow(diagram: Diagram, step: str, events: list[Event], ceilings: Mapping[str, float]) -> Flow:
@@ -98,21 +103,22 @@ def _flow(diagram: Diagram, step: str, events: list[Event], ceilings: Mapping[st
     )  # fmt: skip
 
 
+@lru_cache(1024)
 def link_state(
-    name: str, diagram: Diagram, ways: Mapping[str, Flow], ceiling: float | None, *,
-    moves: bool = True, total: bool = False,
+    name: str, link: Link, flows: tuple[tuple[str, Flow], ...], ceiling: float | None,
+    moves: bool, total: bool,
 ) -> State:  # fmt: skip
     """How a link looks with what crosses it, by sign, or crossed it last: dots, figures, tip.
 
     ceiling: of the link, said before anything has moved. total: of a whole run.
     """
-    link, state = diagram.links[name], {}
+    ways, state = dict(flows), {}
     for sign in "+-":
         state[f"{name}/{sign}"] = _dots(ways.get(sign) if moves else None, sign, total)
     over, under = _figures(link, ways, total)
     if not ways:
         known = [["ceiling"], [amount(ceiling, "B/s")]] if ceiling else []
-        over, under = [[diagram.named(link)]], known
+        over, under = [[link.title]], known
     said = [line[0] for line in (*reversed(over), *under)]
     state[name] = {"tip": "\n" + (" · ".join(said) if ways else "nothing has moved")}
     if link.kind == "infiniband":
@@ -121,7 +127,7 @@ def link_state(
         state[f"{name}/over/0"] = fit(wordings, link.room)
     elif link.room:
         for i in range(OVER):
-            bold = i == 0 and moves and bool(ways)
+            bold = i == 0 and moves
             words = fit((over[i:] or [[""]])[0], link.room, PLAIN if bold else SMALL, bold)
             state[f"{name}/over/{i}"] = look("figure" if bold else "say") | words
         for i in range(UNDER):

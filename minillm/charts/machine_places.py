@@ -48,7 +48,7 @@ def arrange(gpus: int = 1, nodes: int = 1, emulated: bool = False) -> Diagram:
         a, b = d.boxes["nic"], d.boxes["nic@1"]
         x, room = a.x + a.w / 2, WIDE - a.x - a.w / 2 - 28
         points = ((x, a.y + a.h), (x, b.y))
-        d.link("infiniband", Link("infiniband", "nic", "nic@1", points, room))
+        d.link("infiniband", Link("infiniband", "InfiniBand", "nic", "nic@1", points, room))
         top -= 60
     spans = [(name, "tspan", {"class": name, **LOOK[name]}) for name in ("prompt", "words", "new")]
     d.put("line", "text", "line", x=14, y=top + 28, inside=spans, **{"xml:space": "preserve"})
@@ -61,14 +61,10 @@ def _head(d: Diagram, parallel: bool) -> None:
     d.put("paper", "rect", "paper", x=0, y=0, width=WIDE, height=0, rx=8)
     for part, look, y in (("title", "title", 22), ("title/2", "title", 40), ("note", "say", 58)):
         d.text(part, look, 12, y)
-    x, letters = 12.0, sum(map(len, STAGES.values()))
-    for stage, said in STAGES.items():
-        wide = 56 + (WIDE - 24 - 56 * len(STAGES)) * len(said) / letters
-        pale = {"opacity": 0.55} if stage == "parallel" and not parallel else {}
-        d.put(f"stage/{stage}/bar", "rect", "rule", x=x, y=HEAD + 8, width=wide - 8, height=3,
-              rx=1.5, **pale)  # fmt: skip
+    for i, (stage, said) in enumerate(STAGES.items()):
+        x, pale = 12 + 130 * i, {"opacity": 0.55} if stage == "parallel" and not parallel else {}
+        d.put(f"stage/{stage}/bar", "rect", "rule", x=x, y=HEAD + 8, width=122, height=3, **pale)
         d.text(f"stage/{stage}", "stage", x, HEAD + 26, said, **pale)
-        x += wide
 
 
 def _host(d: Diagram, node: int, top: float, high: float, many: bool) -> None:
@@ -84,7 +80,7 @@ def _host(d: Diagram, node: int, top: float, high: float, many: bool) -> None:
     d.across(f"disk{at}", f"ssd{at}", f"dram{at}", y + (high - 72) / 2, 76)
     low = (242, y), (242, top + 52)
     points = low if node else ((242, y + high - 72), (242, top + high - 52))
-    d.link(f"bus{at}", Link("bus", f"dram{at}", f"cpu{at}", points))
+    d.link(f"bus{at}", Link("bus", "bus", f"dram{at}", f"cpu{at}", points))
     if not node:
         y = top + high - 52
         d.put("token/way", "path", "way", d=f"M190 {y + 26}H170m5 -4l-5 4l5 4")
@@ -101,7 +97,7 @@ def _gpus(d: Diagram, node: int, ranks: list[int], top: float, high: float, many
         d.text("gpu/name", "say", 382, top + 12, "GPU" + ", emulated by the CPU" * d.emulated)
         d.box("hbm", 382, top + 22, 112, high - 26)
         d.box("compute", 572, top + 22, 80, high - 26)
-        d.across("pcie", "dram", "hbm", road, 76, at=333)
+        d.across("pcie", "dram", "hbm", road, 70)
         return d.across("read:0", "hbm", "compute", road, 76)
     pitch, linked = high / len(ranks), len(ranks) > 1
     switch = f"switch{at}"
@@ -115,11 +111,11 @@ def _gpus(d: Diagram, node: int, ranks: list[int], top: float, high: float, many
         d.box(f"compute{of}", 554, y + inset, 76, h - 2 * inset, node)
         middle = y + h / 2
         if linked:  # before PCIe, so that `way` finds it first
-            ends = (f"hbm{of}", f"nvlink{at}")
-            d.across(f"nvlink:{rank}", f"compute{of}", f"nvlink{at}", middle, ends=ends)
+            ends = f"compute{of}", f"nvlink{at}"
+            d.across(f"nvlink:{rank}", *ends, middle, joins=f"hbm{of}")
         d.across(f"pcie:{rank}", switch, f"hbm{of}", middle)
         d.across(f"read:{rank}", f"hbm{of}", f"compute{of}", middle)
-    d.across(f"pcie{at}", f"dram{at}", switch, road, 76, shared=True)
+    d.across(f"pcie{at}", f"dram{at}", switch, road, 76)
     if many:
         y = top if node else top + high - 32
         d.box(f"nic{at}", 311, y, 44, 32, node)

@@ -34,7 +34,6 @@ class Scene:
         self._spoke: set[int | None] = set()  # other requests, since that one did
         self._last: dict[str, Flow] = {}  # what crossed each link last, by direction
         self._filled: State = {}
-        self._resting: dict[str, State] = {}
 
     def take(self, events: Iterable[Event]) -> None:
         """Memory and text up to now."""
@@ -76,18 +75,14 @@ class Scene:
     def _links(self, flows: dict[str, Flow]) -> State:
         """What moves now; of a link at rest what moved last, fainter."""
         state: State = {}
+        self._last |= flows
         for name, link in self.diagram.links.items():
-            now = {sign: flows[sign + name] for sign in "+-" if sign + name in flows}
+            steps = [sign + name for sign in "+-"]
+            moves = any(step in flows for step in steps)
+            known = flows if moves else self._last
+            ways = tuple((step[0], known[step]) for step in steps if step in known)
             ceiling = limit(link, self.ceilings)
-            if now:
-                self._last |= {sign + name: flow for sign, flow in now.items()}
-                self._resting.pop(name, None)
-                state |= link_state(name, self.diagram, now, ceiling, total=self.total)
-                continue
-            if name not in self._resting:
-                last = {s: self._last[s + name] for s in "+-" if s + name in self._last}
-                self._resting[name] = link_state(name, self.diagram, last, ceiling, moves=False)
-            state |= self._resting[name]
+            state |= link_state(name, link, ways, ceiling, moves, self.total)
         return state
 
     def _unit(self, name: str, spans: list[Event], flows: dict[str, Flow]) -> State:

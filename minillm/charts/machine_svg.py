@@ -19,7 +19,8 @@ STAGES = {
     "decode": "5 decode",
 }  # fmt: skip
 TITLES = {"ssd": "SSD", "dram": "DRAM", "hbm": "HBM", "cpu": "CPU", "compute": "compute",
-          "nic": "NIC", "switch": "PCIe", "nvlink": "NVLink"}  # fmt: skip
+          "nic": "NIC", "switch": "PCIe", "nvlink": "NVLink", "pcie": "PCIe",
+          "disk": "read"}  # fmt: skip
 WIDE, HEAD = 668, 68  # units; the head has title and note, which a page leaves out
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif"
 RAISED, ACCENT, STRONG = "#F3F4F7", "#6D28D9", {"font-weight": 600}

@@ -66,7 +66,7 @@ def machine(trace: Trace) -> Picture:
     11.6 MiB of weights came in once; compute then read 934 MiB from HBM, 80 × as much
     """
     diagram, state = still(trace)
-    finding = find(trace, crossed(facts.work(trace), diagram, {}), diagram)
+    finding = find(trace, crossed(facts.work(trace), diagram, {}))
     said = heading(finding, facts.provenance(trace, read=True))
     alt = f"{finding}. {state['scene']['aria-label']}"
     return Picture(finding, alt, svg(diagram, state | said), diagram.high)
