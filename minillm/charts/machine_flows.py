@@ -28,7 +28,7 @@ class Flow:
     label: str
     how: str
     ceiling: float | None  # bytes/s
-    ink: str  # a key of style.INK
+    ink: str  # a key of ink.INK
 
     @property
     def rate(self) -> float:
