@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from minillm.charts import facts
+from minillm.charts.ink import INK, amount, times
 from minillm.charts.machine_diagram import Box, State
 from minillm.charts.machine_flows import crossed, way
 from minillm.charts.machine_frames import LOAD, MOST, MOST_TOKENS, moments
@@ -21,7 +22,6 @@ from minillm.charts.machine_places import arrange, plan
 from minillm.charts.machine_scene import Scene
 from minillm.charts.machine_svg import LOOK, fit, heading, width
 from minillm.charts.machine_view import Follower, for_page, machine, still
-from minillm.charts.style import INK, amount, times
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 from minillm.trace.event import Event

@@ -43,14 +43,3 @@ export function readsOf(events) {
     return true;
   });
 }
-
-// Events inside which a shorter one runs on the same resource: a pass, seen beside its layers.
-export function findParents(events) {
-  const parents = new Set(), open = new Map();
-  for (const e of events) {
-    const around = (open.get(e.resource) || []).filter((p) => p.end >= e.start);
-    for (const p of around) if (e.end <= p.end && e.seconds < p.seconds) parents.add(p);
-    open.set(e.resource, [...around, e]);
-  }
-  return parents;
-}

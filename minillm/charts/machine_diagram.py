@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from minillm.charts.ink import INK
 from minillm.charts.machine_svg import LARGE, LOOK, SAYS, TITLES, fit
-from minillm.charts.style import INK
 from minillm.trace import rank_of
 
 # The layers of a memory, from the bottom up: what is large is pale. Two are room without bytes.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from minillm.charts import facts, loading
+from minillm.charts.ink import amount, times
 from minillm.charts.machine_flows import Flow
-from minillm.charts.style import amount, times
 from minillm.trace import Trace
 
 

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from minillm.charts import facts, meaning
+from minillm.charts.ink import INK, amount, percent
 from minillm.charts.machine_diagram import OVER, UNDER, Diagram, Link, State
 from minillm.charts.machine_svg import PLAIN, SMALL, fit, look
-from minillm.charts.style import INK, amount, percent
 from minillm.trace import Event, bare, busy_seconds, rank_of
 
 # Whose ceiling holds for a kind of link.
@@ -28,7 +28,7 @@ class Flow:
     label: str
     how: str
     ceiling: float | None  # bytes/s
-    ink: str  # a key of style.INK
+    ink: str  # a key of ink.INK
 
     @property
     def rate(self) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.charts import meaning
+from minillm.charts.ink import amount
 from minillm.charts.machine_diagram import LAYERS, Box, Diagram, State
 from minillm.charts.machine_svg import LARGE, fit, width
 from minillm.charts.meaning import RESERVED
-from minillm.charts.style import amount
 from minillm.trace import Event, rank_of
 
 UNNAMED = 2000  # a layer this many times smaller than the whole is seen, but not named

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minillm.charts import meaning
+from minillm.charts.ink import amount
 from minillm.charts.machine_diagram import Diagram, State
 from minillm.charts.machine_flows import Flow, crossed, limit, link_state
 from minillm.charts.machine_memories import Memories
 from minillm.charts.machine_svg import LARGE, STAGES, WIDE, fit, look, width
-from minillm.charts.style import amount
 from minillm.trace import Event, busy_seconds
 
 

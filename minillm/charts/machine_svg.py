@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minillm.charts.style import FAINT, INK, PAPER, RULE, TEXT
+from minillm.charts.ink import FAINT, INK, PAPER, RULE, TEXT
 
 if TYPE_CHECKING:
     from minillm.charts.machine_diagram import Diagram, State

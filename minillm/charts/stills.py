@@ -54,7 +54,7 @@ def still(trace: Trace, views: Sequence[str]) -> Still | None:
 def _possible(trace: Trace, views: Sequence[str]) -> Iterator:
     """A run without a request or a load has no timeline, one without counters no memory."""
     from minillm.charts.plots import memory
-    from minillm.charts.timeline import timeline
+    from minillm.charts.timeline_still import timeline
 
     for view, chart in {"machine": machine, "timeline": timeline, "memory": memory}.items():
         if view in views:

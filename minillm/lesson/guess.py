@@ -20,8 +20,8 @@ from IPython import get_ipython
 from IPython.display import display
 
 from minillm import charts
+from minillm.charts.ink import amount, times
 from minillm.charts.show import pack
-from minillm.charts.style import amount, times
 from minillm.lesson import still
 from minillm.lesson.page import FAINT, Note, card, paragraph
 from minillm.lesson.progress import guessed, last_guess
