@@ -75,7 +75,7 @@ class Memories:
             there = min(there, self.arrived[name])
         top, magnified = scale(self.most[name], capacity)
         layers = _layers(levels, there)
-        state, edges = _fill(name, box, {layer: n for layer, (n, _) in layers.items()}, top)
+        state, edges = _fill(name, box, layers, top)
         held, used = held_words(in_use(levels), capacity), amount(in_use(levels), "B")
         if box.kind == "ssd":  # of a disk we know what is free
             held = used = f"{amount(capacity, 'B')} free" if capacity else ""
@@ -142,11 +142,11 @@ def held_words(used: int, capacity: int | None) -> str:
     return f"{number if same else held} of {whole}" if capacity else held
 
 
-def _fill(name: str, box: Box, sizes: dict[str, int], top: float) -> tuple[State, dict]:
+def _fill(name: str, box: Box, layers: dict, top: float) -> tuple[State, dict]:
     """The layers, one on the other, and where each begins and how long it is."""
     x, y, w, h = box.tank or (0, 0, 0, 0)
     state, edges, low, long = {}, {}, 0.0, w if box.low else h
-    for layer, nbytes in sizes.items():
+    for layer, (nbytes, _) in layers.items():
         size = round(min(long - low, max(1.5, long * nbytes / top)), 1) if nbytes else 0
         edges[layer] = low, size
         start = {"x": x + low} if box.low else {"y": round(y + h - low - size, 1)}

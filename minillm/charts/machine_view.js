@@ -20,8 +20,7 @@ class MachinePicture {
     this.svg = pane.firstElementChild;
     const { width, height } = this.svg.viewBox.baseVal, head = Number(this.svg.dataset.head);
     this.svg.setAttribute("viewBox", `0 ${head} ${width} ${height - head}`);
-    const all = [this.svg, ...this.svg.querySelectorAll("[data-id]")];
-    this.parts = new Map(all.map((part) => [part.dataset.id, part]));
+    this.parts = new Map([...pane.querySelectorAll("[data-id]")].map((p) => [p.dataset.id, p]));
     this.says = new Map([...this.svg.querySelectorAll("title")].map((title) => {
       title.remove(); // a browser would show it beside the tip
       return [title.dataset.of, title.textContent];
@@ -122,10 +121,9 @@ function partTips(root, picture, pick) {
   let chosen = null;
   const write = () => {
     const lines = chosen ? picture().about(chosen) : [];
-    const made = lines.map((line, i) => Object.assign(
-      document.createElement(["b", "i"][i] || "span"), { textContent: line }));
     tip.hidden = !chosen;
-    if (tip.innerText !== lines.join("\n")) tip.replaceChildren(...made);
+    tip.replaceChildren(...lines.map((line, i) => Object.assign(
+      document.createElement(["b", "i"][i] || "span"), { textContent: line })));
     return lines;
   };
   const choose = (id, aloud) => {
