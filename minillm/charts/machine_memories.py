@@ -124,9 +124,11 @@ def _layers(levels: Mapping[str, int], there: int) -> dict[str, tuple[int, list[
     layers = {}
     for layer, label in labels.items():
         whole, said = known.get(label, sizes[label]), meaning.said(label)
-        much = held_words(sizes[label], whole) if sizes[label] < whole else amount(whole, "B")
+        part = sizes[label] < whole
+        much = held_words(sizes[label], whole) if part else amount(whole, "B")
         named = label and whole * UNNAMED > sum(levels.values())
-        layers[layer] = sizes[label], [f"{said} {much}", said] if named else [""]
+        short = much if part else said
+        layers[layer] = sizes[label], [f"{said} {much}", short] if named else [""]
     return layers
 
 
