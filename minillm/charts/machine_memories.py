@@ -79,7 +79,8 @@ class Memories:
         held, used = held_words(in_use(levels), capacity), amount(in_use(levels), "B")
         if box.kind == "ssd":  # of a disk we know what is free
             held = used = f"{amount(capacity, 'B')} free" if capacity else ""
-        said, room = [f"peak {used}" if total and box.kind != "ssd" else used], box.w - 14
+        peak = "peak " * bool(total and levels and box.kind != "ssd")
+        said, room = [peak + used], box.w - 14
         if box.low:
             said, room = [held, used], box.w - 24 - width(box.title, LARGE, True)
         else:
