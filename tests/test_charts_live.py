@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from minillm.charts import bundle, facts, ink, live, meaning, watch
+from minillm.charts.machine_view import machine
 from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -381,6 +382,36 @@ def test_a_view_leaves_a_small_still_with_its_finding() -> None:
     with watch(Trace()) as empty:
         pass
     assert set(empty._repr_mimebundle_()[0]) == set(data) - {"image/png"}
+
+
+def test_the_machine_alone_leaves_its_svg_and_its_pixels() -> None:
+    """Catches a still of another picture than the one that `charts.machine` draws."""
+    trace = make_run()
+    view = live.RunView(("machine",), trace)
+    view.finish(trace)
+    data, about = view._repr_mimebundle_()
+    picture = machine(trace)
+    assert data["image/svg+xml"] == picture.svg and data["text/plain"] == picture.finding
+    assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 60_000
+    assert about["image/svg+xml"]["alt"] == picture.alt
+
+
+def test_a_message_says_what_changed_on_the_machine() -> None:
+    """Catches a page that is told all of the picture five times a second, or a run on another."""
+    trace, sent = make_run(), []
+    view = live.RunView(("machine",), Trace.of([], trace.meta))
+    view.send, packer, events = sent.append, Packer(), list(trace.events)
+    view.feed(events[:9], packer)
+    view.feed(events[9:12], packer)
+    view.feed(events[:2], Packer(), anew=True)
+    first, more, anew = (message["machine"] for message in sent)
+    assert set(more) < set(first) == set(anew)
+    assert anew["disk/under/0"]["text"] == "measured" and anew["token/say"]["text"] == "next token"
+    assert [message["anew"] for message in sent] == [False, False, True]
+    quiet = live.RunView(("memory",), Trace.of([], trace.meta))
+    quiet.send = sent.append
+    quiet.feed(events[:9], Packer())
+    assert "machine" not in sent[-1] and quiet.meta["picture"] is None
 
 
 KERNEL = """

@@ -104,7 +104,8 @@ class Diagram:
         if tank:
             _tank(self, name, box, *tank)
         elif kind == "compute" and not low:
-            d = "".join(f"M{x + 16 + 16 * i:g} {y + h - 10}V{y + 46}" for i in range(4))
+            up = 16 * int((h - 56) / 16) - 3  # whole cells, of 13 and 3 between them
+            d = "".join(f"M{x + 16 + 16 * i:g} {y + h - 10}v{-up}" for i in range(4))
             self.put(f"{name}/cells", "path", "cells", d=d)
         first = y + (h / 2 + 4.5 if kind == "nic" else h / 2 - 2 if h < 60 else 18)
         self.text(f"{name}/name", "name", x + 9, first, **fit([title], w - 14, LARGE, bold=True))

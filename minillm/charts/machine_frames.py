@@ -16,7 +16,7 @@ from minillm.charts.machine_diagram import Diagram, State
 from minillm.charts.machine_scene import Scene
 from minillm.trace import Event
 
-LOAD, WORDS, A_TOKEN = 90, 240, 6  # frames of a load; of the words, at least and for each token
+LOAD, WORDS, A_TOKEN = 150, 300, 6  # frames of a load; of the words, at least and for each token
 MOST, MOST_TOKENS = 600, 300  # of the words; tokens that have a moment of their own
 
 

@@ -79,7 +79,8 @@ class Memories:
         held, used = held_words(in_use(levels), capacity), amount(in_use(levels), "B")
         if box.kind == "ssd":  # of a disk we know what is free
             held = used = f"{amount(capacity, 'B')} free" if capacity else ""
-        said, room = [f"peak {used}" if total and box.kind != "ssd" else used], box.w - 14
+        peak = "peak " * bool(total and levels and box.kind != "ssd")
+        said, room = [peak + used], box.w - 14
         if box.low:
             said, room = [held, used], box.w - 24 - width(box.title, LARGE, True)
         else:
@@ -124,9 +125,11 @@ def _layers(levels: Mapping[str, int], there: int) -> dict[str, tuple[int, list[
     layers = {}
     for layer, label in labels.items():
         whole, said = known.get(label, sizes[label]), meaning.said(label)
-        much = held_words(sizes[label], whole) if sizes[label] < whole else amount(whole, "B")
+        part = sizes[label] < whole
+        much = held_words(sizes[label], whole) if part else amount(whole, "B")
         named = label and whole * UNNAMED > sum(levels.values())
-        layers[layer] = sizes[label], [f"{said} {much}", said] if named else [""]
+        short = much if part else said
+        layers[layer] = sizes[label], [f"{said} {much}", short] if named else [""]
     return layers
 
 
