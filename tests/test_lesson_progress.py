@@ -57,7 +57,7 @@ def test_reading_alone_writes_nothing(home):
 def test_the_file_reads_well_and_says_what_it_is(home):
     """Catches a file that a learner who finds it cannot make sense of."""
     PROGRESS.attempted("00.1", True)
-    PROGRESS.guessed("00_tour", "Zeit je Wörtchen", 2.0, "ms")
+    PROGRESS.guessed("00_tour", "Zeit je Wörtchen", {"value": 2.0, "unit": "ms"})
     text = (home / "progress.json").read_text("utf-8")
     assert text.startswith('{\n  "about": "Progress in the minillm course.') and "Wörtchen" in text
     assert kept(home)["exercises"] == {"00.1": {"right": True, "attempts": 1}}
@@ -88,7 +88,7 @@ def test_what_another_notebook_wrote_meanwhile_survives(home):
     b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"exercises": []}', b'{"exercises": {"00.1": 3}}',
     b'{"exercises": {"00.1": {"hints": "two"}}}', b'{"exercises": {"00.1": {"hints": -1}}}',
     b'{"guesses": {"00_tour": {"time": 2}}}', b'{"guesses": {"a": {"b": {"value": "x"}}}}',
-    b"[" * 100_000,
+    b'{"guesses": {"a": {"b": {"value": 1, "came": "x"}}}}', b"[" * 100_000,
 ], ids=lambda content: content[:30])  # fmt: skip
 def test_a_damaged_file_is_kept_aside_and_the_lesson_goes_on(home, capsys, content):
     """Catches progress that stops a lesson for good, and a damaged file thrown away."""
@@ -211,7 +211,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(home, monkeypatch):
 def test_reset_forgets_everything(home):
     """Catches a reset that leaves hints or guesses behind."""
     PROGRESS.attempted("00.1", True)
-    PROGRESS.guessed("00_tour", "time", 2.0, "ms")
+    PROGRESS.guessed("00_tour", "time", {"value": 2.0, "unit": "ms"})
     assert progress(reset=True).finding == "0 of 2 exercises right, 0 not yet, 2 open"
     assert not (home / "progress.json").exists()
     assert PROGRESS.last_guess("00_tour", "time") is None
@@ -219,7 +219,7 @@ def test_reset_forgets_everything(home):
 
 def test_guesses_are_counted_by_the_notebook_they_were_made_in(home):
     """Catches a guess that turns up in another lesson's line."""
-    PROGRESS.guessed("00_tour", "time", 2.0, "ms")
-    PROGRESS.guessed("00_tour", "time", 3.0, "ms")
-    PROGRESS.guessed("my_own", "time", 3.0, "ms")
+    PROGRESS.guessed("00_tour", "time", {"value": 2.0, "unit": "ms"})
+    PROGRESS.guessed("00_tour", "time", {"value": 3.0, "unit": "ms"})
+    PROGRESS.guessed("my_own", "time", {"value": 3.0, "unit": "ms"})
     assert progress().rows[0][-1] == "1" and PROGRESS.last_guess("00_tour", "time") == 3.0

@@ -7,7 +7,6 @@ KeyboardInterrupt: that is how a learner stops an endless loop.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import re
 import traceback
@@ -60,34 +59,23 @@ class _Outcome:
 
 def judge(exercise: Exercise, function: Any) -> Verdict:
     """Hold `function` against the cases of the exercise. Arguments are copied for each call."""
-    misfit = _misfit(exercise, function)
-    if misfit:
-        return Verdict(NOT_YET, tip=misfit, cases=len(exercise.cases))
+    cases, name = exercise.cases, exercise.reference.__name__
+    if not callable(function):
+        line = f'{name} = check("{exercise.number}", {name})'
+        return Verdict(NOT_YET, tip=f"check wants your function: {line}", cases=len(cases))
     outcomes = []
-    for case in exercise.cases:
+    for case in cases:
         outcomes.append(_call(function, case))
         if isinstance(outcomes[0].error, NotImplementedError):
-            return Verdict(NOT_ATTEMPTED, cases=len(exercise.cases))
-    good = [passes(case, out) for case, out in zip(exercise.cases, outcomes, strict=True)]
+            return Verdict(NOT_ATTEMPTED, cases=len(cases))
+    good = list(map(_alike, outcomes, (_Outcome(case.expect) for case in cases)))
     if all(good):
-        return Verdict(RIGHT, passed=len(good), cases=len(good))
-    case, outcome = exercise.cases[good.index(False)], outcomes[good.index(False)]
-    name = exercise.reference.__name__
-    tip = _known_mistake(exercise, outcomes) or _tip(case, outcome, name)
+        return Verdict(RIGHT, passed=len(good), cases=len(cases))
+    case, outcome = cases[good.index(False)], outcomes[good.index(False)]
     return Verdict(
-        NOT_YET, said_call(function, case, name), _came(outcome, function),
-        said(case.expect), case.because, tip, sum(good), len(good),
+        NOT_YET, said_call(name, case), _came(outcome, function), said(case.expect), case.because,
+        _known_mistake(exercise, outcomes) or _tip(outcome, name), sum(good), len(cases),
     )  # fmt: skip
-
-
-def passes(case: Case, outcome: _Outcome) -> bool:
-    """Whether the answer of a call is right; an answer that cannot be compared is not."""
-    if outcome.error is not None:
-        return False
-    try:
-        return same(outcome.answer, case.expect)
-    except Exception:  # a strange answer: its own == may fail on it
-        return False
 
 
 def same(answer: Any, expected: Any) -> bool:
@@ -103,43 +91,33 @@ def same(answer: Any, expected: Any) -> bool:
         return alike and same(answer.tolist(), expected.tolist())
     if isinstance(expected, list | tuple):
         alike = isinstance(answer, list | tuple) and len(answer) == len(expected)
-        return alike and all(same(a, e) for a, e in zip(answer, expected, strict=True))
+        return alike and all(map(same, answer, expected))
     if isinstance(expected, dict):
         alike = isinstance(answer, dict) and set(answer) == set(expected)
         return alike and all(same(answer[key], expected[key]) for key in expected)
+    if not _is_plain_number(expected):
+        return type(answer) is type(expected) and bool(answer == expected)
     if isinstance(expected, float) and _is_plain_number(answer):
         return math.isclose(answer, expected, rel_tol=_HAIR, abs_tol=_HAIR if expected == 0 else 0)
-    if _is_plain_number(expected):
-        return _is_plain_number(answer) and bool(answer == expected)
-    return type(answer) is type(expected) and bool(answer == expected)
+    return _is_plain_number(answer) and bool(answer == expected)
 
 
-def said(value: Any) -> str:
+def said(value: Any, group: str = ",") -> str:
     """A value as a learner reads it: 12,800; no addresses; cut where it gets long."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        if isinstance(value, int) and not isinstance(value, bool):
-            text = f"{value:,}"
-        elif isinstance(value, float) and 1e4 <= abs(value) < 1e15:
-            text = f"{value:,}"
-        else:
-            text = repr(value)
+        text = f"{value:{group}}" if number else repr(value)
     except Exception:  # its __repr__ fails, or an int has more digits than Python prints
         return f"something of type {type(value).__name__} that cannot be printed"
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def said_call(function: Callable, case: Case, name: str) -> str:
-    """The call as one would write it: `f(3, 4, batch=2)`; `name` for a function without one."""
-    values = [_argument(value) for value in case.args]
-    values += [f"{name}={_argument(value)}" for name, value in case.named.items()]
-    own = getattr(function, "__name__", "")
-    return f"{own if str(own).isidentifier() else name}({', '.join(values)})"
-
-
-def _argument(value: Any) -> str:
-    """As code, so that it can be pasted: 12_800 rather than 12,800."""
-    return said(value).replace(",", "_") if _is_plain_number(value) else said(value)
+def said_call(name: str, case: Case) -> str:
+    """The call as one would write it: `f(12_800, 4, batch=2)`."""
+    values = [said(value, "_") for value in case.args]
+    values += [f"{key}={said(value, '_')}" for key, value in case.named.items()]
+    return f"{name}({', '.join(values)})"
 
 
 def _is_array(value: Any) -> bool:
@@ -148,25 +126,6 @@ def _is_array(value: Any) -> bool:
 
 def _is_plain_number(value: Any) -> bool:
     return isinstance(value, Number) and not isinstance(value, bool)
-
-
-def _misfit(exercise: Exercise, function: Any) -> str:
-    """What keeps us from calling it at all; empty if nothing does."""
-    name, number = exercise.reference.__name__, exercise.number
-    line = f'{name} = check("{number}", {name})'
-    if not callable(function):
-        return f"check wants your function, and found {said(function)}. Write: {line}"
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in, without a signature: calling it will tell
-        return ""
-    for case in exercise.cases:
-        try:
-            signature.bind(*case.args, **case.named)
-        except TypeError as problem:
-            wanted = inspect.signature(exercise.reference)
-            return f"It is called as {name}{wanted}; with yours, {problem}."
-    return ""
 
 
 def _call(function: Callable, case: Case) -> _Outcome:
@@ -180,62 +139,43 @@ def _call(function: Callable, case: Case) -> _Outcome:
 
 
 def _came(outcome: _Outcome, function: Callable) -> str:
-    if outcome.error is None:
-        return "gave nothing (None)" if outcome.answer is None else f"gave {said(outcome.answer)}"
+    """What a call gave, or what it raised and in which line of the learner's."""
     error = outcome.error
-    try:
-        words = " ".join(str(error).split())[:LONGEST]
-    except Exception:  # its __str__ fails
-        words = ""
-    raised = f"raised {type(error).__name__}" + (f": {words}" if words else "")
+    if error is None:
+        return "gave nothing (None)" if outcome.answer is None else f"gave {said(outcome.answer)}"
+    words = " ".join("".join(traceback.format_exception_only(error)).split())
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    if not frames or not frames[-1].line:
-        return raised
-    return f"{raised} (line {frames[-1].lineno}: `{frames[-1].line}`)"
+    lines = [
+        f" (line {frame.lineno}: `{frame.line}`)"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file and frame.line
+    ]
+    return f"raised {words[:LONGEST]}{''.join(lines[-1:])}"
 
 
 def _known_mistake(exercise: Exercise, outcomes: list[_Outcome]) -> str:
     """What to say to someone whose answers are those of a usual wrong answer, in every case."""
     for mistake in exercise.wrongs:
         theirs = [_call(mistake.function, case) for case in exercise.cases]
-        pairs = zip(outcomes, theirs, strict=True)
-        if all(_alike(mine, other) for mine, other in pairs):
+        if all(map(_alike, outcomes, theirs)):
             return mistake.says
     return ""
 
 
 def _alike(mine: _Outcome, other: _Outcome) -> bool:
+    """The same answer, or the same kind of error; what cannot be compared is not alike."""
     if mine.error is not None or other.error is not None:
         return type(mine.error) is type(other.error)
     try:
         return same(mine.answer, other.answer)
-    except Exception:
+    except Exception:  # a strange answer: its own == may fail
         return False
 
 
-def _tip(case: Case, outcome: _Outcome, name: str) -> str:
-    """A word on answers that are wrong in kind."""
-    answer = outcome.answer
+def _tip(outcome: _Outcome, name: str) -> str:
+    """A word on a function that is not finished."""
     if isinstance(outcome.error, NotImplementedError):
         return "A branch of yours still raises NotImplementedError."
-    if outcome.error is not None:
-        return ""
-    if answer is None:
+    if outcome.error is None and outcome.answer is None:
         return f"Does {name} end with `return`? print shows a value, return gives it back."
-    kinds = type(answer).__name__, type(case.expect).__name__
-    inner = _unwrapped(answer)
-    if kinds[0] != kinds[1] and passes(case, _Outcome(inner)):
-        return f"The value is right, but it is a {kinds[0]}, and a {kinds[1]} is wanted."
     return ""
-
-
-def _unwrapped(answer: Any) -> Any:
-    """The number in a tensor, in a list of one or in a text; else the answer itself."""
-    try:
-        inner = answer.tolist() if _is_array(answer) else answer
-        while isinstance(inner, list | tuple) and len(inner) == 1:
-            inner = inner[0]
-        return float(inner) if isinstance(inner, str) else inner
-    except Exception:
-        return answer

@@ -1,12 +1,13 @@
 """A learner's progress: one readable JSON file, `progress.json` in the folder MINILLM_HOME.
 
     {"exercises": {"11.2": {"right": true, "attempts": 3, "hints": 1}},
-     "guesses": {"11_load_stream": {"time to load": {"value": 2.0, "unit": "s"}}}}
+     "guesses": {"11_load_stream": {"time to load": {"value": 2.0, "unit": "s",
+                                    "came": 0.9, "how": "measured", "predicted": 0.8}}}}
 
-It is written when a learner attempts an exercise, asks for a hint or guesses; a notebook that
-only runs writes nothing. Of two notebooks that write, one waits for the other. A damaged file is
-kept aside as `progress.json.bad`; one that cannot be read or written is said once, and the session
-goes on with what it remembers.
+It is written when a learner attempts an exercise, asks for a hint or guesses, and when a guess
+gets its answer; a notebook that only runs writes nothing. Of two notebooks that write, one waits
+for the other. A damaged file is kept aside as `progress.json.bad`; one that cannot be read or
+written is said once, and the session goes on with what it remembers.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
+
 from minillm.charts.show import Table
 from minillm.errors import MinillmError
 from minillm.files import home, locked, read_json, write_json
 from minillm.lesson import exercises
 
 ABOUT = "Progress in the minillm course. progress(reset=True) in a notebook starts anew."
+NUMBERS = ("attempts", "hints", "value", "came", "predicted")
 _lock = threading.RLock()  # a guess arrives on a widget's thread
 _remembered: dict[Path, dict] = {}  # of files that could not be read or written, and so said once
 
@@ -85,10 +89,29 @@ def last_guess(notebook: str, quantity: str) -> float | None:
     return _read()["guesses"].get(notebook, {}).get(quantity, {}).get("value")
 
 
-def guessed(notebook: str, quantity: str, value: float, unit: str) -> None:
-    """Note a guess, in place of an earlier one of the same quantity in that notebook."""
-    entry = {"value": value, "unit": unit}
-    _change(lambda kept: kept["guesses"].setdefault(notebook, {}).update({quantity: entry}))
+def guessed(notebook: str, quantity: str, entry: dict[str, Any] | None) -> None:
+    """Note a guess, perhaps with its answer, in place of an earlier entry; None forgets it.
+
+    entry: value and unit; with an answer came and how, and predicted if anything was.
+    """
+
+    def note(kept: dict[str, Any]) -> None:
+        made = kept["guesses"].setdefault(notebook, {})
+        made.update({quantity: entry}) if entry else made.pop(quantity, None)
+
+    _change(note)
+
+
+def all_guesses() -> dict[str, dict[str, dict[str, Any]]]:
+    """Notebook to quantity to entry, in the order in which they were guessed."""
+    return _read()["guesses"]
+
+
+def notebook() -> str:
+    """The stem of the running notebook's name, as far as this kernel knows it."""
+    names = getattr(get_ipython(), "user_ns", {})
+    path = names.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME") or "notebook"
+    return Path(str(path)).stem
 
 
 def _read() -> dict[str, Any]:
@@ -125,7 +148,7 @@ def _sound(kept: dict) -> dict[str, Any]:
     kept = {"about": ABOUT, "exercises": {}, "guesses": {}, **kept}
     guesses = [guess for made in kept["guesses"].values() for guess in made.values()]
     for entry in (*kept["exercises"].values(), *guesses):
-        if min(entry.get(key, 0) for key in ("attempts", "hints", "value")) < 0:
+        if min(entry.get(key, 0) for key in NUMBERS) < 0:
             raise ValueError("less than none")
     return kept
 
