@@ -16,7 +16,7 @@ export class MemoryView extends TimeView {
 
   layOut() { this.panels = memoryPanels(this.run); }
 
-  place() { this.bottom = placePanels(this.panels, hasMargin(this.sheet, this.scale)); }
+  place() { this.bottom = placePanels(this.panels); }
 
   words() { return memoryWords(this.panels); }
 
@@ -68,13 +68,12 @@ export class MemoryView extends TimeView {
 }
 
 const shadeOf = (label, i) => (label === RESERVED ? PALE : SHADES[i]);
-const hasMargin = (sheet, scale) => sheet.width - scale.right > 60;
 
-// Gives each panel its y and height; without a margin its words need a line above it.
-function placePanels(panels, margin) {
+// Gives each panel its y and height.
+function placePanels(panels) {
   let y = 8;
   for (const panel of panels) {
-    panel.y = y += margin || panel.small ? 0 : 10;
+    panel.y = y;
     panel.height = panel.small ? 26 : baseOf(panel.tier) === "hbm" ? 100 : 82;
     y += panel.height + (panel.small ? 4 : 12);
   }
@@ -157,28 +156,24 @@ function paintLevels(g, sheet, scale, panel, emulated) {
   g.globalAlpha = 1;
 }
 
-// What each label holds at `at`: right of the plot beside its area, or in a line above it.
+// What each label holds at `at`, right of the plot.
 function shineValues(g, sheet, scale, panel, at) {
-  const margin = hasMargin(sheet, scale), { ink } = sheet, point = pointAt(panel, at);
+  const { ink } = sheet, point = pointAt(panel, at), x = scale.right + 10;
   const used = point ? point.used : 0, { y, height, budget, peak } = panel;
   Object.assign(g, { textAlign: "left", textBaseline: "middle", fillStyle: ink.text,
     font: sheet.font(10) });
-  let x = margin ? scale.right + 10 : scale.left, middle = y + height - 6;
   if (panel.small) {
     const words = formatBytes(used) + (budget ? ` · ${formatPercent(used, budget)}` : "");
-    if (!margin) g.textAlign = "right";
-    g.fillText(words, margin ? x : scale.right - 4, y + (margin ? height / 2 : 11));
+    g.fillText(words, x, y + height / 2);
     return;
   }
   panel.labels.forEach((label, i) => {
-    const nbytes = point ? point.held[i] : 0, words = `${label} ${formatBytes(nbytes)}`;
-    if (!margin && !nbytes) return;
-    paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
+    const nbytes = point ? point.held[i] : 0, middle = y + height - 6 - 15 * i;
+    paintSwatch(g, sheet, panel, i, x, middle);
     g.fillStyle = nbytes ? ink.text : ink.faint;
-    g.fillText(words, x + 12, margin ? middle : y - 5.5);
-    if (margin) middle -= 15; else x += g.measureText(words).width + 22;
+    g.fillText(`${label} ${formatBytes(nbytes)}`, x + 12, middle);
   });
-  if (budget === null || !margin) return;
+  if (budget === null) return;
   g.fillStyle = ink.faint;
   const most = `${formatPercent(peak.nbytes, budget)} used at peak`;
   const lines = [`budget ${formatBytes(budget)}`, most];
