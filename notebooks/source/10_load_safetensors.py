@@ -348,10 +348,10 @@ def later_load(models: int, room: int) -> float:
 # %% tags=["nbval-ignore-output"]
 def draw(models: int = 2, room: int = 1024):
     took = later_load(models, room)
-    finding = f"models: {models}, page cache {room:,} MiB: {1e3 * took:.0f} ms a load"
+    finding = f"{models} × {format_size(big.nbytes)}, {room:,} MiB of cache: {1e3 * took:.0f} ms"
     return charts.curve(finding, {"": partial(later_load, models)}, range(128, 4097, 64),
-                        x="page cache (MiB)", y="a load", unit="s", at=room, log="",
-                        span=(0, 1.1 * cold.seconds), inks={"": "dram"},
+                        x="page cache (MiB)", y="time of a load", unit="s", at=room, log="",
+                        span=(0, 1.1 * max(cold.seconds, warm.seconds)), inks={"": "dram"},
                         note="each load after the first round · predicted")  # fmt: skip
 
 
