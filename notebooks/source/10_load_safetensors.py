@@ -188,7 +188,7 @@ for title, load in (("cold, both ways", cold), ("warm", warm)):
 # `drop` asks the system to forget a file, which needs no special rights. The memory for the
 # weights is made and touched before: that time is another story, told in lesson 11. So is
 # *staging*, the buffers in DRAM through which a `Reader` brings the bytes. First the cold load:
-# watch the SSD, and what DRAM holds afterwards.
+# watch the SSD.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -217,7 +217,7 @@ with charts.watch(machine.trace, "machine"):
     machine.trace.count("dram", "page cache", big.nbytes)  # the system's, so we tell the trace
 
 # %% [markdown]
-# And the same again. Watch the SSD.
+# And the same again. Watch the SSD, and what DRAM holds.
 
 # %% tags=["nbval-ignore-output"]
 machine.trace.clear()

@@ -305,9 +305,9 @@ def cold(slots: int) -> float:
 ways = {name: lambda n=n: cold(n) for name, n in (("one", 1), ("two", 2), ("seven", 7))}
 disk_speed = compare(ways, rounds=5, unit="ms")
 assert torch.equal(there.block.cpu(), arena.block)
-print(disk_speed.sentence)
-best = nbytes / min(disk_speed.seconds["seven"])
-print(f"seven slots, best of 5: {profile['ssd.read'].of(best)}")
+limit = nbytes / profile["ssd.read"].best
+near = disk_speed.against("the SSD at its ceiling", limit, "seven")
+print(disk_speed.sentence, near, sep="\n")
 
 # %% [markdown]
 # If that is well below the ceiling, what takes it away? The ceiling was read into memory and left
@@ -316,11 +316,11 @@ print(f"seven slots, best of 5: {profile['ssd.read'].of(best)}")
 
 # %% tags=["nbval-ignore-output"]
 copies = real.trace.select(kind="transfer", resource="copy", label="weights")
-copying, alone = sum(e.seconds for e in copies), nbytes / profile["ssd.read"].best
-turns, least = alone + copying, max(alone, copying)
+copying = sum(e.seconds for e in copies)
+turns, least = limit + copying, max(limit, copying)
 last = disk_speed.seconds["seven"][-1]
 hidden = f"{min(1, (turns - last) / (turns - least)):.0%} of what overlap can hide was hidden"
-print(f"SSD at its ceiling {1e3 * alone:.0f} ms, copies {1e3 * copying:.0f}: in turns "
+print(f"SSD at its ceiling {1e3 * limit:.0f} ms, copies {1e3 * copying:.0f}: in turns "
       f"{1e3 * turns:.0f} ms, overlapped {1e3 * least:.0f}. The load took {1e3 * last:.0f} ms:",
       hidden if last < turns else "something else takes time, too")  # fmt: skip
 
@@ -398,7 +398,7 @@ recall(
 print(f"1. One bucket {took[1]:.2f} s, two {took[2]:.2f}, seven {took[7]:.2f} (emulated); "
       f"predicted {predicted[1]:.2f}, {predicted[2]:.2f}, {predicted[7]:.2f}.")
 print(f"2. {format_size(nbytes)} passed through {format_size(staged)} of staging.")
-print(f"3. Your SSD gave {profile['ssd.read'].of(best).replace('ssd.read', 'its ceiling')}.")
+print(f"3. Your disk: {near}.")
 
 # %%
 guesses()
