@@ -5,8 +5,8 @@
 # 1 load, weights come in.">
 #
 # We open a checkpoint with nothing but Python, name each of its bytes, and then load one twice. The
-# first time and the second time tell two different stories. *Forty minutes; the code behind
-# it: [`minillm/load/safetensors.py`](../minillm/load/safetensors.py) and
+# first time and the second time tell two different stories. *Forty-five minutes; the code
+# behind it: [`minillm/load/safetensors.py`](../minillm/load/safetensors.py) and
 # [`minillm/load/readers.py`](../minillm/load/readers.py).*
 
 # %% tags=["nbval-ignore-output"]
@@ -32,7 +32,7 @@ print(Machine.here().describe())
 # - **checkpoint**: the folder with a model's weights and settings.
 # - **header**: the part of a file that says what the rest means.
 # - **dtype**: how a number is stored, such as F32 in four bytes or BF16 in two.
-# - **page cache**: DRAM in which the system keeps what it has read from files, in pages of 4 KiB.
+# - **page cache**: DRAM in which the system keeps what it has read from files, page by page.
 # - **cold**, **warm**: a load that finds nothing in the page cache, or everything.
 # - **direct**: a way to read that goes past the page cache; the ordinary one, `read`, uses it.
 
@@ -276,8 +276,8 @@ for name, (mine, load) in of.items():
 # %% [markdown]
 # What may keep a load from the prediction? The SSD's ceiling was read with several requests in
 # flight, and left in DRAM. `direct` asks with six threads, and goes on to HBM. `read` asks with
-# two, and for every 4 KiB the kernel finds a page in DRAM, fills it, copies it. And one thread
-# copies to HBM, where lesson 01 used all.
+# two, and page by page the system finds room in DRAM, fills it, copies it. And one thread copies
+# to HBM, where lesson 01 used all.
 #
 # ## Break it: loaded in no time
 #
@@ -338,7 +338,7 @@ for room in (16, 12, 11, 6):
 # %%
 def later_load(models: int, room: int) -> float:
     """Seconds of a load after the first round; room in MiB."""
-    block = 10 * 2**20  # bytes of a page here, so that there are few
+    block = 16 * 2**20  # bytes of a page here, so that there are few
     once = list(range(models * round(big.nbytes / block)))
     misses = reads_of_ssd(once + once, max(1, room * 2**20 // block)) - len(once)
     share = misses / len(once)

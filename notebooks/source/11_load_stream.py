@@ -216,7 +216,7 @@ with Reader(machine, "direct", infos, chunk=size, slots=7) as reader:
 
 # %% tags=["nbval-ignore-output"]
 for i in infos:
-    assert torch.equal(arena.places[i.name].view(torch.uint8).flatten(), target[i.start : i.end])
+    assert torch.equal(arena.places[i.name].view(torch.uint8).flatten(), data[i.start : i.end])
 floor = nbytes / nvme.bandwidth  # the least: the SSD never rests
 for mine, n in ((one, 1), (two, 2), (seven, 7)):
     reveal(mine, predicted=predicted[n], measured=took[n], ceiling=floor, how="emulated")
@@ -239,7 +239,7 @@ print(f"{format_size(nbytes)} of weights passed through {format_size(staged)} of
 # ## Turn the knob: the size of a chunk
 #
 # Large chunks: the last one is copied while no other is being read. Small chunks: each pays the
-# SSD's latency, unless others are in flight. Drag, and find the best size for one slot, two, seven.
+# SSD's latency, unless others are in flight. Drag: what size is best for one slot, two, seven?
 
 # %% tags=["nbval-ignore-output"]
 def rate(kib: int, slots: int) -> float:
@@ -262,6 +262,9 @@ def draw(chunk_kib: int = 2048, slots: int = 2):
 knob(draw, chunk_kib=(32, 131072), slots=[1, 2, 3, 7])
 
 # %% [markdown]
+# One slot wants the largest chunk there is, and stays below 70 %: it takes turns. Two want 8 MiB.
+# Seven are content with 512 KiB: what one wait costs is hidden by six others.
+#
 # ## Break it: a bucket that is not empty
 #
 # Chunk 0 is in its slot, and an impatient reader brings chunk 2 there before it was emptied.
