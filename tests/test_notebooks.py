@@ -47,7 +47,6 @@ SAFE = (
     "may be slower than one of float32",
     "only the slower one counts",
     "Two different things were won",
-    "the SSD is not much slower than PCIe",
     "the first touch may be slower",
     "as its slower rank",
     "the slower sets the time",
