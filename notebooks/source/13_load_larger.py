@@ -17,10 +17,12 @@ import torch
 
 import minillm
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
-from minillm.lesson import check, compare, guess, hint, knob, recall, reveal
+from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
 from minillm.load import Checkpoint
 from minillm.machine.prefetch import Prefetch, hidden
 from minillm.predict.hardware import HARDWARE
+from minillm.probe import Profile, probe
+from minillm.trace import busy_seconds
 
 print(Machine.here().describe())
 
@@ -49,7 +51,7 @@ def finish(layers: int, bring: float, compute: float, slots: int) -> float:
         done.append(max(there, done[-1]) + compute)
     return done[-1]
 
-# %%
+
 print("bring 3, cook 1: in turns", finish(6, 3, 1, slots=1), "two places", finish(6, 3, 1, slots=2))
 print("bring 1, cook 3: in turns", finish(6, 1, 3, slots=1), "two places", finish(6, 1, 3, slots=2))
 
@@ -72,26 +74,17 @@ from_dram = guess("a token, layers from DRAM", unit="ms")
 from_ssd = guess("a token, layers from the SSD", unit="ms")
 
 # %% [markdown]
-# The arithmetic. A pass reads each weight once. Over a link it takes the bytes of all layers ÷
+# The arithmetic. A pass reads each weight once. Over a link it takes the bytes of all six layers ÷
 # bandwidth, and each layer its latency. From HBM the same is a floor that so small a model does not
 # come near: it also starts a hundred operations (lesson 02).
 
 # %% tags=["nbval-ignore-output"]
-from minillm.probe import Profile, probe
-
 profile = Profile.here() or probe(seconds=10)  # what the scale is made from
-
-# %% tags=["nbval-ignore-output"]
 town = Path(minillm.__file__).parents[1] / "data" / "town"
 weights = Checkpoint.open(town)
 layer = sum(info.nbytes for name, info in weights.tensors.items() if ".layers.0." in name)
 scale = Machine.scale_model("H100").scale
 pcie, nvme, layers = scale.wire("pcie"), scale.wire("nvme"), 6
-
-# %% [markdown]
-# Six layers; each crosses once a token:
-
-# %% tags=["nbval-ignore-output"]
 least = {"HBM": weights.nbytes / scale.hbm_bandwidth, "DRAM": layers * pcie.seconds(layer),
          "SSD": layers * nvme.seconds(layer)}  # fmt: skip
 for place, seconds in least.items():
@@ -121,14 +114,9 @@ def ask(hbm: str, **how: str):
 whole, _, most = ask("64 MiB")
 dram, trace, peak = ask("6 MiB", weights="stream", stream_from="dram")
 ssd, *_ = ask("6 MiB", weights="stream", stream_from="ssd", reader="direct")
-print(f"HBM at its peak: resident {format_size(most)}, streamed {format_size(peak)}")
-
-# %% [markdown]
-# And the words?
-
-# %%
 assert whole.token_ids == dram.token_ids == ssd.token_ids and peak <= 6 * 2**20
-print(dram.text)
+print(f"HBM at its peak: resident {format_size(most)}, streamed {format_size(peak)}; "
+      f"three times the same words:{dram.text}")
 
 # %% [markdown]
 # Your guesses, the arithmetic, and the clock:
@@ -140,14 +128,17 @@ reveal(from_ssd, predicted=1e3 * least["SSD"], measured=1e3 * ssd.tpot, how="emu
 
 # %% [markdown]
 # The same words, in half the memory. Every token moves all layers over the link. How much of that
-# did compute not notice?
+# did compute not notice? The toy says: at most compute ÷ bring.
 
 # %% tags=["nbval-ignore-output"]
 found = hidden(trace, "weights")
-print(f"{found.share:.0%} of the transfers' time was hidden behind compute, which waited "
-      f"{1e3 * found.waited:.0f} ms in all (emulated)")
-for place, answer in (("HBM", whole), ("DRAM", dram), ("SSD", ssd)):
-    print(f"from {place}: {least[place] / answer.tpot:.0%} of what its tier could give")
+computed = sum(e.seconds for name in ("attention", "ffn") for e in trace.select(name=name))
+print(f"hidden: {computed / found.moving:.0%} by the toy's compute ÷ bring, {found.share:.0%} found; "
+      f"compute waited {1e3 * found.waited:.0f} ms in all (emulated)")
+
+# %% [markdown]
+# What the toy leaves out lies between two passes. The logits go out, a token is chosen, its id comes
+# in; and meanwhile the first layers of the next pass are on their way. That is hidden too.
 
 # %% [markdown]
 # Watch some passes: which of the two is ever idle, the link or compute?
@@ -158,6 +149,9 @@ engine = Engine.load(town, small, EngineConfig(weights="stream"))
 with charts.watch(small.trace, "machine", "timeline"):
     engine.generate("Mia put the red key", SamplingParams(max_tokens=48, temperature=0.0))
 engine.close()
+moves = [move for move in small.trace.select(kind="transfer", label="weights") if move.request == 0]
+lasted = max(move.end for move in moves) - min(move.start for move in moves)
+print(f"weights were crossing {busy_seconds(moves) / lasted:.0%} of the time (emulated)")
 
 # %% [markdown]
 # ## First rung: take turns
@@ -230,21 +224,16 @@ print(both.against("the link alone, predicted", link, "asked ahead"))
 # %% [markdown]
 # ## Third rung: the package
 #
-# `Prefetch` does the same for slots of any kind, with the sending on a thread of its own. This is
-# all that happens before a layer computes: ask for it (it is on its way already), ask for the one
-# after it, wait, and lend it the slot's memory as its weights.
+# `Prefetch` does the same for slots of any kind, with the sending on a thread of its own. Before a
+# layer computes we ask for it (it is on its way already), ask for the one after it, take it, and
+# lend it the slot's memory as its weights. `take` waits, and the waiting is on record. That record
+# is what `hidden` reads: 1 − waited ÷ moving.
 
 # %%
 from minillm.engine.weights import Streamed
 
-print(inspect.getsource(Streamed._before).split('"""')[-1].strip("\n"))
-
-# %% [markdown]
-# And `take`: what was asked for first comes first, and the waiting is on record. That record is
-# what `hidden` reads: 1 − waited ÷ moving.
-
-# %%
-print(inspect.getsource(Prefetch.take).split('"""')[-1].strip("\n"))
+for function in (Streamed._before, Prefetch.take):
+    print(f"{function.__name__}:{inspect.getsource(function).split(chr(34) * 3)[-1].rstrip()}")
 
 # %% [markdown]
 # ## Turn the knob: how many tokens share a pass?
@@ -266,15 +255,11 @@ def pass_of(tokens: int) -> tuple[float, float]:
 # %% tags=["nbval-ignore-output"]
 def draw(tokens: int = 64):
     seconds, share = pass_of(tokens)
-    chart = charts.Chart(f"{tokens:,} tokens a pass: {share:.0%} hidden, "
-                         f"{tokens / seconds:,.0f} tokens/s at most",
-                         note="Llama-3-8B streamed to one H100 · predicted")
-    ax = chart.add_axes((0.1, 0.17, 0.84, 0.6))
-    x = [2**n for n in range(16)]
-    ax.plot(x, [pass_of(n)[1] for n in x], "--", color="#6B7280")
-    ax.plot(tokens, share, "o", color="#009E73")
-    ax.set(xscale="log", xlabel="tokens a pass (log)", ylabel="hidden (share)", ylim=(0, 1.05))
-    return chart
+    return charts.curve(
+        f"{tokens:,} tokens a pass: {share:.0%} hidden, {tokens / seconds:,.0f} tokens/s at most",
+        {"": lambda n: 100 * pass_of(n)[1]}, [2**n for n in range(16)], x="tokens a pass",
+        y="hidden", unit="%", at=tokens, span=(0, 100), inks={"": "hbm"},
+        note="Llama-3-8B streamed to one H100 · predicted")  # fmt: skip
 
 
 knob(draw, tokens=(1, 32768))
@@ -293,8 +278,7 @@ print("the same result:", torch.equal(broken, expected))
 # %% [markdown]
 # No error: the shapes are right, and layer 0 computed with the weights of layer 2. That is what the
 # waiting is for. `Prefetch` cannot be asked so: it holds a slot until its layer was used.
-
-# %% [markdown]
+#
 # ## Where it loses: one token at a time
 #
 # And on *this* machine, without slowed links? Its "HBM" is DRAM, and the link a copy within it.
@@ -330,22 +314,7 @@ print(f"hidden: at most {h100.pcie.bandwidth / h100.hbm_bandwidth:.1%} (predicte
 # %% [markdown]
 # So streaming suits work that is large and in no hurry: a batch shares each crossing. Otherwise:
 # fewer bytes (lesson 34), or more GPUs (lesson 41).
-
-# %% [markdown]
-# ## Exercise 2: place the layers
 #
-# Not all has to be streamed. HBM is fastest, then DRAM, then SSD. Layers of equal size go to the
-# fastest tier that still has room; the SSD has room for all. Return how many layers lie in each.
-
-# %%
-def place(layers: int, layer_bytes: int, hbm_free: int, dram_free: int) -> tuple[int, int, int]:
-    raise NotImplementedError  # your lines
-
-
-place = check("13.2", place)
-# hint("13.2")
-
-# %% [markdown]
 # ## On paper: 70B on one GPU
 #
 # An H100 holds `resident` bytes of a model; the other `streamed` bytes come over PCIe in every
@@ -357,8 +326,8 @@ def tokens_per_second(resident, streamed, tokens, link, hbm, flops) -> float:
     raise NotImplementedError  # bytes; bytes a second; FLOP a second
 
 
-tokens_per_second = check("13.3", tokens_per_second)
-# hint("13.3")
+tokens_per_second = check("13.2", tokens_per_second)
+# hint("13.2")
 
 # %%
 for tokens in (1, 64, 4096):
@@ -393,6 +362,14 @@ print(f"1. {format_size(weights.nbytes)} of weights ran in {format_size(peak)} o
 print(f"2. Over the scaled link a token took {1e3 * dram.tpot:.1f} ms ({1e3 * least['DRAM']:.1f} "
       f"predicted), {found.share:.0%} hidden (emulated).")
 print(f"3. By hand: {both.sentence}.")
+
+# %% [markdown]
+# ## Your guesses
+#
+# How far were they, here and in the lessons before?
+
+# %%
+guesses()
 
 # %% [markdown]
 # **Next:** `20_tokens_bpe`. The weights are where they belong. Now the text must become numbers.
