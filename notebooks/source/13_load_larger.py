@@ -133,12 +133,12 @@ reveal(from_ssd, predicted=1e3 * least["SSD"], measured=1e3 * ssd.tpot, how="emu
 # %% tags=["nbval-ignore-output"]
 found = hidden(trace, "weights")
 computed = sum(e.seconds for name in ("attention", "ffn") for e in trace.select(name=name))
-print(f"hidden: {computed / found.moving:.0%} by the toy's compute ÷ bring, {found.share:.0%} found; "
-      f"compute waited {1e3 * found.waited:.0f} ms in all (emulated)")
+print(f"hidden: {computed / found.moving:.0%} by the toy's compute ÷ bring, found "
+      f"{found.share:.0%}; compute waited {1e3 * found.waited:.0f} ms in all (emulated)")
 
 # %% [markdown]
-# What the toy leaves out lies between two passes. The logits go out, a token is chosen, its id comes
-# in; and meanwhile the first layers of the next pass are on their way. That is hidden too.
+# What the toy leaves out lies between two passes. The logits go out, a token is chosen, its id
+# comes in; and meanwhile the first layers of the next pass are on their way. That is hidden too.
 
 # %% [markdown]
 # Watch some passes: which of the two is ever idle, the link or compute?
