@@ -5,7 +5,7 @@
 # 1 load, weights come in.">
 #
 # The weights do not fit. So they wait in DRAM, or on the SSD, and each layer comes to HBM when its
-# turn comes. What does that cost, and how much of it can be hidden? *Forty-five minutes; the code
+# turn comes. What does that cost, and how much of it can be hidden? *Fifty minutes; the code
 # behind it: [`minillm/machine/prefetch.py`](../minillm/machine/prefetch.py) and
 # [`minillm/engine/weights.py`](../minillm/engine/weights.py).*
 
@@ -137,10 +137,10 @@ print(f"hidden: {computed / found.moving:.0%} by the toy's compute ÷ bring, fou
       f"{found.share:.0%}; compute waited {1e3 * found.waited:.0f} ms in all (emulated)")
 
 # %% [markdown]
-# What the toy leaves out lies between two passes. The logits go out, a token is chosen, its id
-# comes in; and meanwhile the first layers of the next pass are on their way. That is hidden too.
-
-# %% [markdown]
+# The toy leaves two things out. Between two passes the logits go out, a token is chosen, its id
+# comes in, and meanwhile the first layers of the next pass are on their way: that is hidden too.
+# And a layer that a busy core brings late is waited for.
+#
 # Watch some passes: which of the two is ever idle, the link or compute?
 
 # %% tags=["nbval-ignore-output"]
