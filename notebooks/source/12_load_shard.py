@@ -268,8 +268,7 @@ print(f"{len(tensors)} tensors in {len(groups)} messages")
 # get them. Each rank then cuts its own out of whole tensors.
 
 # %%
-lines = inspect.getsource(broadcast).splitlines()
-print("\n".join(lines[[n for n, line in enumerate(lines) if "for group in groups:" in line][-1]:]))
+print("        for group" + inspect.getsource(broadcast).rpartition("for group")[2].rstrip())
 
 # %% [markdown]
 # ## Turn the knob: bytes a message
@@ -299,6 +298,9 @@ def draw(kib: int = 2048):
 knob(draw, kib=(64, 32768))
 
 # %% [markdown]
+# A message of alpha · beta bytes takes alpha twice: once to begin, once for its bytes. Shorter ones
+# are mostly alpha; of much longer ones it is a small part.
+#
 # ## Break it: count in numbers, not in bytes
 #
 # The usual slip: a range that forgets how many bytes a number has. We cut so, and look whether
@@ -376,8 +378,8 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. Two ranks kept {kept / 1e6:.1f} MB each. On their own they read {asked / 1e6:.1f}; "
       f"one for all read {gots['packed'][0].read / 1e6:.1f} and sent {sent / 1e6:.1f}.")
-print(f"2. A message took {1e6 * alpha:.0f} µs, however short: {len(tensors)} of them "
-      f"{1e3 * len(tensors) * alpha:.0f} ms, {len(groups)} {1e3 * len(groups) * alpha:.1f} ms.")
+print(f"2. A message took {1e6 * alpha:.0f} µs, however short: as long as the bytes of "
+      f"{alpha * beta / 1024:.0f} KiB. {len(tensors)} messages became {len(groups)}.")
 print(f"3. {took.sentence}.")
 
 # %% [markdown]
