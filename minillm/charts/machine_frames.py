@@ -99,7 +99,8 @@ def pieces(work: Sequence[Event], tokens: int) -> list[tuple[float, float]]:
     for part, many in ((work[:first], LOAD), (work[first:], count)):
         marks = sorted({t for e in part for t in (e.start, e.end)})
         least = busy_seconds(part) / many
-        for mark, after in zip(marks, [*marks[1:], math.inf], strict=True):
-            if mark - kept[-1] >= least or after - mark >= least:
+        for mark, after in zip(marks, [*marks[1:], math.inf], strict=False):
+            long = max(mark - kept[-1], after - mark)  # of the pieces on either side
+            if mark > kept[-1] + 1e-6 and long >= least:
                 kept.append(mark)
     return list(zip(kept[1:], [*kept[2:], *kept[-1:]], strict=True))
