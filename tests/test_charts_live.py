@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.charts import bundle, facts, live, meaning, style, watch
+from minillm.charts import bundle, facts, ink, live, meaning, watch
 from minillm.charts.machine_view import machine
 from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
@@ -206,12 +206,12 @@ def test_inks_fields_and_numbers_are_the_same_in_both_languages(browser_run) -> 
                    shares: [0, 0.001, 0.434, 1].map((x) => formatPercent(x))})"""
     told = browser_run(ask, Trace(), [sizes, times])
     inks = dict(re.findall(r"--m-(\w+): (#\w{6});", bundle.style().partition("}")[0]))
-    assert {name: ink.colour.lower() for name, ink in style.INK.items()}.items() <= inks.items()
+    assert {name: one.colour.lower() for name, one in ink.INK.items()}.items() <= inks.items()
     assert tuple(told["fields"]) == FIELDS
     assert told["reserved"] == meaning.said(meaning.RESERVED)
     assert told["sizes"] == [format_size(n).replace(".0 ", " ") for n in sizes]
-    assert told["times"] == [style.amount(t, "s") for t in times]
-    assert told["shares"] == [style.percent(x, 1) for x in (0, 0.001, 0.434, 1)]
+    assert told["times"] == [ink.amount(t, "s") for t in times]
+    assert told["shares"] == [ink.percent(x, 1) for x in (0, 0.001, 0.434, 1)]
     assert told["rate"] == "3.2 GB/s"
 
 

@@ -79,7 +79,7 @@ def _axes(
     if "x" in log:
         log_axis(ax.xaxis, min(xs) / 1.15, max(xs) * 1.15, lambda value: f"{value:,.6g}")
     else:
-        even_axis(ax.xaxis, min(0, *xs), 1.03 * max(xs), lambda value: f"{value:,.6g}")
+        even_axis(ax.xaxis, min(0, *xs) - 0.02 * max(xs), 1.03 * max(xs), lambda v: f"{v:,.6g}")
     if "y" in log:
         low, high = span or (min(v for v in ys if v > 0) / 1.8, 1.8 * max(ys))
         one = None if unit in PREFIXED else ("", 1.0)
@@ -99,7 +99,7 @@ def _name_points(
         right, up = (ax.transData + ax.transAxes.inverted()).transform((x, y))
         rows = words.split("\n")
         wide, high = max(width_of(row, 8) for row in rows), 0.15 * len(rows)
-        above = y > line(x) or up < 0.2
+        above = y > line(x) or up < 0.12  # no room below
         left = min(max(WIDE * right + (-wide if above else 0.09), 0), WIDE - wide)
         low = TALL * up + (0.12 if above else -0.12 - high)
         box = Bbox.from_bounds(left, low, wide, high)

@@ -1,7 +1,7 @@
 // One event as the browser holds it: from the wire to an object. What it means to a reader comes
 // along: charts/meaning.py has those rules.
 
-// As minillm.trace.Event, and ink: of style.INK; said: its name; row: of the timeline; limit: which
+// As minillm.trace.Event, and ink: of ink.INK; said: its name; row: of the timeline; limit: which
 // ceiling is its.
 export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", "nbytes", "source",
   "target", "label", "step", "token", "request", "model", "rank", "link", "how", "bytes_how",

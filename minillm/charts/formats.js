@@ -1,4 +1,4 @@
-// Numbers for people, said as in Python: charts/style.py and minillm.errors.format_size.
+// Numbers for people, said as in Python: charts/ink.py and minillm/units.py.
 
 // Powers of two, without ".0": 12130816 -> "11.6 MiB", 16384 -> "16 KiB", 48 -> "48 B".
 export function formatBytes(n) {
