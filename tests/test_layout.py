@@ -49,7 +49,7 @@ PATH_LINES, GROUND_LINES = 5_300, 1_900
 SHOWS, SHOWING_LINES = {"charts": 5_000, "lesson": 850, "tools": 750}, 6_500
 NOT_PATH = {"trace/perfetto.py", "predict/hardware.py"}  # a file format, data sheets
 # What is over its law still: it may shrink, and no more.
-STILL = {"machine": 890, "model": 1200, "lesson": 935, "tools": 990, "showing": 6_620}
+STILL = {"machine": 890, "model": 1200, "lesson": 935, "tools": 990, "showing": 6_605}
 LONG_FILES = {"minillm/model/kernels.c": 420}
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 260, 120, 40
 LONG_CLASSES = {"Engine", "Machine", "Trace", "Reader"}  # at most 150 lines
