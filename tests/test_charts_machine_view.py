@@ -493,6 +493,21 @@ def test_a_pause_shows_nothing_that_moves() -> None:
     assert {state[part]["data-flow"] for part in state if part[-2:] in ("/+", "/-")} == {0}
 
 
+@pytest.mark.parametrize("kept", ["load", "request", "one", "both at once"])
+def test_moments_of_any_run_follow_one_another(kept: str) -> None:
+    """Catches a run without a load that has no moment, and time that runs backward."""
+    events = make_run().events
+    some = {"load": [e for e in events if e.request is None], "one": events[2:3],
+            "request": [e for e in events if e.request is not None],
+            "both at once": [e._replace(start=e.start / 2) if e.request is None else
+                             e._replace(start=e.start - 9e-3) for e in events]}[kept]  # fmt: skip
+    frames, _ = moments(some, {}, arrange())
+    times = [frame["t"] for frame in frames]
+    assert times == sorted(times) and len(set(times[:-1])) == len(times) - 1
+    last = max(e.end for e in some if e.kind != "counter")
+    assert times[-1] == pytest.approx(last, abs=2e-6)
+
+
 def test_a_long_run_has_so_many_moments_and_no_more() -> None:
     """Catches a player that makes the kernel work for seconds, or the page hold a film."""
     trace = make_run(8, 2, tokens=770)

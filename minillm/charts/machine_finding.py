@@ -28,7 +28,9 @@ def find(trace: Trace, flows: dict[str, Flow]) -> str:
         return f"{came}; {again if in_all else 'the SSD was not asked'}"
     if loaded and in_all:
         what = "of weights " if disk[0].label == "weights" else ""
-        return f"{_size(loaded)} {what}came in once; {again}, {times(in_all / loaded)} as much"
+        part = f" ({_size(loaded)} off the SSD)" if loaded < 0.99 * load.nbytes else ""
+        came = max(loaded, load.nbytes)  # the page cache may have had the rest
+        return f"{_size(came)} {what}came in once{part}; {again}, {times(in_all / came)} as much"
     if some := read or disk:
         busy = max(flow.seconds for flow in some)
         rate = amount((in_all or loaded) / busy if busy else 0.0, "B/s")

@@ -1,7 +1,8 @@
 """A run cut into moments for a player: what changes on the machine from one to the next.
 
 A frame is {"t": seconds at which it ends, "set": attributes of parts that change}; the first one
-sets all. A token has one more, {"at": its frame, "set": ...}, with all that moved for it.
+sets all. It shows what moves until then. A token has one more, {"at": its frame, "set": ...}, with
+all that moved for it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 from minillm.charts.machine_diagram import Diagram, State
 from minillm.charts.machine_scene import Scene
-from minillm.trace import Event
+from minillm.trace import Event, busy_seconds
 
-LOAD, WORDS, A_TOKEN = 150, 300, 6  # frames of a load; of the words, at least and for each token
-MOST, MOST_TOKENS = 600, 300  # of the words; tokens that have a moment of their own
+LOAD, WORDS, A_TOKEN = 300, 500, 10  # frames of a load; of the words, at least and for each token
+MOST, MOST_TOKENS = 700, 300  # of the words; tokens that have a moment of their own
 
 
 def moments(
@@ -34,10 +35,10 @@ def moments(
     own: dict[str, dict[str, Any]] = {}
     before: State = {}
     taken, tokens = 0, _tokens(work)
-    cuts = [(stop, start, "") for start, stop in pieces(work, len(tokens))]
-    few = list(tokens.items())[:MOST_TOKENS]
-    for end, begin, token in sorted([*cuts, *((stop, start, k) for k, (start, stop) in few)]):
-        until = bisect_right(order, end + 1e-9, lo=taken, key=_moment)
+    cuts = [(begin, begin, end, "") for begin, end in pieces(work, len(tokens))]
+    cuts += [(end, begin, end, k) for k, (begin, end) in list(tokens.items())[:MOST_TOKENS]]
+    for now, begin, end, token in sorted(cuts):  # memory and text are those of its begin
+        until = bisect_right(order, now + 1e-9, lo=taken, key=_moment)
         scene.take(order[taken:until])
         taken = until
         state = scene.state(_under_way(work, reach, begin, end))
@@ -92,29 +93,14 @@ def _tokens(work: Sequence[Event]) -> dict[str, tuple[float, float]]:
 
 
 def pieces(work: Sequence[Event], tokens: int) -> list[tuple[float, float]]:
-    """The run in short pieces, each all busy or all a pause: of the load, then of the words."""
-    first = next((e.start for e in work if e.request is not None), math.inf)
-    counts = LOAD, min(MOST, max(WORDS, A_TOKEN * tokens))
-    found: list[tuple[float, float]] = []
-    for begin, end, count in zip((0.0, first), (first, math.inf), counts, strict=True):
-        part = [(max(e.start, begin), min(e.end, end)) for e in work]
-        part = [(start, stop) for start, stop in part if start < stop]
-        step = sum(stop - start for start, stop in _joined(part, 0.0)) / count
-        for start, stop in _joined(part, step):
-            if found and found[-1][1] < start:
-                found.append((found[-1][1], start))
-            edges = max(1, math.ceil((stop - start) / step - 1e-9))
-            marks = [start + (stop - start) * i / edges for i in range(edges + 1)]
-            found += zip(marks, marks[1:], strict=False)
-    return found
-
-
-def _joined(spans: Sequence[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
-    """Spans by start as one where they overlap, or are closer than a gap."""
-    joined: list[tuple[float, float]] = []
-    for start, stop in spans:
-        if joined and start <= joined[-1][1] + gap:
-            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
-        else:
-            joined.append((start, stop))
-    return joined
+    """The run cut where events begin or end: a pause is apart, what is very short is together."""
+    first = next((place for place, e in enumerate(work) if e.request is not None), len(work))
+    count, kept = min(MOST, max(WORDS, A_TOKEN * tokens)), [-math.inf]
+    for part, many in ((work[:first], LOAD), (work[first:], count)):
+        marks = sorted({t for e in part for t in (e.start, e.end)})
+        least = busy_seconds(part) / many
+        for mark, after in zip(marks, [*marks[1:], math.inf], strict=False):
+            long = max(mark - kept[-1], after - mark)  # of the pieces on either side
+            if mark > kept[-1] + 1e-6 and long >= least:
+                kept.append(mark)
+    return list(zip(kept[1:], [*kept[2:], *kept[-1:]], strict=True))

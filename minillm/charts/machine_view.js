@@ -89,7 +89,7 @@ export function machineView(el, run, { onPick } = {}) {
     const own = selection && tokens[`${selection.request} ${selection.index}`];
     if (live) return [still, run.live];
     if (own) return [picture.upTo(own.at), own.set];
-    const at = Math.min(frames.length - 1, firstAbove(frames, t - 1e-7, (frame) => frame.t));
+    const at = Math.min(frames.length - 1, firstAbove(frames, t + 1e-7, (frame) => frame.t));
     return atRest || at < 0 ? [still] : [picture.upTo(at)];
   };
   return {
