@@ -147,7 +147,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from minillm.charts.replay import save_page
+    from minillm.charts.page import save_page
     from minillm.trace import Trace
 
     save_page(Trace.load(options.run), options.html)

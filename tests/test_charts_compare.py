@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minillm.charts import Chart, predicted_measured
-from minillm.charts.place import spread
-from minillm.charts.style import amount
+from minillm.charts.ink import amount
 from minillm.errors import MinillmError
 
 ALL = dict(guess=100, predicted=450, measured=[412, 420, 399], ceiling=958)
@@ -45,7 +42,7 @@ def test_title_is_the_ratio_of_what_was_given(unit: str, given: dict, said: str)
 def test_each_value_is_said_once_and_what_is_missing_is_left_out() -> None:
     """Catches a mark without words, and a guess drawn for a reader who made none."""
     assert labels(predicted_measured("speed", "tok/s", **ALL)) == [
-        "guess 100 tok/s", "measured 412 tok/s, median of 3", "prediction 450 tok/s",
+        "guess 100 tok/s", "prediction 450 tok/s", "measured 412 tok/s (399 to 420)",
         "ceiling 958 tok/s",
     ]  # fmt: skip
     assert labels(predicted_measured("speed", "tok/s", measured=7)) == ["measured 7 tok/s"]
@@ -55,7 +52,7 @@ def test_each_value_is_said_once_and_what_is_missing_is_left_out() -> None:
 def test_runs_are_told_with_their_spread() -> None:
     """Catches a mean in the place of the median, and runs of which only one is shown."""
     chart = predicted_measured("speed", "tok/s", measured=[1.0, 2.0, 9.0])
-    assert "measured 2 tok/s, median of 3 runs between 1 tok/s and 9 tok/s" in chart.alt
+    assert "measured 2 tok/s (1 to 9)" in chart.alt
     assert chart.finding == "Measured 2 tok/s"
 
 
@@ -67,7 +64,7 @@ def test_axis_begins_at_zero_and_is_logarithmic_only_where_it_must_be() -> None:
     assert (near.get_xscale(), near.get_xlim()[0]) == ("linear", 0)
     assert (far.get_xscale(), zero.get_xscale()) == ("log", "linear")
     assert "log axis" in far.get_xlabel() and "log" not in near.get_xlabel()
-    assert near.patches[0].get_width() == 300
+    assert [patch.get_width() for patch in near.patches] == [10, 300]
 
 
 @pytest.mark.parametrize(("unit", "beyond"), [("tok/s", (50, 53)), ("ms", (0, 50))])
@@ -75,8 +72,7 @@ def test_hatch_is_where_nothing_can_be(unit: str, beyond: tuple[float, float]) -
     """Catches the least possible time drawn as if it were the most."""
     ax = predicted_measured("speed", unit, measured=10, ceiling=50).axes[0]
     area = next(patch for patch in ax.patches if patch.get_hatch())
-    left = area.get_x()
-    assert (left, left + area.get_width()) == pytest.approx(beyond)
+    assert sorted([area.get_x(), area.get_x() + area.get_width()]) == pytest.approx(beyond)
 
 
 @pytest.mark.parametrize(
@@ -104,24 +100,10 @@ def test_words_touch_neither_each_other_nor_the_edge(hard: str, unit: str) -> No
     """Catches labels on top of each other where guess and measurement agree."""
     chart = predicted_measured("a quantity with a long name", unit, **HARD[hard])
     renderer = FigureCanvasAgg(chart).get_renderer()
-    boxes = sorted(t.get_window_extent(renderer).extents.tolist() for t in chart.axes[0].texts)
-    assert all(a[2] < b[0] for a, b in zip(boxes, boxes[1:], strict=False))
+    boxes = [text.get_window_extent(renderer) for text in chart.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     drawn, (wide, high) = chart.get_tightbbox(renderer), chart.get_size_inches()
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= wide and drawn.y1 <= high, drawn
-
-
-def test_things_side_by_side_never_overlap_and_stay_where_they_are_wanted_if_they_can() -> None:
-    """Catches a label pushed across the chart by one that is far away."""
-    chance = random.Random(0)
-    for _ in range(200):
-        wanted = sorted(chance.uniform(-2, 12) for _ in range(chance.randint(1, 6)))
-        sizes = [chance.uniform(0.1, 1.6) for _ in wanted]
-        places = spread(wanted, sizes, 0, 10)
-        ends = [(p - s / 2, p + s / 2) for p, s in zip(places, sizes, strict=True)]
-        assert ends[0][0] >= -1e-9 and ends[-1][1] <= 10 + 1e-9
-        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(ends, ends[1:], strict=False))
-    assert spread([1, 5, 5.5], [2, 1, 1], 0, 10) == [1, 5, 6]
-    assert spread([8, 9.5], [2, 2], 0, 10) == [7, 9]
 
 
 @pytest.mark.parametrize(

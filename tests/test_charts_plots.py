@@ -379,9 +379,16 @@ def test_a_saved_trace_gives_the_same_charts(tmp_path: Path) -> None:
 
 def test_charts_leave_pyplot_alone() -> None:
     """Catches pyplot, whose global state a widget callback on another thread can corrupt."""
-    modules = "sys, minillm.charts, minillm.lesson"
-    program = f"import {modules}; assert 'matplotlib.pyplot' not in sys.modules"
+    program = ("import sys, minillm.lesson; from minillm.charts import *;"
+               "assert 'matplotlib.figure' in sys.modules;"
+               "assert 'matplotlib.pyplot' not in sys.modules")  # fmt: skip
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_no_module_is_called_like_a_public_name() -> None:
+    """Catches `charts.ladder`, a function, that becomes a module once that module is imported."""
+    modules = {path.stem for path in Path(charts.__file__).parent.glob("*.py")}
+    assert not modules & set(charts.__all__)
 
 
 def on_ranks(ranks: int = 8, steps: int = 3) -> Trace:

@@ -137,6 +137,20 @@ def test_importing_minillm_starts_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    "first", ["import minillm.charts", "from minillm.charts.live import watch",
+              "import minillm.lesson"],
+)  # fmt: skip
+def test_a_view_is_on_the_page_before_torch_and_drawing_libraries_are_there(first: str) -> None:
+    """Catches seconds of imports between a reader's first cell and its picture."""
+    program = (
+        f"import sys; {first}; late = {{'matplotlib', 'torch'}} & set(sys.modules);"
+        "assert not late, f'{late} came along'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def lines_of_code(path: Path) -> int:
     """Lines that do something: no blank ones, no comments, no docstrings."""
     source = path.read_text(encoding="utf-8")

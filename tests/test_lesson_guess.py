@@ -114,7 +114,7 @@ def test_a_number_from_a_scale_model_is_not_called_measured(monkeypatch):
     reveal(mine, predicted=0.9, measured=[1.0, 1.1, 0.9], how="emulated")
     words = [text.get_text() for text in charts[-1].findobj(lambda a: hasattr(a, "get_text"))]
     assert charts[-1].finding == "Emulated 1 s: 111 % of the prediction, 12 % of the guess"
-    assert "emulated 1 s, median of 3" in words and "measured" not in " ".join(words)
+    assert "emulated 1 s (0.9 to 1.1)" in words and "measured" not in " ".join(words)
     assert "emulated" in charts[-1].alt
     with pytest.raises(MinillmError, match="measured or emulated, found 'guessed'"):
         reveal(mine, measured=1.0, how="guessed")

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minillm.charts.show import Chart, Table
+from minillm.charts import Chart, Table
 from minillm.errors import ConfigError
 from minillm.lesson import knob, on_main
 

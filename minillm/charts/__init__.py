@@ -12,19 +12,44 @@ Still, with a finding in a sentence:
     memory(trace)          HBM and DRAM over time, by label, with the peak
     stages(trace)          the table stage · bytes · time · share
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
+    curve                  predictions as lines, with the reader's point on each: for a knob
 """
 
-from minillm.charts.compare import predicted_measured
-from minillm.charts.ladder import ladder
-from minillm.charts.live import RunView, watch
-from minillm.charts.machine_view import machine
-from minillm.charts.plots import memory, stages
-from minillm.charts.replay import replay
-from minillm.charts.roofline import roofline
-from minillm.charts.show import Chart, Table
-from minillm.charts.timeline import timeline
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minillm.charts.compare import predicted_measured
+    from minillm.charts.curves import curve
+    from minillm.charts.links import ladder
+    from minillm.charts.live import RunView, watch
+    from minillm.charts.machine_view import machine
+    from minillm.charts.page import replay
+    from minillm.charts.plots import memory, stages
+    from minillm.charts.roofs import roofline
+    from minillm.charts.show import Table
+    from minillm.charts.style import Chart
+    from minillm.charts.timeline_still import timeline
+
+# Each public name and the module it comes from, imported when the name is first used: a live view
+# is on the page before a drawing library is there. So no module may be called like a public name.
+_HOME = {
+    "Chart": "style", "RunView": "live", "Table": "show", "curve": "curves", "ladder": "links",
+    "machine": "machine_view", "memory": "plots", "predicted_measured": "compare",
+    "replay": "page", "roofline": "roofs", "stages": "plots", "timeline": "timeline_still",
+    "watch": "live",
+}  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "ladder", "machine", "memory", "predicted_measured",
+    "Chart", "RunView", "Table", "curve", "ladder", "machine", "memory", "predicted_measured",
     "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'minillm.charts' has no attribute {name!r}")
+    value = getattr(import_module(f"minillm.charts.{_HOME[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value

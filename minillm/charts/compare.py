@@ -1,6 +1,6 @@
 """One number four ways: what we guessed, what arithmetic predicts, what we measured, the ceiling.
 
-A course about speed is a chain of these rows, so they are small, and all look the same.
+A course about speed is a chain of these charts, so they are small, and all look the same.
 """
 
 from __future__ import annotations
@@ -10,33 +10,16 @@ from collections.abc import Iterable
 from statistics import median
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from minillm.charts.place import spread
-from minillm.charts.show import Chart
-from minillm.charts.style import (
-    FAINT,
-    INK,
-    PAPER,
-    PREFIXED,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    log_axis,
-    percent,
-    quiet,
-    scale_of,
-    times,
-    width_of,
-)  # fmt: skip
+from minillm.charts.ink import INK, PAPER, PREFIXED, TEXT, WIDTH, amount, percent, scale_of, times
+from minillm.charts.style import BEYOND, Chart, cut, even_axis, log_axis, name_row, quiet, width_of
 from minillm.errors import MinillmError
 
-HIGH, SIDE = 1.6, 0.3  # inches: the chart's height, its margin on both sides
-WIDE = WIDTH - 2 * SIDE
+HEAD, ROW, LOW = 0.42, 0.28, 0.44  # inches: the title, one number, the axis
 WIDEST = 30  # largest over smallest value that a linear axis still shows
 HOW = ("measured", "emulated")
-SAID = {"guess": "guess", "predicted": "prediction", "measured": "measured", "ceiling": "ceiling"}
+RANK = ("measured", "predicted", "guess", "ceiling")  # whose number the title is about
+TIMES = ("s", "ms", "µs", "us", "ns", "min", "h")  # of these, less is better
 
 
 def predicted_measured(
@@ -44,7 +27,7 @@ def predicted_measured(
     measured: float | Iterable[float] | None = None, ceiling: float | None = None,
     how: str = "measured",
 ) -> Chart:  # fmt: skip
-    """Guess, prediction, measurement and ceiling as marks on one axis that begins at zero.
+    """Guess, prediction, measurement and ceiling in a row each, on one axis that begins at zero.
 
     measured: one number or several runs, of which the median and the spread are shown. how: what it
     is called, "emulated" if it comes from a scale model. What is None is left out. All are in
@@ -59,29 +42,33 @@ def predicted_measured(
         raise MinillmError(f"wanted how as measured or emulated, found {how!r}; write one of them")
     runs = _runs(guess, predicted, measured, ceiling)
     values = {name: median(several) for name, several in runs.items()}
-    least = _is_time(unit)
-    said = SAID | {"measured": how} | ({"ceiling": "limit"} if least else {})
-    finding = _finding(values, unit, said)
-    everything = [value for several in runs.values() for value in several]
-    log = min(everything) > 0 and max(everything) > WIDEST * min(everything)
-    one = None if log else scale_of(next(values[name] for name in _RANK if name in values), unit)
-    if unit not in PREFIXED:
-        one = unit, 1.0
-    words = {name: f"{said[name]} {amount(values[name], unit, one)}" for name in values}
-    words |= _of_several(words, runs)
-    chart = Chart(finding, size=(WIDTH, HIGH))
-    ax = chart.add_axes((SIDE / WIDTH, 0.44 / HIGH, WIDE / WIDTH, 0.44 / HIGH))
-    shown = runs if log else {n: [v / one[1] for v in several] for n, several in runs.items()}
-    _axis(ax, quantity, shown, log, one, unit)
-    _draw(ax, shown, log, least)
-    _label(ax, words, {name: median(shown[name]) for name in shown})
-    if len(runs.get("measured", ())) > 1:
-        words["measured"] += _spread(runs["measured"], unit)
-    chart.alt = f"{quantity}. {finding}. {', '.join(words.values())}."
+    least = unit.replace("/", " ").split(" ")[0] in TIMES
+    said = {"predicted": "prediction", "measured": how, "ceiling": "limit" if least else "ceiling"}
+    said = {name: said.get(name, name) for name in runs}
+    every = [value for several in runs.values() for value in several]
+    log = min(every) > 0 and max(every) > WIDEST * min(every)
+    subject = next(name for name in RANK if name in values)
+    one = None if log and unit in PREFIXED else scale_of(values[subject] or max(every), unit)
+    words = [f"{said[name]} {_told(several, unit, one)}" for name, several in runs.items()]
+    chart = Chart(_finding(subject, values, unit, said),
+                  size=(WIDTH, HEAD + ROW * len(runs) + LOW))  # fmt: skip
+    chart.alt = f"{quantity}. {chart.finding}. {', '.join(words)}."
+    ax = _axes(chart, words)
+    quiet(ax, f"{quantity} ({', '.join([*(one or ())[:1], *['log axis'] * log])})")
+    ax.xaxis.label.set(x=1, ha="right")  # a long one has room on the left
+    _scale(ax, every, log, unit, one)
+    _draw(ax, runs, one[1] if one else 1.0, log, least)
     return chart
 
 
-_RANK = ("measured", "predicted", "guess", "ceiling")  # whose number the title is about
+def _told(several: tuple[float, ...], unit: str, one: tuple[str, float] | None) -> str:
+    """'412 tok/s'; of several runs the median and the spread, '412 tok/s (399 to 420)'."""
+    words = amount(median(several), unit, one)
+    if len(several) == 1:
+        return words
+    scale = one or scale_of(median(several), unit)
+    low, high = (amount(end, unit, ("", scale[1])) for end in (min(several), max(several)))
+    return f"{words} ({low.strip()} to {high.strip()})"
 
 
 def _runs(guess: object, predicted: object, measured: object, ceiling: object) -> dict:
@@ -105,102 +92,61 @@ def _runs(guess: object, predicted: object, measured: object, ceiling: object) -
     return runs
 
 
-def _is_time(unit: str) -> bool:
-    """Whether less is better: '43 % of the ceiling' means nothing for a time."""
-    return unit.replace("/", " ").split(" ")[0] in ("s", "ms", "µs", "us", "ns", "min", "h")
-
-
-def _finding(values: dict[str, float], unit: str, said: dict[str, str]) -> str:
+def _finding(subject: str, values: dict[str, float], unit: str, said: dict[str, str]) -> str:
     """'Measured 2.41 ms: 8.6 × the prediction, 43 % of the ceiling': two comparisons at most."""
-    subject, *others = [name for name in _RANK if name in values]
-    others.sort(key=("predicted", "ceiling", "guess").index)
-    value = values[subject]
-    parts = [f"{_share(value, values[n])} the {said[n]}" for n in others if values[n]][:2]
-    verb = {"measured": said["measured"].capitalize(), "predicted": "Predicted", "guess": "Guessed"}
-    begin = f"{verb.get(subject, f'The {said[subject]} is')} {amount(value, unit)}"
-    return ": ".join([begin, *[", ".join(parts)] * bool(parts)])
+    verb = {"predicted": "Predicted", "guess": "Guessed", "ceiling": f"The {said[subject]} is"}
+    begin = f"{verb.get(subject, said[subject].capitalize())} {amount(values[subject], unit)}"
+    parts = []
+    for other in ("predicted", "ceiling", "guess"):
+        if other != subject and values.get(other):
+            ratio = values[subject] / values[other]
+            share = f"{percent(ratio, 1)} of" if ratio < 1.995 else times(ratio)
+            parts.append(f"{share} the {said[other]}")
+    return f"{begin}: {', '.join(parts[:2])}" if parts else begin
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{percent(part, whole)} of" if part < 1.995 * whole else times(part / whole)
+def _axes(chart: Chart, words: list[str]) -> Axes:
+    """One row for each of the words, which stand to its left."""
+    left = min(3.6, max(width_of(said, 8.5) for said in words) + 0.3)
+    high = chart.get_size_inches()[1]
+    ax = chart.add_axes((left / WIDTH, LOW / high, 1 - (left + 0.3) / WIDTH,
+                         ROW * len(words) / high))  # fmt: skip
+    for row, said in enumerate(words):
+        name_row(ax, row + 0.5, cut(said, left - 0.2, 8.5))
+    ax.set_ylim(len(words), 0)
+    return ax
 
 
-def _of_several(words: dict[str, str], runs: dict) -> dict[str, str]:
-    count = len(runs.get("measured", ()))
-    return {"measured": f"{words['measured']}, median of {count}"} if count > 1 else {}
-
-
-def _spread(measured: tuple[float, ...], unit: str) -> str:
-    ends = [amount(end, unit) for end in (min(measured), max(measured))]
-    return f" runs between {' and '.join(ends)}"
-
-
-def _axis(
-    ax: Axes, quantity: str, runs: dict, log: bool, one: tuple[str, float] | None, unit: str
+def _scale(
+    ax: Axes, every: list[float], log: bool, unit: str, one: tuple[str, float] | None
 ) -> None:
-    """From zero, in one unit; on a log axis, with `one` None, each mark says its own."""
-    values = [value for several in runs.values() for value in several]
-    told = ([one[0]] if one else []) + (["log axis"] if log else [])
-    quiet(ax, f"{quantity} ({', '.join(told)})")
-    ax.set_ylim(0, 1)
+    """From zero in one unit; on a log axis from half the least to twice the most."""
     if log:
-        say = (lambda x: f"{x:,.6g}") if one else (lambda x: amount(x, unit))
-        log_axis(ax.xaxis, min(values) / 2, max(values) * 2, say)
+        def say(value: float) -> str:
+            return f"{value:,.6g}" if one else amount(value, unit)
+
+        log_axis(ax.xaxis, min(every) / 2, max(every) * 2, say)
     else:
-        ax.set_xlim(0, 1.06 * max(values) or 1)
-        ax.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
+        even_axis(ax.xaxis, 0, 1.06 * max(every) / one[1], lambda value: f"{value:,.6g}")
 
 
-def _draw(ax: Axes, runs: dict, log: bool, least: bool) -> None:
-    """Measured is solid, a prediction dashed and grey, a ceiling hatched beyond, a guess open."""
-    if "ceiling" in runs:
-        ceiling = runs["ceiling"][0]
-        beyond = (ax.get_xlim()[0], ceiling) if least else (ceiling, ax.get_xlim()[1])
-        ax.axvspan(*beyond, facecolor="none", edgecolor=RULE, hatch="////", linewidth=0, zorder=0)
-        ax.axvline(ceiling, color=TEXT, linewidth=1.4)
-    if "measured" in runs:
-        _draw_measured(ax, runs["measured"], log)
-    if "predicted" in runs:
-        ax.axvline(runs["predicted"][0], color=PAPER, linewidth=3.2, zorder=3)
-        ax.axvline(runs["predicted"][0], color=INK["prediction"].colour, linewidth=1.8, zorder=3,
-                   linestyle=(0, (3, 1.5)))  # fmt: skip
-    if "guess" in runs:
-        ax.plot(runs["guess"][0], 0.5, "D", markersize=7, markerfacecolor=PAPER,
-                markeredgecolor=TEXT, markeredgewidth=1.4, zorder=4, clip_on=False)  # fmt: skip
-
-
-def _draw_measured(ax: Axes, measured: tuple[float, ...], log: bool) -> None:
-    """A bar from zero to the median, on a log axis a dot; and from the least run to the most."""
-    middle, ink = median(measured), INK["compute"].colour
-    if log:
-        ax.plot(middle, 0.5, "o", color=ink, markersize=9, zorder=1)
-    else:
-        ax.barh(0.5, middle, 0.56, color=ink, zorder=1)
-        ax.plot((middle, middle), (0.22, 0.78), color=ink, linewidth=1.4, zorder=1,
-                solid_capstyle="butt")  # seen also if it is zero
-    if len(measured) > 1:
-        ends = (min(measured), max(measured))
-        ax.plot(ends, (0.5, 0.5), color=PAPER, linewidth=3.4, solid_capstyle="butt", zorder=2)
-        ax.plot(ends, (0.5, 0.5), color=TEXT, linewidth=1.2, marker="|", zorder=2)
-
-
-def _room(words: str) -> float:
-    return width_of(words, 8, "bold" if words.startswith(HOW) else "normal") + 0.14
-
-
-def _label(ax: Axes, words: dict[str, str], at: dict[str, float]) -> None:
-    """The words in one line above the marks, smaller and pushed apart where they would touch."""
-    order = sorted(words, key=lambda name: at[name])
-    to_axes = ax.transData + ax.transAxes.inverted()
-    inches = [WIDE * to_axes.transform((at[name], 0))[0] for name in order]
-    room = [_room(words[name]) for name in order]
-    shrink = min(1.0, (WIDE + SIDE) / sum(room))
-    places = spread(inches, [shrink * r for r in room], -SIDE / 2, WIDE + SIDE / 2)
-    lower = {"measured": 0.6 if ax.get_xscale() == "log" else 0.78, "guess": 0.66}
-    for name, x, place in zip(order, inches, places, strict=True):
-        weight = "bold" if name == "measured" else "normal"
-        ax.text(place / WIDE, 1.4, words[name], transform=ax.transAxes, ha="center", va="bottom",
-                size=8 * shrink, weight=weight, color=TEXT, parse_math=False)  # fmt: skip
-        ax.plot((place / WIDE, x / WIDE, x / WIDE), (1.34, 1.06, lower.get(name, 1)), color=FAINT,
-                transform=ax.transAxes, linewidth=0.7, clip_on=False, zorder=0)  # fmt: skip
+def _draw(ax: Axes, runs: dict, size: float, log: bool, least: bool) -> None:
+    """Measured is solid, a prediction dashed and grey, a guess open, a ceiling hatched beyond."""
+    grey, ink = INK["prediction"].colour, INK["compute"].colour
+    looks = {"measured": {"color": ink}, "predicted": {"facecolor": PAPER, "edgecolor": grey,
+             "linestyle": (0, (3, 1.5))}}  # fmt: skip
+    for row, (name, several) in enumerate(runs.items()):
+        y, value = row + 0.5, median(several) / size
+        if name == "ceiling":
+            ax.axvspan(value, ax.get_xlim()[0 if least else 1], **BEYOND)
+            ax.axvline(value, color=TEXT, linewidth=1.4)
+        elif name == "guess" or log:
+            full = ink if name == "measured" else PAPER
+            ax.plot(value, y, "D" if name == "guess" else "o", color=ink, markerfacecolor=full,
+                    markersize=7, clip_on=False)  # fmt: skip
+        else:
+            ax.barh(y, value, 0.62, linewidth=1.4, **looks[name])  # a line also if it is zero
+        if len(several) > 1:
+            ends = [min(several) / size, max(several) / size]
+            ax.plot(ends, (y, y), color=PAPER, linewidth=3.4, solid_capstyle="butt")
+            ax.plot(ends, (y, y), color=TEXT, linewidth=1.2, marker="|")

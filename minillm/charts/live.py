@@ -73,7 +73,7 @@ class RunView(anywidget.AnyWidget):
 
     def save(self, path: str) -> None:
         """Write one HTML file that plays this run, with no network. Raises MinillmError."""
-        from minillm.charts.replay import save_page  # which needs this module
+        from minillm.charts.page import save_page  # which needs this module
 
         if self.trace is None:
             raise MinillmError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minillm.charts import facts, loading
-from minillm.charts.style import amount, times
+from minillm.charts.ink import amount, times
 from minillm.trace import Trace
 
 if TYPE_CHECKING:

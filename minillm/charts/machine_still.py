@@ -8,8 +8,7 @@ from matplotlib.patches import Rectangle
 
 from minillm.charts import facts, meaning
 from minillm.charts.machine_pen import RAISED, TINTS, Pen, arrow, order, scale, visible
-from minillm.charts.show import Chart
-from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, amount, percent
+from minillm.charts.style import INK, PAPER, RULE, TEXT, WIDTH, Chart, amount, percent
 
 if TYPE_CHECKING:
     from minillm.charts.machine_view import Did, Flow, Peak

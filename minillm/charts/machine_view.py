@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minillm.charts import facts, meaning
+from minillm.charts.ink import amount
 from minillm.charts.machine_finding import find
 from minillm.charts.machine_layout import layout
-from minillm.charts.machine_still import draw
-from minillm.charts.show import Chart
-from minillm.charts.style import amount
 from minillm.trace import Event, Trace, bare, busy_seconds, rank_of
 from minillm.units import format_size
+
+if TYPE_CHECKING:
+    from minillm.charts.style import Chart
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def machine(trace: Trace) -> Chart:
     >>> machine(engine.trace).finding
     '11.6 MiB of weights came in once; compute then read 934 MiB from HBM, 80 × as much'
     """
+    from minillm.charts.machine_still import draw  # late: the plan is needed before any drawing
+
     facts.work(trace)  # an empty trace is an error that says what to do
     sheet = plan(trace)
     did = Did(crossed(trace, sheet), peaks(trace, sheet), _busy(trace, sheet), *_words(trace))

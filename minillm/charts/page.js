@@ -1,4 +1,4 @@
-// The page of its own that charts/replay.py writes: the run is in it as JSON.
+// The page of its own that charts/page.py writes: the run is in it as JSON.
 
 import { Run, unpackRows } from "./run.js";
 import { player } from "./player.js";

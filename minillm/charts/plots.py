@@ -10,20 +10,9 @@ from matplotlib.axes import Axes
 
 from minillm.charts import facts, loading, meaning
 from minillm.charts.facts import Memory, Window
-from minillm.charts.show import Chart, Table
-from minillm.charts.style import (
-    HEIGHT,
-    INK,
-    PAPER,
-    TEXT,
-    amount,
-    cut,
-    name_row,
-    panels,
-    percent,
-    time_axis,
-    width_of,
-)  # fmt: skip
+from minillm.charts.ink import HEIGHT, INK, PAPER, TEXT, amount, percent
+from minillm.charts.show import Table
+from minillm.charts.style import Chart, cut, name_row, panels, time_axis, width_of
 from minillm.errors import MinillmError
 from minillm.trace import STAGES, Event, Trace, bare, busy_seconds, rank_of
 from minillm.units import format_size

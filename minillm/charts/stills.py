@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from minillm.charts.machine_view import machine
-from minillm.charts.plots import memory
-from minillm.charts.show import Chart, drawn, pack, stack
-from minillm.charts.timeline import timeline
+from minillm import charts
+from minillm.charts.show import drawn, pack, stack
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 
-# view: the chart that says the same without moving
-CHARTS: dict[str, Callable[[Trace], Chart]] = {
-    "machine": machine, "timeline": timeline, "memory": memory,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from minillm.charts.style import Chart
+
+CHARTS = ("machine", "timeline", "memory")  # of charts: each says the same without moving
 DPI = 128  # a third more than a screen's points
 
 
@@ -34,19 +33,19 @@ def still(trace: Trace, views: Sequence[str]) -> Still | None:
     >>> still(engine.trace, ["timeline"]).finding
     'The first token comes after 14.2 ms, each later one takes 2.4 ms'
     """
-    charts = list(_possible(trace, [view for view in CHARTS if view in views]))
-    if not charts:
+    drawings = list(_possible(trace, [view for view in CHARTS if view in views]))
+    if not drawings:
         return None
-    sheet = stack([drawn(chart, DPI) for chart in charts])
+    sheet = stack([drawn(chart, DPI) for chart in drawings])
     size = {"width": round(sheet.width * 96 / DPI), "height": round(sheet.height * 96 / DPI)}
-    alt = " ".join(chart.alt for chart in charts)
-    return Still(pack(sheet), charts[0].finding, {"alt": alt, **size})
+    alt = " ".join(chart.alt for chart in drawings)
+    return Still(pack(sheet), drawings[0].finding, {"alt": alt, **size})
 
 
 def _possible(trace: Trace, views: Sequence[str]) -> Iterator[Chart]:
     """A run without a request or a load has no timeline, one without counters no memory."""
     for view in views:
         try:
-            yield CHARTS[view](trace)
+            yield getattr(charts, view)(trace)
         except MinillmError:
             pass

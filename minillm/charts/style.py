@@ -1,15 +1,12 @@
-"""How every chart looks: inks, paper, axes, and how a number is said.
-
-Colour is meaning and is the same in the whole course. A hatch goes with each colour, so colour is
-never alone, and every mark is labelled where it stands. The paper is opaque: a picture reads the
-same on a light and on a dark page.
-"""
+"""How every chart looks: a figure with its finding, quiet axes, and words that fit."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -18,69 +15,97 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-PAPER, TEXT, FAINT, RULE = "#FFFFFF", "#1F2937", "#5B6472", "#D5D9E0"
-WIDTH, HEIGHT = 7.0, 3.5  # of a chart, in inches
+from minillm.charts.ink import (
+    FAINT,
+    HEIGHT,
+    INK,
+    PAPER,
+    RULE,
+    TEXT,
+    WIDTH,
+    amount,
+    percent,
+    scale_of,
+    times,
+)  # fmt: skip
+from minillm.charts.show import drawn, pack
+from minillm.errors import MinillmError
+from minillm.files import save
+
+__all__ = [  # what a chart drawn by hand needs
+    "FAINT", "INK", "PAPER", "RULE", "TEXT", "WIDTH", "Chart", "amount", "cut", "log_axis",
+    "name_row", "panels", "percent", "quiet", "time_axis", "times", "width_of",
+]  # fmt: skip
+# Where nothing can be: beyond a ceiling.
+BEYOND = {"facecolor": "none", "edgecolor": RULE, "hatch": "////", "linewidth": 0, "zorder": 0}
 TOP, BOTTOM, BETWEEN = 0.88, 0.38, 0.2  # title, time axis, between panels, in inches
 
 
-@dataclass(frozen=True)
-class Ink:
-    """One meaning: its colour, and the hatch that says the same without colour."""
+class Chart(Figure):
+    """A matplotlib figure with a finding: its title, one sentence with numbers of this run.
 
-    colour: str
-    hatch: str = ""
+    A notebook shows it as a PNG, with the finding as plain text and `alt` as image metadata.
 
+    >>> chart = Chart("HBM is read at 43 GB/s", note="measured · town")
+    >>> ax = chart.add_axes((0.1, 0.1, 0.8, 0.6))
+    >>> chart.get_suptitle(), chart
+    ('HBM is read at 43 GB/s', HBM is read at 43 GB/s)
 
-INK = {
-    "ssd": Ink("#D55E00", "////"),
-    "dram": Ink("#0072B2", "...."),
-    "hbm": Ink("#009E73"),
-    "network": Ink("#CC79A7", "xxxx"),
-    "compute": Ink("#4B5563"),
-    "ffn": Ink("#4B5563", "////"),
-    "cpu": Ink("#9AA3AF", "\\\\\\\\"),
-    "idle": Ink("#E5E7EB"),
-    "prediction": Ink("#6B7280"),
-}
-
-
-def percent(part: float, whole: float) -> str:
-    """'43 %'; a part that is there but small is '< 1 %', never '0 %'."""
-    share = 100 * part / whole if whole else 0.0
-    return "< 1 %" if 0 < share <= 0.5 else f"{share:,.0f} %"
-
-
-def times(ratio: float) -> str:
-    """Two digits: '8.6 ×', '120 ×'."""
-    return f"{ratio:.1f} ×" if ratio < 9.95 else f"{float(f'{ratio:.2g}'):,.0f} ×"
-
-
-PREFIXED = ("s", "B", "B/s", "FLOP/s", "FLOP")
-
-
-def scale_of(value: float, unit: str) -> tuple[str, float]:
-    """The unit in which people read a value given in `unit`, and its size in that.
-
-    Seconds, B/s, FLOP and FLOP/s take prefixes (GB/s is 10⁹), B is said in KiB, MiB, …; any other
-    unit stays. 3.2e9 B/s -> ('GB/s', 1e9).
+    finding: the title; a long one is set smaller, then on two lines.
+    alt: a description for those who cannot see it; by default the finding. Set it at any time.
+    note: a faint line below the title: where the numbers come from.
+    size: width and height in inches.
+    titled: whether the title is drawn; `get_suptitle()` gives it either way.
     """
-    if unit == "s":
-        sizes = [("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)]
-    elif unit in PREFIXED[2:]:
-        sizes = [(f"{p}{unit}", 1e3**n) for n, p in enumerate(("", "k", "M", "G", "T", "P"))]
-    elif unit == "B":
-        sizes = [(p, 1024.0**n) for n, p in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))]
-    else:
-        return unit, 1.0
-    return next((s for s in reversed(sizes) if abs(value) >= 0.9995 * s[1]), sizes[0])
+
+    def __init__(
+        self, finding: str, alt: str = "", *, note: str = "", titled: bool = True,
+        size: tuple[float, float] = (WIDTH, HEIGHT),
+    ):  # fmt: skip
+        super().__init__(figsize=size, facecolor=PAPER, layout="none")
+        self.finding, self.alt = finding, alt or finding
+        wide, high = size
+        words, points = fit_title(finding, wide - 0.2) if titled else (finding, 11)
+        lower = 0.34 + 0.08 * words.count("\n")  # a second line pushes the note down a little
+        self.suptitle(words, x=0.084 / wide, y=1 - 0.10 / high, ha="left", va="top", size=points,
+                      weight="bold", color=TEXT, parse_math=False)  # fmt: skip
+        self._suptitle.set_visible(titled)
+        if note:
+            points = 8 * min(1.0, (wide - 0.2) / width_of(note, 8))
+            self.text(0.084 / wide, 1 - lower / high, note, size=points, color=FAINT, va="top",
+                      parse_math=False)  # fmt: skip
+
+    def png(self) -> bytes:
+        """The picture, at 192 dots per inch sharp on any screen."""
+        return pack(drawn(self))
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.png`, whole, else MinillmError; the same chart gives the same bytes."""
+        path = Path(path)
+        if path.suffix != ".png":
+            raise MinillmError(f"wanted a path that ends in .png, found {str(path)!r}; name one")
+        save(path, self.png(), "a chart")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        _stand_before_pyplot()
+        width, height = (round(96 * inches) for inches in self.get_size_inches())
+        about = {"alt": self.alt, "width": width, "height": height}
+        return {"image/png": self.png(), "text/plain": self.finding}, {"image/png": about}
+
+    def __repr__(self) -> str:
+        return self.finding
+
+    __str__ = __repr__
 
 
-def amount(value: float, unit: str, scale: tuple[str, float] | None = None) -> str:
-    """Three digits and a unit, by default the one of `scale_of`: (3.2e9, 'B/s') -> '3.2 GB/s'."""
-    name, size = scale or scale_of(value, unit)
-    number = value / size
-    short = f"{number:,.0f}" if 99.95 <= abs(number) < 1e12 else f"{number:.3g}"
-    return f"{short} {name}"
+def _stand_before_pyplot() -> None:
+    """In a notebook pyplot gives IPython its own way to show any Figure: heavy, without alt text.
+
+    A way for Chart that declines leaves the picture to `_repr_mimebundle_`.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(Chart, lambda chart: None)
 
 
 def width_of(words: str, points: float, weight: str = "normal") -> float:
@@ -89,10 +114,10 @@ def width_of(words: str, points: float, weight: str = "normal") -> float:
     return text_to_path.get_text_width_height_descent(words, font, False)[0] / 72
 
 
-def cut(words: str, inches: float, points: float) -> str:
+def cut(words: str, inches: float, points: float, weight: str = "normal") -> str:
     """The words, or as many letters of them as fit, and '…'."""
     whole = words
-    while words and width_of(words if words == whole else f"{words}…", points) > inches:
+    while words and width_of(words + "…" * (words != whole), points, weight) > inches:
         words = words[:-1]
     return words if words == whole else f"{words.rstrip()}…"
 
@@ -152,6 +177,25 @@ def quiet(ax: Axes, named: str) -> None:
     ax.set_yticks([])
 
 
+def name_axes(ax: Axes, x: str, y: str, log: str = "") -> None:
+    """Say what both axes show: x below them, y above. log: those that are logarithmic, as "xy"."""
+
+    def said(name: str, axis: str) -> str:
+        if axis not in log:
+            return name
+        return f"{name[:-1]}, log axis)" if name.endswith(")") else f"{name} (log axis)"
+
+    ax.set_xlabel(said(x, "x"))
+    ax.text(0, 1.03, said(y, "y"), size=8, color=FAINT, transform=ax.transAxes, parse_math=False)
+
+
+def even_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) -> None:
+    """From low to high with round marks, and what `said` makes of them."""
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high if high > low else low + 1)
+    axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
+
+
 def log_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) -> None:
     """From low to high by powers of ten; `said` gives the words of as many marks as fit."""
     ax = axis.axes
@@ -164,6 +208,7 @@ def log_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) 
         marks = [m * 10.0**d for d in decades for m in few if low <= m * 10.0**d <= high]
         if len(marks) <= room:
             break
+    marks = marks or [math.sqrt(low * high)]
     axis.set_major_locator(FixedLocator(marks[:: math.ceil(len(marks) / room) or 1]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: said(x)))

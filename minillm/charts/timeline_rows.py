@@ -9,18 +9,9 @@ from matplotlib.axes import Axes
 
 from minillm.charts import meaning
 from minillm.charts.facts import Window
+from minillm.charts.ink import INK, PAPER, RULE, TEXT, WIDTH, amount
 from minillm.charts.meaning import ROWS
-from minillm.charts.style import (
-    INK,
-    PAPER,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    name_row,
-    time_axis,
-    width_of,
-)  # fmt: skip
+from minillm.charts.style import name_row, time_axis, width_of
 from minillm.trace import Event, bare, busy_seconds, rank_of
 from minillm.units import format_size
 

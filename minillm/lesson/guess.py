@@ -17,8 +17,8 @@ import ipywidgets
 from IPython.display import display
 
 from minillm import charts
+from minillm.charts.ink import amount
 from minillm.charts.show import pack
-from minillm.charts.style import amount
 from minillm.lesson import still
 from minillm.lesson.guesses import how_far
 from minillm.lesson.page import FAINT, Note, card, paragraph

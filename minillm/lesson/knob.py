@@ -13,17 +13,19 @@ import inspect
 import io
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-from matplotlib.figure import Figure
 
+from minillm.charts.ink import PAPER
 from minillm.charts.show import drawn, pack, stack
-from minillm.charts.style import PAPER
 from minillm.errors import ConfigError
 from minillm.lesson import still
 from minillm.lesson.on_main import on_main
 from minillm.lesson.page import card, paragraph
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDE = 100  # a slider whose high is so many times its low, and has no step, takes powers of two
 REST_SECONDS = 0.03
@@ -166,7 +168,7 @@ def _number(value: Any) -> str:
 def _figure(result: Any) -> Figure | None:
     """The figure of a chart, of a figure, of axes; None of anything else."""
     figure = getattr(result, "figure", None)
-    return figure if isinstance(figure, Figure) else None
+    return figure if hasattr(figure, "savefig") else None
 
 
 def _as_html(result: Any) -> str:

@@ -5,11 +5,10 @@ A still is a PNG on the charts' opaque paper, 7 inches wide.
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
 from PIL import Image
 
+from minillm.charts.ink import PAPER, TEXT, WIDTH
 from minillm.charts.show import drawn
-from minillm.charts.style import PAPER, TEXT, WIDTH
 
 DPI = 192
 SIZE = 9.0  # points
@@ -17,6 +16,8 @@ SIZE = 9.0  # points
 
 def lines(text: str) -> Image.Image:
     """Text as a picture, in columns as it stands."""
+    from matplotlib.figure import Figure  # late: importing a lesson's helpers takes no drawing
+
     rows = text.splitlines() or [""]
     high = 0.19 * len(rows) + 0.2
     figure = Figure(figsize=(WIDTH, high), dpi=DPI, facecolor=PAPER)

@@ -7,7 +7,7 @@
 #
 # *You are here: before stage 1, at the machine on which all five run. Forty minutes. The code
 # behind it: [`probe/compute.py`](../minillm/probe/compute.py),
-# [`charts/roofline.py`](../minillm/charts/roofline.py).*
+# [`charts/roofs.py`](../minillm/charts/roofs.py).*
 
 # %% tags=["nbval-ignore-output"]
 import inspect

@@ -344,7 +344,7 @@ def test_all_of_a_run_is_seen_and_live_there_is_room_for_more(shown) -> None:
 
 
 def test_new_events_are_drawn_also_after_the_playhead_moved(shown) -> None:
-    """Catches a redraw put off while live, and forgotten because the glass was redrawn before it."""
+    """Catches a redraw put off while live, and forgotten when the glass is redrawn before it."""
     shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
       views.forEach((one) => { one.sheet.rested = performance.now() + 200; });
       run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,

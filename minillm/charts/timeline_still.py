@@ -10,19 +10,9 @@ from matplotlib.axes import Axes
 
 from minillm.charts import facts, loading
 from minillm.charts.facts import Window
+from minillm.charts.ink import HEIGHT, RULE, TEXT, WIDTH, amount, percent
 from minillm.charts.loading import Overlap
-from minillm.charts.show import Chart
-from minillm.charts.style import (
-    BOTTOM,
-    HEIGHT,
-    RULE,
-    TEXT,
-    TOP,
-    WIDTH,
-    amount,
-    panels,
-    percent,
-)  # fmt: skip
+from minillm.charts.style import BOTTOM, TOP, Chart, panels
 from minillm.charts.timeline_rows import (
     Row,
     at_once,

@@ -16,7 +16,7 @@ import pytest
 
 from minillm.__main__ import main
 from minillm.charts import bundle, live, replay
-from minillm.charts.replay import page
+from minillm.charts.page import page
 from minillm.charts.wire import FIELDS, OWN
 from minillm.errors import MinillmError
 from minillm.trace import Trace

@@ -7,7 +7,6 @@ units. (S. Williams, A. Waterman, D. Patterson: Roofline, CACM 52:4, 2009.)
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,28 +14,14 @@ from statistics import median
 from matplotlib.axes import Axes
 
 from minillm.charts import facts
-from minillm.charts.place import spread
-from minillm.charts.show import Chart
-from minillm.charts.style import (
-    FAINT,
-    HEIGHT,
-    INK,
-    PAPER,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    cut,
-    log_axis,
-    percent,
-    quiet,
-)  # fmt: skip
+from minillm.charts.ink import FAINT, HEIGHT, INK, PAPER, TEXT, WIDTH, amount, percent
+from minillm.charts.place import beside
+from minillm.charts.style import BEYOND, Chart, log_axis, name_axes, quiet
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 
 Given = float | Sequence[float]
 LEFT, LOW, WIDE, TALL = 0.86, 0.42, 3.75, 2.36  # inches: the axes' place and size
-COLUMN = 2.2  # inches: names and figures, to the right of the axes
 
 
 @dataclass(frozen=True)
@@ -86,7 +71,7 @@ def roofline(
     _roofs(ax, bandwidth, peak_flops)
     for point in points:
         _mark(ax, point)
-    _label(ax, points)
+    beside(ax, [(p.intensity, p.rate, p.name, _said(p)) for p in points])
     roofs = f"{amount(bandwidth, 'B/s')} memory and {amount(peak_flops, 'FLOP/s')} compute"
     told = "; ".join(f"{p.name} {_said(p)} at {p.intensity:.3g} FLOP/byte" for p in points)
     chart.alt = f"Roofline of {roofs}. {chart.finding}. {told}."
@@ -142,18 +127,15 @@ def _positive(value: object, what: str) -> None:
 
 
 def _finding(points: Sequence[Point]) -> str:
-    """Which roof each meets, and how near it comes; many points are counted."""
-    best = max(points, key=lambda p: p.rate / p.roof)
-    highest = f"; the highest, {best.name}, reaches {percent(best.rate, best.roof)} of its roof"
-    if len(points) <= 2:
-        highest = ""
-        told = [f"{p.name}{' reaches' * (p is points[0])} {percent(p.rate, p.roof)} "
-                f"of the {p.bound} roof" for p in points]  # fmt: skip
-    else:
-        under = Counter(p.bound for p in points)
-        told = [f"{under[bound]} of {len(points)} meet the {bound} roof"
-                for bound in ("memory", "compute") if under[bound]]  # fmt: skip
-    finding = ", ".join(told) + highest
+    """Which roof each meets, and how near it comes; of more than two, those that come nearest."""
+    near = sorted(points, key=lambda p: -p.rate / p.roof)
+    shown = points if len(points) <= 2 else near[:1]
+    told = [f"{p.name}{' reaches' * (p is shown[0])} {percent(p.rate, p.roof)} "
+            f"of the {p.bound} roof" for p in shown]  # fmt: skip
+    if len(points) > 2:
+        memory = sum(p.bound == "memory" for p in points)
+        told.append(f"the highest of {len(points)}; {memory} meet the memory roof")
+    finding = ", ".join(told)
     return finding[0].upper() + finding[1:]
 
 
@@ -174,50 +156,35 @@ def _said(point: Point) -> str:
 
 
 def _axes(ax: Axes, points: Sequence[Point], bandwidth: float, peak_flops: float) -> None:
-    """Log axes that hold all points and the ridge, and enough of both roofs for their names."""
+    """Log axes that hold all points and the ridge, with room for a name above each roof."""
     ridge = peak_flops / bandwidth
     xs = [ridge, *(p.intensity for p in points)]
-    low, high = min(xs) / 4, max(xs) * 8
-    high = max(high, ridge * (ridge / low) ** 0.65)
-    low = min(low, ridge / (high / ridge) ** 0.65)
+    low, high = min(xs) / 4, max(xs) * 4
+    low, high = min(low, ridge / (high / ridge) ** 0.7), max(high, ridge * (ridge / low) ** 0.7)
     ys = [bandwidth * low, peak_flops, *(p.rate for p in points)]
-    quiet(ax, "arithmetic intensity (FLOP per byte, log axis)")
-    log_axis(ax.xaxis, low, high, lambda x: f"{x:,.6g}")
     room = max(2.0, (max(ys) / min(ys)) ** 0.08)
+    quiet(ax, "")
+    log_axis(ax.xaxis, low, high, lambda x: f"{x:,.6g}")
     log_axis(ax.yaxis, min(ys) / room, max(ys) * 2 * room, lambda y: amount(y, "FLOP/s"))
-    ax.text(-0.7 / WIDE, 1 + 0.07 / TALL, "speed (log axis)", size=8, color=FAINT,
-            transform=ax.transAxes)  # fmt: skip
+    name_axes(ax, "arithmetic intensity (FLOP per byte)", "speed", log="xy")
 
 
 def _roofs(ax: Axes, bandwidth: float, peak_flops: float) -> None:
-    """Both roofs with their names, hatched above; the ridge where they meet."""
+    """Both roofs, hatched above; their names stand left and right of the ridge where they meet."""
     (low, high), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     ridge = peak_flops / bandwidth
     xs, ys = (low, ridge, high), (bandwidth * low, peak_flops, peak_flops)
-    above = ax.fill_between(xs, ys, [top] * 3, facecolor="none", edgecolor=RULE, linewidth=0)
-    above.set(hatch="////", zorder=0)
+    ax.fill_between(xs, ys, [top] * 3, **BEYOND)
     ax.plot(xs[:2], ys[:2], color=INK["hbm"].colour, linewidth=2, zorder=1)
     ax.plot(xs[1:], ys[1:], color=INK["compute"].colour, linewidth=2, zorder=1)
     ax.plot((ridge, ridge), (bottom, peak_flops), ":", color=FAINT, linewidth=1, zorder=0)
-    begin, edge, end = (_inches(ax, x, y) for x, y in zip(xs, ys, strict=True))
-    slope = math.degrees(math.atan2(edge[1] - begin[1], edge[0] - begin[0]))
-    names = [(begin, edge, slope, f"memory roof {amount(bandwidth, 'B/s')}"),
-             (edge, end, 0, f"compute roof {amount(peak_flops, 'FLOP/s')}")]  # fmt: skip
-    for start, stop, turn, name in names:
-        up = math.radians(turn + 90)
-        x, y = ((a + b) / 2 + 0.1 * f(up) for a, b, f in zip(start, stop, (math.cos, math.sin),
-                                                            strict=True))
-        ax.text(x / WIDE, y / TALL, name, transform=ax.transAxes, rotation=turn, size=8,
-                ha="center", va="center", rotation_mode="anchor", color=TEXT,
-                bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1})  # fmt: skip
-    ax.text(edge[0] / WIDE + 0.012, 0.02, f"ridge {ridge:.3g} FLOP/byte", size=7.5, color=FAINT,
-            transform=ax.transAxes)  # fmt: skip
-
-
-def _inches(ax: Axes, x: float, y: float) -> tuple[float, float]:
-    """Where a point of the data stands, from the lower left corner of the axes."""
-    right, up = (ax.transData + ax.transAxes.inverted()).transform((x, y))
-    return right * WIDE, up * TALL
+    names = [(peak_flops, (-8, 5), "right", f"memory roof {amount(bandwidth, 'B/s')}"),
+             (peak_flops, (8, 5), "left", f"compute roof {amount(peak_flops, 'FLOP/s')}"),
+             (bottom, (5, 4), "left", f"ridge {ridge:.3g} FLOP/byte")]  # fmt: skip
+    for y, shift, side, name in names:
+        ax.annotate(name, (ridge, y), shift, textcoords="offset points", size=8, ha=side,
+                    color=TEXT if y == peak_flops else FAINT,
+                    bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1})  # fmt: skip
 
 
 def _mark(ax: Axes, point: Point) -> None:
@@ -228,22 +195,3 @@ def _mark(ax: Axes, point: Point) -> None:
     ax.plot((point.intensity,) * 2, (point.rate, point.roof), ":", color=TEXT, linewidth=1)
     mark = "s" if point.how == "emulated" else "o"
     ax.plot(point.intensity, point.rate, mark, markersize=7, zorder=3, **style)
-
-
-def _label(ax: Axes, points: Sequence[Point]) -> None:
-    """Names and figures in a column on the right, as high as their marks where there is room."""
-    order = sorted(points, key=lambda p: p.rate)
-    full = len(points) <= 5  # of more, one short line each
-    marks = [_inches(ax, point.intensity, point.rate) for point in order]
-    row = min(0.38 if full else 0.2, TALL / len(points))
-    places = spread([y for _, y in marks], [row] * len(points), 0, TALL)
-    for point, (x, y), place in zip(order, marks, places, strict=True):
-        said = _said(point) if full else percent(point.rate, point.roof)
-        lines = [(place + 0.02, point.name, "bold"), (place - 0.12, said, "normal")]
-        if not full:
-            lines = [(place - 0.04, f"{point.name} {said}", "normal")]
-        for base, words, weight in lines:
-            ax.text(1 + 0.15 / WIDE, base / TALL, cut(words, COLUMN, 7.5), transform=ax.transAxes,
-                    size=7.5, weight=weight, color=TEXT, parse_math=False)  # fmt: skip
-        ax.plot((x / WIDE, 1 + 0.1 / WIDE), (y / TALL, place / TALL), color=FAINT, linewidth=0.6,
-                transform=ax.transAxes, clip_on=False, zorder=2)  # fmt: skip

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.charts import bundle, facts
+from minillm.charts.ink import amount
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
 from minillm.charts.machine_view import plan
-from minillm.charts.style import amount
 from minillm.charts.wire import Packer
 from minillm.files import save
 from minillm.trace import Trace
