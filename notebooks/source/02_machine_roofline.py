@@ -116,7 +116,7 @@ for _ in range(3):
 
 # %% tags=["nbval-ignore-output"]
 for n, seconds in steps.items():
-    reveal(mine[n], predicted=1e3 * floor[n], measured=1e3 * median(seconds))
+    reveal(mine[n], predicted=1e3 * floor[n], measured=[1e3 * second for second in seconds])
 
 # %% [markdown]
 # How near does each come to its ceiling, and what is left over? A part of that does not depend on
@@ -134,6 +134,7 @@ charts.curve(
     {"": lambda mb: 1e6 * mb / bandwidth(1e6 * mb)}, [6 * 1.1**i for i in range(46)],
     x="weights (MB)", y="a decode step", unit="s", log="xy",
     points=[(nbytes[n] / 1e6, took[n], f"{n}\n{over[n]:.1f} × the prediction") for n in engines],
+    span=(min(floor.values()) / 2, 8 * max(took.values())),
     note="dashed: predicted, bytes ÷ bandwidth of a block of that size; points: measured",
 )  # fmt: skip
 
