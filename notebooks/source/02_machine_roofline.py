@@ -133,9 +133,9 @@ charts.curve(
     f"135m, {nbytes['135m'] / nbytes['town']:.0f} × the bytes of town, is {nearer} its ceiling",
     {"": lambda mb: 1e6 * mb / bandwidth(1e6 * mb)}, [6 * 1.1**i for i in range(46)],
     x="weights (MB)", y="a decode step", unit="s", log="xy",
-    points=[(nbytes[n] / 1e6, took[n], f"{n}\n{over[n]:.1f} × the prediction") for n in engines],
+    points=[(nbytes[n] / 1e6, took[n], f"{n}\n{over[n]:.1f} ×") for n in engines],
     span=(min(floor.values()) / 2, 8 * max(took.values())),
-    note="dashed: predicted, bytes ÷ bandwidth of a block of that size; points: measured",
+    note="dashed: predicted, bytes ÷ bandwidth of a block of that size; × times as long: measured",
 )  # fmt: skip
 
 # %% [markdown]
