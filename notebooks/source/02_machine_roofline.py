@@ -135,7 +135,7 @@ charts.curve(
     x="weights (MB)", y="a decode step", unit="s", log="xy",
     points=[(nbytes[n] / 1e6, took[n], f"{n}\n{over[n]:.1f} ×") for n in engines],
     span=(min(floor.values()) / 2, 8 * max(took.values())),
-    note="dashed: predicted, bytes ÷ bandwidth of a block of that size; × times as long: measured",
+    note="dashed: bytes ÷ bandwidth of a block of that size; points: measured, so many × that",
 )  # fmt: skip
 
 # %% [markdown]
