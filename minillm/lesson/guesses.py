@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from minillm import charts
-from minillm.charts.style import amount, times
+from minillm.charts.ink import amount, times
 from minillm.lesson.page import Note, card, paragraph
 from minillm.lesson.progress import all_guesses, notebook
 
