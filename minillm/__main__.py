@@ -141,7 +141,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
         kept = {result.line: result.right for result in scores}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
-        print(f"with that half of the KV cache dropped: {control.total}")
+        print(f"with that half of the KV cache dropped: {control}")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
     return 0
 
@@ -158,7 +158,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from minillm.tools import bench_decode, bench_load, bench_stream, bench_views
 
-    speed = partial(bench_decode.bench, shape=options.shape, python=options.llama)
+    speed = partial(bench_decode.bench, shape=options.shape, packages=options.llama)
     bench, rounds, model = {
         "views": (bench_views.bench, 20, MODEL), "load": (bench_load.bench, 5, None),
         "stream": (bench_stream.bench, 3, None), "decode": (speed, 5, None),
@@ -241,8 +241,8 @@ def _bench_parser(bench: argparse.ArgumentParser) -> None:
         help="decode: the model, or random weights of a real one's shape; default: town",
     )  # fmt: skip
     bench.add_argument(
-        "--llama", metavar="PYTHON", help="decode: a Python, or a folder of packages, that has "
-        "llama_cpp and gguf; default: this one",
+        "--llama", metavar="FOLDER", help="decode: a folder of packages that has llama_cpp and "
+        "gguf, as the site-packages of another environment",
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from torch import Tensor
@@ -16,14 +16,14 @@ from minillm.config import SamplingParams
 from minillm.decode.sampling import generator
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
-from minillm.kv import PagedKV, Plan, Step
-from minillm.kv.pool import PagePool
+from minillm.kv import PagedKV, Plan, PrefixKV, Step
+from minillm.kv.pool import KnownPages, PagePool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > len(kv.pool.free):
+        if more > len(kv.pool.free) + len(kv.pool.known.unused):
             return False
         kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True
@@ -38,10 +38,10 @@ def a_copy_without_contents(patch: pytest.MonkeyPatch) -> None:
 def a_page_is_lost(patch: pytest.MonkeyPatch) -> None:
     release = PagedKV.release
 
-    def forgetful(kv: PagedKV, request: int) -> None:
+    def forgetful(kv: PagedKV, request: int, keep: bool = True) -> None:
         if len(kv.tables.get(request, ())) > 1:
             kv.tables[request].pop()
-        release(kv, request)
+        release(kv, request, keep)
 
     patch.setattr(PagedKV, "release", forgetful)
 
@@ -49,9 +49,9 @@ def a_page_is_lost(patch: pytest.MonkeyPatch) -> None:
 def a_page_is_freed_twice(patch: pytest.MonkeyPatch) -> None:
     release = PagedKV.release
 
-    def twice(kv: PagedKV, request: int) -> None:
+    def twice(kv: PagedKV, request: int, keep: bool = True) -> None:
         table = list(kv.tables.get(request, ()))
-        release(kv, request)
+        release(kv, request, keep)
         kv.pool.free += table[:1]
 
     patch.setattr(PagedKV, "release", twice)
@@ -140,9 +140,9 @@ def a_plan_has_the_pool_before_growth(patch: pytest.MonkeyPatch) -> None:
     allocate = PagePool._allocate
 
     def stale(pool: PagePool, pages: int) -> None:
-        before = pool.layers
+        before = list(pool.layers)
         allocate(pool, pages)
-        pool.layers = before or pool.layers
+        pool.layers[:] = before or pool.layers
 
     patch.setattr(PagePool, "_allocate", stale)
 
@@ -189,6 +189,46 @@ def a_chunk_does_not_see_the_one_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "_mask", blind)
 
 
+def a_page_is_known_without_what_came_before(patch: pytest.MonkeyPatch) -> None:
+    keys = PrefixKV._keys
+
+    def alone(kv: PrefixKV, ids: list[int], before: bytes = b"") -> Iterator[bytes]:
+        P = kv.page_size
+        for at in range(0, len(ids) - P + 1, P):
+            yield from keys(kv, ids[at : at + P])
+
+    patch.setattr(PrefixKV, "_keys", alone)
+
+
+def a_prompt_known_whole_is_not_computed(patch: pytest.MonkeyPatch) -> None:
+    find = PrefixKV.find
+    patch.setattr(PrefixKV, "find", lambda kv, request, ids: find(kv, request, [*ids, 0]))
+
+
+def an_evicted_page_stays_known(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KnownPages, "evict", lambda known: known.unused.popitem(last=False)[0])
+
+
+def a_found_page_is_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PagePool, "share", lambda pool, page: pool.known.unused.pop(page, None))
+
+
+def what_was_forgotten_is_found_by_others(patch: pytest.MonkeyPatch) -> None:
+    commit = PrefixKV.commit
+
+    def enters(kv: PrefixKV, request: int, ids: list[int]) -> None:
+        hidden, kv._hidden = kv._hidden, {}
+        commit(kv, request, ids)
+        kv._hidden = hidden
+
+    patch.setattr(PrefixKV, "commit", enters)
+
+
+def an_aborted_text_stays_known(patch: pytest.MonkeyPatch) -> None:
+    release = PrefixKV.release
+    patch.setattr(PrefixKV, "release", lambda kv, request, keep=True: release(kv, request))
+
+
 WRONG = "chosen from wrong logits|NaN"
 PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     no_copy_on_write: "written while shared",
@@ -209,4 +249,12 @@ PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     requests_share_a_generator: "chance came from somewhere else",
     who_is_aborted_still_waits: "a younger one stands first|pages are held",
     a_chunk_does_not_see_the_one_before: WRONG,
+}
+PLANTED_IN_PREFIXES: dict[Callable[[pytest.MonkeyPatch], None], str] = {
+    a_page_is_known_without_what_came_before: WRONG,
+    a_prompt_known_whole_is_not_computed: "known whole has no logits",
+    an_evicted_page_stays_known: f"{WRONG}|written while known",
+    a_found_page_is_not_counted: "counts are not what tables hold|freed twice",
+    what_was_forgotten_is_found_by_others: WRONG,
+    an_aborted_text_stays_known: "aborted, and its text is known",
 }

@@ -60,11 +60,14 @@ def right_logits(folder: Path, request: Request) -> Tensor:
 # -- what is drawn -------------------------------------------------------------------------------
 
 
-def draw_jobs(rng: Random) -> list[Job]:
-    """Prompts, some with a common stem, some the same; greedy and warm, short and long."""
+def draw_jobs(rng: Random, sharing: bool = False) -> list[Job]:
+    """Prompts, some with a common stem, some the same; greedy and warm, short and long.
+
+    sharing: of three words only and many times the same, so that pages are often known.
+    """
 
     def ids(n: int) -> list[int]:
-        return [rng.randrange(2, VOCABULARY) for _ in range(n)]
+        return [rng.randrange(2, 5 if sharing else VOCABULARY) for _ in range(n)]
 
     def job() -> Job:
         prompt = stem[: rng.choice((0, 0, 3, 8, 16))] + ids(rng.randint(0, 20))
@@ -77,7 +80,7 @@ def draw_jobs(rng: Random) -> list[Job]:
 
     stem = ids(16)
     jobs = [job() for _ in range(rng.randint(1, 6))]
-    return jobs + jobs[:1] * rng.randint(0, 1)
+    return jobs + (rng.choices(jobs, k=4) if sharing else jobs[:1] * rng.randint(0, 1))
 
 
 def draw_engine(rng: Random, folder: Path, jobs: list[Job], **fixed: object) -> Engine:

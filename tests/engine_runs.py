@@ -27,23 +27,31 @@ from minillm.errors import OutOfMemory
 from minillm.kv import Plan, Step
 
 ROUNDING = 1e-4  # of the largest logit
+GREEDY_ONE = SamplingParams(max_tokens=1, temperature=0.0)
 
 
 class Run:
     """One engine and what happens to it. `seen` counts what occurred: preemptions, copies, …
 
-    fixed: settings of EngineConfig that are not drawn.
+    sharing: prompts that begin alike, and a cache that knows it. fixed: settings of EngineConfig
+    that are not drawn.
     """
 
-    def __init__(self, rng: Random, tiny: Callable[[str], Path], **fixed: object) -> None:
-        self.rng, self.seen = rng, Counter(runs=1)
-        self.folder, self.jobs = tiny(rng.choice(FAMILIES)), draw_jobs(rng)
+    def __init__(
+        self, rng: Random, tiny: Callable[[str], Path], sharing: bool = False, **fixed: object
+    ) -> None:
+        self.rng, self.seen, self.sharing = rng, Counter(runs=1), sharing
+        self.folder, self.jobs = tiny(rng.choice(FAMILIES)), draw_jobs(rng, sharing)
+        fixed = {"prefix_cache": sharing} | fixed
+        if sharing:
+            fixed |= {"kv": "paged", "page_size": rng.choice((1, 2, 4))}
         self.engine = draw_engine(rng, self.folder, self.jobs, **fixed)
         self.kv, self.scheduler = self.engine.kv, self.engine.scheduler
         self.arrived: list[Request] = []  # first come first; without twins
         self.here: dict[Request, AbstractContextManager] = {}  # and how each leaves
         self.joined: list[Request] = []  # in the order in which they came to run
         self.rows: dict[int, dict[int, Tensor]] = {}  # of each request: logits of its tokens
+        self.found: dict[int, int] = {}  # of each request: pages that were known
         self.other = 0  # bytes of HBM that somebody else holds
         self.idle = False  # whether the last step moved nothing
         self._watch()
@@ -60,7 +68,7 @@ class Run:
         return self.seen
 
     def _play(self) -> None:
-        tokens = sum(len(ids) + params.max_tokens for ids, params in self.jobs)
+        tokens = len(self.jobs) * self.engine.max_context
         most, self.jobs = 8 * tokens + 20, self.jobs[::-1]
         while self.jobs or self.here:
             self.happen()
@@ -76,7 +84,7 @@ class Run:
         """Between two steps: arrivals, a fork, an abort, another who takes HBM."""
         rng = self.rng
         while self.jobs and (not self.here or rng.random() < 0.3):
-            self.arrive(*self.jobs.pop())
+            self.arrive(*self.going_on(*self.jobs.pop()))
         running = [r for r in self.scheduler.running if r in self.here]
         room = len(running) < self.scheduler.max_running and self.seen["forked"] < 4
         if running and room and rng.random() < 0.15:
@@ -87,6 +95,14 @@ class Run:
             self.take_other()
         elif rng.random() < 0.2:
             self.give_back_other()
+
+    def going_on(self, ids: list[int], params: SamplingParams) -> tuple[list[int], SamplingParams]:
+        """The job, or one that begins with all that another request has said so far."""
+        if not self.sharing or not self.arrived or self.rng.random() < 0.6:
+            return ids, params
+        ids = self.rng.choice(self.arrived).ids + ids[-3:]
+        fits = len(ids) + params.max_tokens <= self.engine.max_context
+        return (ids, params) if fits else (ids[: self.engine.max_context - 1], GREEDY_ONE)
 
     def arrive(self, ids: list[int], params: SamplingParams) -> None:
         request, hbm = self.engine._admit(ids, params), self.engine.machine.hbm
@@ -117,8 +133,12 @@ class Run:
 
     def end(self, request: Request, how: str) -> None:
         """A request leaves, and what it has said is right."""
+        table, found = self.kv.tables.get(request.number, []), self.found.get(request.number, 0)
+        alone = [page for page in table[found:] if self.kv.pool.count[page] == 1]
         self.here.pop(request).__exit__(None, None, None)
         assert request.number not in self.kv.tables, "left, and holds pages"
+        known = how == "aborted" and any(page in self.kv.pool.known.key_of for page in alone)
+        assert not known, "aborted, and its text is known"
         self.check_answer(request)
         self.seen[how] += 1
 
@@ -156,9 +176,10 @@ class Run:
         pages = range(len(pool.count))
         rest = [page for page in pages if not held[page]]
         assert pool.count == [held[page] for page in pages], "counts are not what tables hold"
-        assert sorted(pool.free) == rest, "free is not the rest"
+        unused = list(kv.pool.known.unused)
+        assert sorted(pool.free + unused) == rest, "free is not the rest"
         assert hbm.by_label.get("kv", 0) == len(held) * pool.page_nbytes
-        assert hbm.by_label.get("kv reserved", 0) == len(pool.free) * pool.page_nbytes
+        assert hbm.by_label.get("kv reserved", 0) == len(rest) * pool.page_nbytes
         running = {r.number for r in self.scheduler.running}
         assert running == set(kv.tables), "who has pages is not who runs"
         for r in (*self.scheduler.running, *self.scheduler.waiting):
@@ -200,7 +221,8 @@ class Run:
         for owner, name, seen in (
             (engine._chooser, "_sample", self._sample), (kv, "plan", self._plan),
             (kv, "reserve", self._reserve), (kv, "make_room", self._make_room),
-            (kv.pool, "drop", self._drop), (scheduler, "_preempt", self._preempt),
+            (kv.pool, "drop", self._drop), (kv.pool.known, "evict", self._evict),
+            (kv, "find", self._find), (scheduler, "_preempt", self._preempt),
         ):  # fmt: skip
             setattr(owner, name, partial(seen, getattr(owner, name)))
 
@@ -209,21 +231,38 @@ class Run:
         return do(request, row, *more)
 
     def _plan(self, do: Callable, step: Step) -> Plan:
-        assert step.tokens <= self.scheduler.max_batch_tokens
+        assert sum(step.counts) <= self.scheduler.max_batch_tokens
         assert len(step.requests) <= self.scheduler.max_running
         for number, start, count in zip(step.requests, step.starts, step.counts, strict=True):
             stop = self.kv.pages_for(start + count)
             written = self.kv.tables[number][start // self.kv.page_size : stop]
             assert all(self.kv.pool.count[page] == 1 for page in written), "written while shared"
+            known = self.kv.pool.known.key_of
+            assert not any(page in known for page in written), "written while known"
         self.seen["mixed"] += len(step.counts) > 1 and 1 in step.counts and max(step.counts) > 1
         self.seen["chunked"] += 0 in step.wanted
         return do(step)
 
     def _drop(self, do: Callable, page: int) -> None:
         do(page)
-        if not self.kv.pool.count[page]:
-            for layer in self.kv.pool.layers:
-                layer[page] = torch.nan
+        if not self.kv.pool.count[page] and page not in self.kv.pool.known.key_of:
+            self._poison(page)
+
+    def _evict(self, do: Callable) -> int:
+        self._poison(page := do())
+        self.seen["evicted"] += 1
+        return page
+
+    def _poison(self, page: int) -> None:
+        for layer in self.kv.pool.layers:
+            layer[page] = torch.nan
+
+    def _find(self, do: Callable, number: int, ids: list[int]) -> int:
+        found = do(number, ids)
+        assert found < len(ids), "a prompt known whole has no logits"
+        self.found[number] = found // self.kv.page_size
+        self.seen["found"] += found > 0
+        return found
 
     def _reserve(self, do: Callable, number: int, stop: int) -> bool:
         before, free = list(self.kv.tables[number]), list(self.kv.pool.free)

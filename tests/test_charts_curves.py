@@ -87,8 +87,10 @@ def test_axes_are_named_plain_and_without_a_frame(case: str) -> None:
 
 
 def test_a_linear_axis_begins_at_zero_and_a_span_stays() -> None:
-    """Catches an axis that jumps while a knob is turned, and a small gain drawn large."""
+    """Catches an axis that jumps while a knob is turned, and a mark at zero that is cut in half."""
     assert curve("f", {"a": lambda n: 9.0 + n}, [1, 2], x="x", y="y").axes[0].get_ylim()[0] == 0
+    low, high = made("nothing").axes[0].get_xlim()
+    assert low < 0 and high > 1e5, "the marks at both ends are whole"
     spans = {made("a share", at=at).axes[0].get_ylim() for at in (1, 2048)}
     assert len(spans) == 1
 
@@ -115,3 +117,5 @@ def test_a_measured_point_without_room_for_words_is_drawn_and_told() -> None:
                 if line.get_marker() == "o" and len(line.get_xydata()) == 3]  # fmt: skip
     assert [line.get_xydata()[:, 1].tolist() for line in measured] == [[1e-3, 2e-3, 1e7]]
     assert "there" not in words(chart) and "there at 1.2" in chart.alt
+    plain = made("measured", points=[(1, 4e8, ""), (4, 1.1e9, "")])
+    assert "400 MB/s at 1; 1.1 GB/s at 4." in plain.alt

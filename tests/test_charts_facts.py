@@ -9,7 +9,10 @@ from test_charts_live import browser_data, node
 
 from minillm import charts
 from minillm.charts import facts, loading
-from minillm.charts.machine_view import machine, peaks, plan
+from minillm.charts.machine_memories import in_use
+from minillm.charts.machine_places import plan
+from minillm.charts.machine_scene import Scene
+from minillm.charts.machine_view import machine
 from minillm.machine.tiers import Tier
 from minillm.trace import Trace
 from minillm.trace.event import Event
@@ -153,10 +156,12 @@ def test_stills_show_a_pool_as_room_and_not_as_cache() -> None:
     chart = charts.memory(trace)
     assert chart.finding == "HBM holds 20.0 MiB at its peak: 12.0 MiB weights, 8.0 MiB KV cache"
     assert {"KV cache 8.0 MiB", "KV reserved 12.0 MiB"} <= words(chart)
-    held = peaks(trace, plan(trace))["hbm"]
-    assert held.nbytes == 20 * MIB and held.levels[facts.RESERVED] == 12 * MIB
-    assert "peak 20 MiB of 64 MiB" in words(machine(trace))
-    assert any(text.startswith("KV reserved") for text in words(machine(trace)))
+    scene = Scene(plan(trace), trace.meta)
+    scene.take(trace.events)
+    held = scene.memories.peaks["hbm"]
+    assert in_use(held) == 20 * MIB and held[facts.RESERVED] == 12 * MIB
+    said = machine(trace).svg
+    assert ">peak 20 MiB<" in said and ">of 64 MiB<" in said and "\nKV reserved 12 MiB" in said
 
 
 def test_the_browser_tells_pages_in_use_from_the_pool(tmp_path: Path) -> None:
@@ -166,12 +171,11 @@ def test_the_browser_tells_pages_in_use_from_the_pool(tmp_path: Path) -> None:
       const end = run.series("hbm").at(-1), [panel] = memoryPanels(run), {t} = panel.peak;
       const at = pointAt(panel, run.clock.play(t));
       show({peak: panel.peak, end, labels: panel.labels, held: at.held,
-            facts: memoryFacts(panel, run.clock.play(t)),
-            layers: layersOf(panel.peak.levels, null).map((one) => one.label)})"""
+            facts: memoryFacts(panel, run.clock.play(t))})"""
     said = node(ask, browser_data(trace), tmp_path, "widget.js")
     assert (said["end"]["used"], said["peak"]["nbytes"]) == (12 * MIB, 20 * MIB)
     assert said["end"]["peak"] == said["peak"]["taken"] == 12 * MIB + POOL * PAGE
-    assert said["labels"] == said["layers"] == ["weights", "KV cache", "KV reserved"]
+    assert said["labels"] == ["weights", "KV cache", "KV reserved"]
     assert [n // MIB for n in said["held"]] == [12, 8, 12]
     assert said["facts"]["title"] == "HBM 20 MiB · 31 % of 64 MiB"
     assert {"KV cache 8 MiB", "KV reserved 12 MiB"} <= set(said["facts"]["lines"])

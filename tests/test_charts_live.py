@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from minillm.charts import bundle, facts, live, meaning, style, watch
-from minillm.charts.machine_layout import layout
-from minillm.charts.machine_view import plan
+from minillm.charts import bundle, facts, ink, live, meaning, watch
+from minillm.charts.machine_view import machine
 from minillm.charts.wire import FIELDS, Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Trace
@@ -55,8 +54,7 @@ def make_run(tokens: int = 12, layers: int = 4, begin: float = 0.1) -> Trace:
 
 def browser_data(trace: Trace, **more: object) -> dict[str, object]:
     """`meta` and `rows` of a trace as a page has them."""
-    sheet = plan(trace)
-    rows = [meaning.told(event, sheet) for event in trace.events]
+    rows = [meaning.told(event) for event in trace.events]
     return {"meta": live.for_page(trace), "rows": rows, **more}
 
 
@@ -117,9 +115,8 @@ def parts_slowly(events: list[Event], start: float, stop: float) -> dict[tuple[s
                and o.seconds < e.seconds}  # fmt: skip
 
     def key(event: Event) -> tuple[str, str]:
-        rest = id(event) in parents
-        name = f"rest of the {event.stage}" if rest else meaning.name_of(event)
-        return name, meaning.ink(event)
+        rest = "rest of " if id(event) in parents else ""
+        return rest + meaning.name_of(event), meaning.ink(event)
 
     inside = {t for e in events for t in (e.start, e.end) if start < t < stop}
     edges, idle = [start, *sorted(inside), stop], ("in between", "idle")
@@ -152,8 +149,7 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
     """Catches chips that cut a request elsewhere than the charts, and levels that differ."""
     trace = make_run()
     ask = """show({tokens: run.requests[0].tokens, peak: run.peak("hbm"), tiers: run.tiers,
-                   levels: run.series("hbm").map((s) => s.levels),
-                   used: run.scene(1, 0.1).tiers.hbm.levels})"""
+                   levels: run.series("hbm").map((s) => s.levels)})"""
     told = browser_run(ask, trace)
     pieces = facts.tokens(facts.request(trace))
     assert [t["index"] for t in told["tokens"]] == list(pieces)
@@ -167,7 +163,6 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
     assert told["peak"]["nbytes"] == memory.peak and told["levels"][-1] == {
         meaning.said(label): values[-1] for label, values in memory.levels.items()
     }
-    assert told["used"] == {"w": 6 * 2**20}  # between the load and the request
     assert told["tiers"] == ["ssd", "dram", "hbm", "hbm:1"]
 
 
@@ -205,18 +200,18 @@ def test_what_compute_reads_in_the_browser_is_what_python_counts(browser_run, se
 def test_inks_fields_and_numbers_are_the_same_in_both_languages(browser_run) -> None:
     """Catches a colour or a rounding that was changed in one of the two places."""
     sizes = [0, 48, 1023, 1024, 12130816, 2**20 - 1, 3 * 2**40]
-    times = [0.0, 3e-6, 0.00241, 0.9994]
+    times = [0.0, 3e-6, 0.9996e-3, 0.00241, 0.9994]
     ask = """show({fields: FIELDS, reserved: RESERVED, sizes: extra[0].map(formatBytes),
                    times: extra[1].map(formatSeconds), rate: formatRate(3.2e9),
                    shares: [0, 0.001, 0.434, 1].map((x) => formatPercent(x))})"""
     told = browser_run(ask, Trace(), [sizes, times])
     inks = dict(re.findall(r"--m-(\w+): (#\w{6});", bundle.style().partition("}")[0]))
-    assert {name: ink.colour.lower() for name, ink in style.INK.items()}.items() <= inks.items()
+    assert {name: one.colour.lower() for name, one in ink.INK.items()}.items() <= inks.items()
     assert tuple(told["fields"]) == FIELDS
     assert told["reserved"] == meaning.said(meaning.RESERVED)
     assert told["sizes"] == [format_size(n).replace(".0 ", " ") for n in sizes]
-    assert told["times"] == [style.amount(t, "s") for t in times]
-    assert told["shares"] == [style.percent(x, 1) for x in (0, 0.001, 0.434, 1)]
+    assert told["times"] == [ink.amount(t, "s") for t in times]
+    assert told["shares"] == [ink.percent(x, 1) for x in (0, 0.001, 0.434, 1)]
     assert told["rate"] == "3.2 GB/s"
 
 
@@ -234,10 +229,10 @@ def test_no_event_is_lost_between_the_trace_and_the_browser(tmp_path: Path) -> N
     assert len(rows) == len(events)
     for row, event in zip(rows, events, strict=True):
         told = Event(*row[: len(Event._fields)])
-        wanted = Event(*meaning.told(event, layout())[: len(Event._fields)])
+        wanted = Event(*meaning.told(event)[: len(Event._fields)])
         assert told._replace(start=0, seconds=0) == wanted._replace(start=0, seconds=0)
         assert row[len(Event._fields) :] == json.loads(json.dumps(
-            meaning.told(event, layout())[len(Event._fields) :]))  # fmt: skip
+            meaning.told(event)[len(Event._fields) :]))  # fmt: skip
         assert (told.start, told.end) == pytest.approx((event.start, event.end), abs=1.01e-7)
 
 
@@ -387,6 +382,36 @@ def test_a_view_leaves_a_small_still_with_its_finding() -> None:
     with watch(Trace()) as empty:
         pass
     assert set(empty._repr_mimebundle_()[0]) == set(data) - {"image/png"}
+
+
+def test_the_machine_alone_leaves_its_svg_and_its_pixels() -> None:
+    """Catches a still of another picture than the one that `charts.machine` draws."""
+    trace = make_run()
+    view = live.RunView(("machine",), trace)
+    view.finish(trace)
+    data, about = view._repr_mimebundle_()
+    picture = machine(trace)
+    assert data["image/svg+xml"] == picture.svg and data["text/plain"] == picture.finding
+    assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 60_000
+    assert about["image/svg+xml"]["alt"] == picture.alt
+
+
+def test_a_message_says_what_changed_on_the_machine() -> None:
+    """Catches a page that is told all of the picture five times a second, or a run on another."""
+    trace, sent = make_run(), []
+    view = live.RunView(("machine",), Trace.of([], trace.meta))
+    view.send, packer, events = sent.append, Packer(), list(trace.events)
+    view.feed(events[:9], packer)
+    view.feed(events[9:12], packer)
+    view.feed(events[:2], Packer(), anew=True)
+    first, more, anew = (message["machine"] for message in sent)
+    assert set(more) < set(first) == set(anew)
+    assert anew["disk/under/0"]["text"] == "measured" and anew["token/say"]["text"] == "next token"
+    assert [message["anew"] for message in sent] == [False, False, True]
+    quiet = live.RunView(("memory",), Trace.of([], trace.meta))
+    quiet.send = sent.append
+    quiet.feed(events[:9], Packer())
+    assert "machine" not in sent[-1] and quiet.meta["picture"] is None
 
 
 KERNEL = """

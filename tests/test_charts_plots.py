@@ -18,9 +18,9 @@ from PIL import Image, ImageColor
 
 from minillm import charts
 from minillm.charts import facts, loading
-from minillm.charts.machine_pen import RAISED
+from minillm.charts.ink import INK, amount
+from minillm.charts.machine_svg import RAISED
 from minillm.charts.show import pack
-from minillm.charts.style import INK, amount
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 from minillm.trace.event import STAGES, Event

@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 from conftest import VOCABULARY
-from engine_bugs import PLANTED
+from engine_bugs import PLANTED, PLANTED_IN_PREFIXES
 from engine_runs import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,9 +42,9 @@ def ids_of(engine: Engine, texts: list, params: SamplingParams) -> list[tuple[in
 
 
 def kv_bytes(engine: Engine) -> tuple[int, int]:
-    """Bytes of HBM in used pages, and in free ones."""
+    """Bytes of HBM in used pages, and in those that may be taken."""
     held = engine.machine.hbm.by_label
-    return held.get("kv", 0), held.get("kv reserved", 0)
+    return held.get("kv", 0), held.get("kv reserved", 0) + held.get("kv prefixes", 0)
 
 
 # -- any run -----------------------------------------------------------------------------------
@@ -63,6 +63,14 @@ def test_whatever_happens_the_laws_hold(tiny):
     print(dict(seen))
     for what in ("preempted", "copied", "forked", "aborted", "finished", "failed", "refused",
                  "grown in use", "chunked", "mixed"):  # fmt: skip
+        assert seen[what], f"{what} did not occur"
+
+
+def test_whatever_prefixes_are_shared_the_laws_hold(tiny):
+    """The same where prompts begin alike, and catches what `PLANTED_IN_PREFIXES` plants."""
+    seen = sum((Run(Random(seed), tiny, sharing=True).play() for seed in range(RUNS)), Counter())
+    print(dict(seen))
+    for what in ("found", "evicted", "preempted", "aborted", "forked", "grown in use"):
         assert seen[what], f"{what} did not occur"
 
 
@@ -87,6 +95,15 @@ def test_each_planted_bug_is_found(plant, tiny, monkeypatch):
     with pytest.raises((AssertionError, IndexError), match=PLANTED[plant]):
         for seed in range(RUNS):
             Run(Random(seed), tiny, kernels="torch").play()
+
+
+@pytest.mark.parametrize("plant", PLANTED_IN_PREFIXES, ids=lambda plant: plant.__name__)
+def test_each_bug_planted_in_prefixes_is_found(plant, tiny, monkeypatch):
+    """Catches laws that a page known for the wrong text would not break."""
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, IndexError), match=PLANTED_IN_PREFIXES[plant]):
+        for seed in range(RUNS):
+            Run(Random(seed), tiny, sharing=True, kernels="torch").play()
 
 
 # -- the same ids, however they are computed -------------------------------------------------------
@@ -140,11 +157,11 @@ def test_company_changes_nothing(tiny, params):
 def test_what_can_never_fit_is_refused_as_it_enters(tiny):
     """Catches a request that waits for ever, and one that is refused and keeps something."""
     engine = load(tiny("llama3"), page_size=4, kv_hbm=5 * 4 * PER_TOKEN)
-    before = dict(engine.machine.hbm.by_label)
+    before = kv_bytes(engine)
     assert len(engine.generate([[5] * 13], GREEDY)[0].token_ids) == 8  # 13 + 8 - 1 places: 5 pages
     with pytest.raises(OutOfMemory, match=r"wanted 18.0 KiB of HBM, found 15.0 KiB free"):
         engine.generate([[5] * 13, [5] * 14], GREEDY)
-    assert engine.machine.hbm.by_label == before
+    assert kv_bytes(engine) == before
     assert not (engine.scheduler.waiting or engine.scheduler.running or engine.kv.tables)
 
 

@@ -398,7 +398,7 @@ def test_only_what_is_ours_is_swept(tmp_path):
 OWN_WAYS = {
     "minillm/files.py", "minillm/machine/disk.py", "minillm/probe/memory.py",
     "minillm/probe/ssd.py",
-    "minillm/tools/make_checkpoint.py", "minillm/tools/bench_decode_llama.py",
+    "minillm/tools/make_checkpoint.py",
     "notebooks/source/10_load_safetensors.py",
 }  # fmt: skip
 

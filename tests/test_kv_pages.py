@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, OutOfMemory
-from minillm.kv import PagedKV, Step, drop_oldest
+from minillm.kv import PagedKV, PrefixKV, Step, drop_oldest
 from minillm.machine import Machine
 
 CONFIG = ModelConfig(
@@ -26,7 +26,7 @@ FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def paged(page_size: int = 4, pages: int | None = None, hbm: int = 2**20) -> PagedKV:
-    return PagedKV(CONFIG, Machine.here(hbm, "cpu"), torch.float32, page_size, pages)
+    return PrefixKV(CONFIG, Machine.here(hbm, "cpu"), torch.float32, page_size, pages)
 
 
 # -- any sequence of operations ----------------------------------------------------------------
@@ -41,13 +41,19 @@ class Pages:
         P, pages = rng.choice((1, 2, 3, 4, 16)), rng.randint(1, 12)
         self.kv = paged(P, pages if given else None, hbm=pages * P * PER_TOKEN)
         self.held: dict[int, list[int]] = {}
+        self.texts: list[list[int]] = [[]]  # that were in the cache, at some time
         self.do = (self.enter, self.write, self.write, self.write, self.fork, self.rewind,
                    self.release, self.make_room)  # fmt: skip
 
     def enter(self) -> None:
+        """A request that begins as another did, or does; what is found of it, it has."""
         self.number += 1
-        assert self.kv.find(self.number, []) == 0
-        self.held[self.number] = []
+        known = self.rng.choice(self.texts)
+        ids = [*known[: self.rng.randint(0, len(known))], *range(self.stamp, self.stamp + 2)]
+        found = self.kv.find(self.number, ids)
+        assert found % self.kv.page_size == 0
+        self.held[self.number] = ids[:found]
+        self.seen["found"] += found > 0
 
     def write(self) -> None:
         """Reserve for some tokens, write them through the plan, commit."""
@@ -70,8 +76,11 @@ class Pages:
             pool = kv.enter(layer, plan)
             pool[pages, 0, :, slots] = stamps(new, layer)
             pool[pages, 1, :, slots] = -stamps(new, layer)
+        known = kv.pool.known.key_of
+        assert not any(page in known for page in pages.tolist()), "written while known"
         self.held[request] += new
         kv.commit(request, self.held[request])
+        self.texts = [*self.texts[-9:], list(self.held[request])]
 
     def fork(self) -> None:
         if self.held:
@@ -89,9 +98,9 @@ class Pages:
 
     def release(self) -> None:
         if self.held:
-            request = self.rng.choice(list(self.held))
+            request, keep = self.rng.choice(list(self.held)), self.rng.random() < 0.7
             for _ in range(2):  # a second call does nothing
-                self.kv.release(request)
+                self.kv.release(request, keep=keep)
             self.held.pop(request)
 
     def make_room(self) -> None:
@@ -105,9 +114,11 @@ class Pages:
         held = Counter(page for table in kv.tables.values() for page in table)
         pages = range(len(kv.pool.count))
         assert kv.pool.count == [held[page] for page in pages]
-        assert sorted(kv.pool.free) == [page for page in pages if not held[page]]
+        rest = [*kv.pool.free, *kv.pool.known.unused]
+        assert sorted(rest) == [page for page in pages if not held[page]]
+        assert all(page in kv.pool.known.key_of for page in kv.pool.known.unused)
         assert hbm.by_label.get("kv", 0) == len(held) * kv.pool.page_nbytes
-        assert hbm.by_label.get("kv reserved", 0) == len(kv.pool.free) * kv.pool.page_nbytes
+        assert hbm.by_label.get("kv reserved", 0) == len(rest) * kv.pool.page_nbytes
         assert kv.length == {request: len(new) for request, new in self.held.items()}
         for request, new in self.held.items():
             for layer in range(L):
@@ -138,8 +149,28 @@ def operate(rng: Random, n: int) -> Counter:
 def test_whatever_is_done_pages_are_counted_and_contents_stay():
     """Catches a page lost, freed twice, or written by two; contents that a growth or copy loses."""
     seen = sum((operate(Random(seed), 60) for seed in range(60)), Counter())
-    for what in ("refused", "copied", "forked", "grown in use"):
+    for what in ("refused", "copied", "forked", "grown in use", "found"):
         assert seen[what], f"{what} did not occur"
+
+
+def test_a_page_that_stays_known_while_it_is_written_is_found_out(monkeypatch):
+    """Catches a law that cannot fail: a request may go back into a page that others could find."""
+    reserve = PagedKV.reserve
+
+    class Blind(dict):
+        def __contains__(self, page: object) -> bool:
+            return False
+
+    def blind(kv: PagedKV, request: int, stop: int) -> bool:
+        kv.pool.known.key_of = Blind(kv.pool.known.key_of)
+        done = reserve(kv, request, stop)
+        kv.pool.known.key_of = dict(kv.pool.known.key_of)
+        return done
+
+    monkeypatch.setattr(PagedKV, "reserve", blind)
+    with pytest.raises(AssertionError, match="written while known"):
+        for seed in range(60):
+            operate(Random(seed), 60)
 
 
 def test_whatever_is_drawn_pages_are_counted_and_contents_stay():

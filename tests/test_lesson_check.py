@@ -98,10 +98,12 @@ def test_not_attempted_is_the_same_page_for_everyone(shown) -> None:
 
 def test_an_unknown_number_is_a_verdict_and_the_function_comes_back(shown) -> None:
     """Catches a typing error in a number that stops the notebook."""
-    assert check("00.99", stub) is stub and check("7.5", None) is None
+    assert check("00.99", stub) is stub and check(7.5, None) is None
     hint("00.99")
     assert "There is no exercise 00.99. Lesson 00 has: 00.1, 00.2." in shown[0].text
     assert {Tags(note.html).verdict for note in shown} == {"unknown"}
+    hint(0.1)
+    assert shown[-1].text.startswith("0.1 unknown: There is no exercise 0.1. Lessons with")
 
 
 def test_a_fault_of_ours_stops_no_lesson(shown, monkeypatch) -> None:

@@ -66,7 +66,6 @@ def test_every_exercise_that_a_notebook_asks_for_exists() -> None:
             exercises.find(number)
 
 
-
 def test_an_unknown_number_names_those_there_are() -> None:
     """Catches a learner left alone with a KeyError."""
     with pytest.raises(MinillmError, match=r"no exercise 00\.99\. Lesson 00 has: 00\.1, 00\.2"):

@@ -40,7 +40,8 @@ def shown(monkeypatch) -> list:
     ("1.2k tok/s", "tok/s", 1200), ("1,200.5", "", 1200.5), ("3,5", "", 3.5), ("~ 3.5", "", 3.5),
     ("1e-3", "s", 0.001), ("2 ms", "ms", 2), ("2m", "ms", 2), ("43 GB/s", "GB/s", 43),
     ("43G", "GB/s", 43), ("5M", "", 5e6), ("0", "", 0), (".5", "", 0.5), ("85 %", "%", 85),
-    ("12,345,678", "B", 12_345_678), ("1,200e3", "", 1_200_000), ("+4", "", 4),
+    ("12,345,678", "B", 12_345_678), ("0,001", "s", 0.001), ("10,000", "", 10_000),
+    ("1,200e3", "", 1_200_000), ("+4", "", 4),
 ])  # fmt: skip
 def test_a_number_is_read_as_people_write_it(text, unit, number):
     """Catches a guess refused, or off by a thousand, for the way it was written."""
@@ -136,3 +137,18 @@ def test_the_chart_of_the_course_takes_what_reveal_gives(capsys):
     mine.write("8")
     reveal(mine, predicted=2.1, measured=2.6, ceiling=2.0)
     assert "Your guess of 8 ms was 3.1 × too high." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("written", "answer", "words"), [
+    ("0", {"measured": 2.6, "predicted": 2.1}, "0 ms was ∞ × too low."),
+    ("12,345", {"measured": 0.0, "predicted": 0.0}, "12,345 ms was ∞ × too high."),
+    ("0", {"measured": [0.0, 0.0]}, "0 ms was right."),
+    ("0.01", {"measured": 100.0, "predicted": 90, "ceiling": 80}, "0.01 ms was 10,000 × too low."),
+    ("12,345", {"predicted": 0.3}, "12,345 ms was 41,000 × too high."),
+])  # fmt: skip
+def test_a_guess_may_be_as_far_off_as_it_likes(capsys, written, answer, words):
+    """Catches a zero that no log axis takes, and a factor that is none."""
+    mine = guess("time per token", unit="ms")
+    mine.write(written)
+    reveal(mine, **answer)
+    assert capsys.readouterr().out.endswith(f"Your guess of {words}\n")

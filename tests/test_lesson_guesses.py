@@ -133,8 +133,8 @@ def test_a_file_without_answers_is_read(home) -> None:
 @pytest.mark.parametrize(("mine", "came", "far"), [
     (8, 2.6, "3.1 × too high"), (1, 2.6, "2.6 × too low"), (2.5, 2.6, "1.04 × too low"),
     (2, 2.6, "1.30 × too low"), (2.6, 2.6, "right"), (2.599, 2.6, "right"), (0, 0, "right"),
-    (9000, 2, "4,500 × too high"), (0, 5, "too low by any factor"), (1.99, 1, "1.99 × too high"),
-    (5, 0, "too high by any factor"), (1e-9, 1e9, f"{10**18:,} × too low"),
+    (9000, 2, "4,500 × too high"), (0, 5, "∞ × too low"), (1.99, 1, "1.99 × too high"),
+    (5, 0, "∞ × too high"), (1e-9, 1e9, f"{10**18:,} × too low"),
     (1.997, 1, "2.0 × too high"),
 ])  # fmt: skip
 def test_the_words_say_exactly_how_far(home, mine, came, far) -> None:
@@ -144,7 +144,7 @@ def test_the_words_say_exactly_how_far(home, mine, came, far) -> None:
     assert guesses().finding.startswith("Your ")
 
 
-def test_a_zero_is_no_factor_and_does_not_count(home) -> None:
-    """Catches a median of nothing."""
-    made(home, here=[(0, 5), (2, 1)])
-    assert guesses().finding == "Your guess was 2.0 × off"
+def test_a_zero_counts_as_far_off(home) -> None:
+    """Catches "no answer yet" for a guess of zero, and a median over the others alone."""
+    made(home, here=[(0, 5)], _00=[(0, 0)])
+    assert guesses().finding == "Your guess was ∞ × off, farther off than before (right)"

@@ -132,7 +132,6 @@ def test_a_function_may_write_into_its_arguments() -> None:
     assert cases[0].args == (["aaa", "b"],)
 
 
-
 def test_a_function_that_returns_nothing_is_told_of_return() -> None:
     """Catches "gave None", of someone who printed the right answer."""
     tip = judge(HALVES, lambda total, parts=2: print(total / parts)).tip

@@ -118,7 +118,6 @@ def test_with_a_rest_nothing_is_drawn_until_the_hand_stands_still(loop):
     assert calls == [29, 30]
 
 
-
 def test_sliders_dragged_on_another_thread_draw_once(loop):
     """Catches a queue of drawings that lags behind the hand."""
     drawn = []
@@ -156,7 +155,6 @@ def test_a_chart_and_a_table_are_shown_as_what_they_are():
     assert 'alt="A batch of 8' in picture and "data:image/png" in picture
     table = Table(("part", "bytes", "note"), (("kv", "3", ""),), "3 bytes")
     assert "part  bytes  note\nkv        3</pre>" in knob(lambda n: table, n=(1, 2))._picture.value
-    assert "returned nothing" in knob(lambda n: None, n=(1, 2))._picture.value
 
 
 @pytest.mark.parametrize(("span", "start"), [
@@ -224,16 +222,15 @@ def test_draw_gets_the_very_values_of_its_span(span, values):
         assert turned._repr_mimebundle_()[0]["image/png"]
 
 
-
-@pytest.mark.parametrize("span", [(1,), (3, 1), (1, 1), (1, 2, 0), ("a", "b"), 3, [], None, "ab",
+@pytest.mark.parametrize("span", [(1,), (3, 1), (1, 2, 0), ("a", "b"), 3, [], None, "ab",
                                   (1, float("inf"))])  # fmt: skip
 def test_a_span_that_is_none_is_refused_by_name(span):
     """Catches a slider that nobody can move."""
-    with pytest.raises(ConfigError, match="wanted n="):
+    with pytest.raises(ConfigError, match="wanted .* found {'n': "):
         knob(lambda n: "", n=span)
 
 
 def test_sliders_are_named_after_the_parameters():
     """Catches a slider that moves nothing."""
-    with pytest.raises(ConfigError, match="sliders as the parameters"):
+    with pytest.raises(ConfigError, match="wanted parameters of draw"):
         knob(chart, batches=(1, 64))

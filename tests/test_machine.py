@@ -187,7 +187,6 @@ def test_a_copy_for_later_is_a_copy(small):
     small.sync()
     (event,) = small.trace.select(kind="transfer")
     assert (event.nbytes, event.detail, event.target) == (16, "layer 1", "hbm")
-    small.abandon()
 
 
 def test_what_is_carried_is_recorded_once_and_its_result_comes_back(small):
@@ -243,7 +242,7 @@ def test_emulated_memory_is_made_of_huge_pages(small, monkeypatch):
     """Catches an advice that nobody takes: an arena whose first touch outlasts the load."""
     asked = []
     look = lambda tensor: asked.append(tensor) or tensor  # noqa: E731
-    monkeypatch.setattr("minillm.machine.tiers.huge_pages", look)
+    monkeypatch.setattr("minillm.machine.host.huge_pages", look)
     made = [small.empty((4,), torch.uint8, tier, "weights") for tier in ("dram", "hbm")]
     assert all(one is other for one, other in zip(asked, made, strict=True))
 
@@ -314,7 +313,7 @@ class TestCuda:
         for value in (1.0, 2.0, 3.0):
             card.sync()
             source.fill_(value)
-            card.copy(source, out, label="weights", stage="load", wait=False)
+            card.send(source, out, label="weights", stage="load").wait()
             assert (out * 2).eq(2 * value).all().item()
 
     def test_compute_queued_before_wait_runs_beside_the_copy(self, card):
@@ -353,7 +352,7 @@ class TestCuda:
         for _ in range(20):
             busy = torch.tanh(busy @ busy)
         seen = buffer + 0 * busy[0, 0]
-        card.copy(source, buffer, label="weights", stage="load", wait=False)
+        card.send(source, buffer, label="weights", stage="load").wait()
         assert seen.eq(1.0).all().item() and buffer.eq(5.0).all().item()
 
     def test_memory_freed_during_a_copy_is_not_given_to_others(self, card):
@@ -361,7 +360,7 @@ class TestCuda:
         back = card.empty((2**25,), torch.float32, "dram", "text")
         for value in (1.0, 2.0):
             made = torch.full((2**25,), value, device=card.device)
-            card.copy(made, back, label="kv", stage="model", wait=False)
+            card.send(made, back, label="kv", stage="model").wait()
             del made
             torch.full((2**25,), 9.0, device=card.device)
             card.sync()
@@ -373,7 +372,7 @@ class TestCuda:
         out = card.empty((2**28,), torch.uint8, "hbm", "weights")
         begin = card.trace.now()
         for _ in range(4):
-            card.copy(source, out, label="weights", stage="load", wait=False)
+            card.send(source, out, label="weights", stage="load").wait()
         assert not card.trace.select(kind="transfer")
         card.sync()
         copies = card.trace.select(kind="transfer", how="measured")
@@ -386,7 +385,7 @@ class TestCuda:
         """Catches a copy billed to the token at whose end the trace learned of it."""
         source = card.empty((16,), torch.uint8, "dram", "staging")
         with card.trace.at(token=1):
-            card.copy(source, "hbm", label="kv", stage="model", wait=False)
+            card.send(source, "hbm", label="kv", stage="model").wait()
         with card.trace.at(token=2):
             card.sync()
         assert card.trace.select(kind="transfer")[0].token == 1

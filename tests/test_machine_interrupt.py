@@ -12,7 +12,7 @@ from test_load_stream import left_behind
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.load import Checkpoint, checkpoint, load, place, readers, stream
-from minillm.machine import tiers as tier
+from minillm.machine import Tier
 from minillm.machine.interrupt import breathe, held
 from minillm.machine.prefetch import Prefetch
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="no Ctrl-C here"
 )
 WORST = [
-    (tier.Memory, "_own"), (checkpoint, "Arena"), (readers, "open_direct"),
+    (Tier, "reserve"), (checkpoint, "Arena"), (readers, "open_direct"),
     (stream, "make_staging"), (stream, "ThreadPoolExecutor"), (place, "move"),
     (checkpoint, "assign"),
 ]  # fmt: skip

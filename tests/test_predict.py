@@ -187,7 +187,7 @@ def test_the_arithmetic_needs_no_torch_and_no_numpy():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("module", ["hardware", "plan", "sizes", "time"])
+@pytest.mark.parametrize("module", ["hardware", "operators", "plan", "sizes", "time"])
 def test_the_examples_in_its_docstrings_are_true(module, monkeypatch):
     """Catches an example that nobody ran."""
     monkeypatch.chdir(ROOT)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_tools_make_checkpoint import TINY
 
 from minillm import Engine
 from minillm.__main__ import main
-from minillm.errors import CheckpointError
 from minillm.load import Checkpoint
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
 from minillm.tools import bench_load as load
 from minillm.tools import bench_stream as stream
 from minillm.tools import make_checkpoint as make
@@ -28,45 +28,28 @@ def small(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_way_is_measured_in_every_round_cold_and_warm(small):
+def test_every_way_is_measured_in_every_round(small):
     """Would catch a way that is left out of a round: ratios would be taken between rounds."""
     machine, told = Machine.here(hbm="64 MiB", device="cpu"), []
     checkpoint = Checkpoint.open(small)
     seconds = load.measure(checkpoint, 2, lambda *step: told.append(step), machine)
-    assert set(seconds) == {(w, s) for w in (RAW, STOCK, *OURS) for s in ("cold", "warm")}
+    assert set(seconds) == {RAW, STOCK, *OURS}
     assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
     assert told == [(0, 2), (1, 2), (2, 2)]
     assert machine.hbm.used == machine.dram.used == 0
 
 
 @pytest.mark.parametrize("way", [STOCK, *OURS])
-def test_each_way_brings_the_weights(small, monkeypatch, way):
+def test_each_way_brings_the_weights(small, way):
     """Would catch a way that wins since it does less."""
-    filled, rounds = {}, load.rounds
-
-    def one(ways, number, progress):
-        places = ways[way, "cold"].args[1].args[1]
-        places = getattr(places, "places", places)
-        for place in places.values():
-            place.zero_()
-        ways[way, "cold"]()
-        filled.update({name: place.clone() for name, place in places.items()})
-        return rounds({}, 0, progress)
-
-    monkeypatch.setattr(load, "rounds", one)
-    machine = Machine.here(hbm="64 MiB", device="cpu")
-    load.measure(Checkpoint.open(small), 1, lambda *step: None, machine)
+    machine, checkpoint = Machine.here(hbm="64 MiB", device="cpu"), Checkpoint.open(small)
+    shapes = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
+    arena = Arena(machine, shapes, "hbm", "weights")
+    arena.block.zero_()
+    load.ways(checkpoint, arena, machine)[way]()
     wanted = {k: t for file in small.glob("*.safetensors") for k, t in load_file(file).items()}
-    assert filled.keys() == wanted.keys()
-    assert all(torch.equal(filled[name], wanted[name]) for name in wanted)
-
-
-def test_a_checkpoint_without_weights_is_refused(tmp_path):
-    """Would catch a StopIteration, or a division by no bytes."""
-    for tensors in ({}, {"empty": torch.empty(0)}):
-        save_file(tensors, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError, match="wanted weights to load"):
-            load.bench(tmp_path, 1, lambda *step: None)
+    assert arena.places.keys() == wanted.keys()
+    assert all(torch.equal(arena.places[name], wanted[name]) for name in wanted)
 
 
 def test_streaming_is_measured_beside_the_same_in_hbm(small, monkeypatch):

@@ -11,31 +11,11 @@ from minillm.errors import MinillmError
 from minillm.tools import bench_views as views
 
 
-def told(*shares: float) -> str:
-    """What is said of rounds in which views cost these shares of the run."""
-    return views.cost([(1.0, 1 + x, 0.005) for x in shares])
-
-
-@pytest.mark.parametrize(
-    "shares, verdict",
-    [
-        ([0.010, 0.011, 0.009, 0.010, 0.012] * 4, "under 2%"),
-        ([0.030, 0.031, 0.029, 0.030, 0.032] * 4, "NOT surely under 2%"),
-        ([0.010, 0.400, -0.30, 0.200, -0.10] * 4, "too noisy"),
-        ([-0.30, -0.20, -0.10, -0.05, 0.01] * 4, "too noisy"),
-        ([0.001], "too noisy"),
-    ],
-)
-def test_the_verdict_needs_rounds_that_agree(shares: list[float], verdict: str) -> None:
-    """Catches a noisy machine that is taken for a proof, one way or the other."""
-    assert f"of the run: {verdict}" in told(*shares)
-
-
 def test_a_cost_is_of_the_run_without_views() -> None:
-    """Catches shares of the wrong whole."""
-    said = views.cost([(2.0, 2.04, 0.01)] * 4)
-    assert "in 2.00 s, 4 rounds" in said and "cost +2.0% ± 0.0%" in said
-    assert "takes 0.5% of the run" in said
+    """Catches shares of the wrong whole, and a noisy machine's median told without its spread."""
+    said = views.cost([(2.0, 2.04, 0.01), (1.0, 1.1, 0.02), (1.0, 0.95, 0.005)])
+    assert "in 1.00 s, 3 rounds" in said and "cost +2.0% (-5.0% … +10.0%)" in said
+    assert "takes 0.5% (0.5% … 2.0%) of the run" in said
 
 
 def test_the_bench_measures_both_ways_in_a_real_kernel(

@@ -10,7 +10,7 @@ import torch
 
 from minillm import ConfigError, Engine, Machine, SamplingParams
 from minillm.kv import drop_oldest
-from minillm.tools.evaluate import Line, Result, Score, Scores, beyond_half, evaluate, read_lines
+from minillm.tools.evaluate import Line, Result, Scores, beyond_half, evaluate, read_lines
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("Mia put the red key", "The code of the chest", "Where is the key?")
@@ -35,9 +35,9 @@ def test_a_line_counts_if_the_text_begins_with_its_answer(engine, lines):
     assert all(line.answer for line in lines)
     scores = evaluate(engine, lines=lines, batch=3)
     assert [result.right for result in scores] == [True, True, True, False]
-    totals = {skill: part.total for skill, part in scores.by("skill").items()}
-    assert totals == {"where": Score(3, 3), "recall": Score(0, 1)}
-    assert len(scores) == 4 and scores.total.share == 0.75
+    totals = {skill: (part.right, len(part)) for skill, part in scores.by("skill").items()}
+    assert totals == {"where": (3, 3), "recall": (0, 1)}
+    assert len(scores) == 4 and scores.share == 0.75 and str(scores) == "75% (3 of 4)"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100])
@@ -96,8 +96,7 @@ def test_the_control_takes_recall_of_facts_in_the_older_half(engine):
 
 def test_a_share_of_nothing_is_nothing():
     """Catches a division by zero in an empty group."""
-    assert Score(0, 0).share == 0.0
-    assert str(Score(3, 4)) == "75% (3 of 4)"
+    assert Scores(()).share == 0.0
 
 
 GOOD = {"skill": "sums", "prompt": "What is 1 plus 2?", "answer": " 1 plus 2 is 3.", "distance": 0}
@@ -123,12 +122,9 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, bad):
         read_lines(file)
 
 
-def test_a_missing_or_empty_file_is_named(tmp_path):
-    """Catches a table of no lines that looks like a result."""
+def test_a_missing_file_is_named(tmp_path):
+    """Catches a traceback for a name mistyped."""
     with pytest.raises(ConfigError, match="none that can be read"):
-        read_lines(tmp_path / "skills.jsonl")
-    (tmp_path / "skills.jsonl").write_text("\n")
-    with pytest.raises(ConfigError, match="wanted lines"):
         read_lines(tmp_path / "skills.jsonl")
 
 
@@ -151,12 +147,12 @@ def test_the_shipped_model_has_its_skills():
     engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
     sample = [line for line in read_lines() if len(line.prompt) < 1500][::6]
     for skill, score in evaluate(engine, lines=sample).by("skill").items():
-        assert score.total.share > 0.8, skill
+        assert score.share > 0.8, skill
 
 
 def test_the_shipped_model_forgets_what_is_dropped():
     """Catches a drop that hides nothing, or a model that knows the codes from its training."""
     engine = Engine.load("data/town", Machine.here(hbm="256 MiB", device="cpu"))
     sample = [line for line in beyond_half(engine, read_lines()) if len(line.prompt) < 1500][::5]
-    assert evaluate(engine, lines=sample).total.share > 0.8
-    assert evaluate(engine, lines=sample, forget=drop_oldest(0.5)).total.share < 0.2
+    assert evaluate(engine, lines=sample).share > 0.8
+    assert evaluate(engine, lines=sample, forget=drop_oldest(0.5)).share < 0.2

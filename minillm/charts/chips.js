@@ -1,48 +1,31 @@
 // The text of a request: its prompt, faint, and each generated token as a chip to choose.
 
 import { formatSeconds } from "./run.js";
-import { quoted } from "./journey.js";
+import { newElement, quoted } from "./journey.js";
 
 const shownText = (text) => text.replaceAll("\n", "⏎").trimStart() || (text ? "␣" : "·");
 const LONG = 400; // letters of a prompt; of a longer one the end is shown
-const joined = (token, before) => before && token.text !== "" && !/^\s/.test(token.text);
 
 // onChoose(token); onRequest(+1 or -1). `show` tells which request, what time, which choice.
 export function tokenChips(box, run, { onChoose, onRequest }) {
-  const head = document.createElement("div"), words = document.createElement("div");
-  head.className = "minillm-requests";
-  words.className = "minillm-words";
+  const head = newElement("div", "minillm-requests"), words = newElement("div", "minillm-words");
   words.setAttribute("role", "group");
   words.setAttribute("aria-label", "generated tokens: choose one to see its journey");
   box.append(head, words);
   const name = document.createElement("span");
   const steps = [-1, 1].map((step) => {
-    const button = document.createElement("button");
-    button.className = "minillm-round minillm-small";
+    const button = newElement("button", "minillm-round minillm-small", step < 0 ? "‹" : "›");
     button.dataset.lmSuppressShortcuts = "true";
-    button.textContent = step < 0 ? "‹" : "›";
     button.setAttribute("aria-label", step < 0 ? "request before" : "next request");
     button.addEventListener("click", () => onRequest(step));
     return button;
   });
   head.append(steps[0], name, steps[1]);
-  let number = null, chips = [], marked = -2, chosen = null;
+  let known = null, chips = [], marked = null, chosen = null;
 
-  const label = (chip, token, before) => { // while live, a token comes before its text
-    if (chip.token && chip.token.text === token.text && chip.token.stop === token.stop) return;
-    chip.token = token;
-    chip.textContent = shownText(token.text);
-    if (joined(token, before)) delete chip.dataset.first; else chip.dataset.first = "";
-    const last = chip.previousElementSibling;
-    if (chip.dataset.first === "") last.dataset.last = ""; else delete last.dataset.last;
-    const took = formatSeconds(token.stop - token.start);
-    chip.title = `token ${token.index} ${quoted(token.text)} · ${took}`;
-  };
   const add = (token) => {
-    const chip = document.createElement("button");
-    chip.className = "minillm-chip";
+    const chip = newElement("button", "minillm-chip");
     chip.dataset.lmSuppressShortcuts = "true";
-    chip.dataset.when = "later";
     chip.tabIndex = token.index === 0 ? 0 : -1; // one stop for Tab; arrows go from token to token
     chip.setAttribute("aria-pressed", "false");
     chip.addEventListener("click", () => onChoose(chip.token));
@@ -50,28 +33,38 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
     return chip;
   };
   const begin = (request) => {
-    const prompt = document.createElement("span");
-    prompt.className = "minillm-prompt";
     const said = request.prompt.trimEnd();
-    prompt.textContent = said.length > LONG ? `… ${said.slice(-LONG)}` : said;
-    prompt.title = said.length > LONG ? said : "";
-    words.replaceChildren(prompt);
-    [number, chips, marked, chosen] = [request.number, [], -2, null];
+    const end = said.length > LONG ? `… ${said.slice(-LONG)}` : said;
+    words.replaceChildren(newElement("span", "minillm-prompt", end));
+    [chips, marked, chosen] = [[], null, null];
+  };
+  const update = (request) => { // while live a token comes before its text
+    const { number, tokens } = request;
+    if (!known || number !== known.number || tokens.length < chips.length) begin(request);
+    known = request;
+    tokens.forEach((token, i) => {
+      const chip = chips[i] ||= add(token), before = tokens[i - 1];
+      const first = !(before && token.text !== "" && !/^\s/.test(token.text)); // of a word
+      chip.token = token;
+      chip.textContent = shownText(token.text);
+      chip.toggleAttribute("data-first", first);
+      chips[i - 1]?.toggleAttribute("data-last", first);
+      const took = formatSeconds(token.stop - token.start);
+      chip.title = `token ${token.index} ${quoted(token.text)} · ${took}`;
+    });
   };
   const into = (chip) => { // into view, without moving the page
-    const top = chip.offsetTop, bottom = top + chip.offsetHeight;
-    const high = words.clientHeight;
+    const top = chip.offsetTop, bottom = top + chip.offsetHeight, high = words.clientHeight;
     if (bottom > words.scrollTop + high) words.scrollTop = bottom - high + 4;
     else if (top < words.scrollTop) words.scrollTop = Math.max(0, top - 4);
   };
   const mark = (current) => { // chips before `current` are done, those behind it come later
-    if (current === marked) return;
-    const from = Math.max(0, Math.min(current, marked) - 1);
-    for (let i = from; i <= Math.max(current, marked, 0) && i < chips.length; i++) {
-      chips[i].dataset.when = i < current ? "done" : i === current ? "now" : "later";
-    }
+    chips.forEach((chip, i) => {
+      const when = i < current ? "done" : i === current ? "now" : "later";
+      if (chip.dataset.when !== when) chip.dataset.when = when;
+    });
+    if (current !== marked && chips[current]) into(chips[current]);
     marked = current;
-    if (chips[current]) into(chips[current]);
   };
 
   return {
@@ -83,21 +76,15 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
       name.textContent = `request ${request.number} · ${place + 1} of ${all.length}`;
       steps[0].disabled = place === 0;
       steps[1].disabled = place === all.length - 1;
-      const anew = request.tokens.length < chips.length; // the trace was cleared
-      if (anew || request.number !== number) begin(request);
-      for (let i = chips.length; i < request.tokens.length; i++) {
-        chips.push(add(request.tokens[i]));
-        marked = Math.min(marked, i - 1);
-      }
-      request.tokens.forEach((token, i) => label(chips[i], token, request.tokens[i - 1]));
+      if (request !== known) update(request);
       const current = request.tokens.findIndex((token) => t <= token.stop + 1e-10);
       mark(current < 0 || atRest ? chips.length : t < request.start ? -1 : current);
       const mine = selection && selection.request === request.number;
       const choice = mine ? chips[selection.index] : null;
       if (choice === chosen) return;
-      if (chosen) chosen.setAttribute("aria-pressed", "false");
-      for (const chip of choice ? chips : []) chip.tabIndex = chip === choice ? 0 : -1;
+      chosen?.setAttribute("aria-pressed", "false");
       if (choice) {
+        for (const chip of chips) chip.tabIndex = chip === choice ? 0 : -1;
         choice.setAttribute("aria-pressed", "true");
         into(choice);
       }

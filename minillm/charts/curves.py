@@ -25,10 +25,10 @@ def curve(
 
     lines: name to the function that predicts y from x; a single one may be named "". x, y: what the
     axes show; x with its unit, "chunk (KiB)". unit: of y; "s", "B", "B/s", "FLOP/s" take a prefix.
-    at: the reader's x; the values there are told. points: (x, y, words), measured. ceiling: above
-    it nothing can be. log: the logarithmic axes, "x", "xy", "". span: of the y axis, so that it
-    stays while a knob is turned; else it holds all values, from zero if it is linear.
-    inks: name of a line to a key of INK.
+    at: the reader's x; the values there are told. points: (x, y, words or ""), measured. ceiling:
+    above it nothing can be. log: the logarithmic axes, "x", "xy", "". span: of the y axis, so that
+    it stays while a knob is turned; else it holds all values, from zero if it is linear. inks: name
+    of a line to a key of INK.
 
     >>> curve("8 GB", {"SSD": lambda gb: gb / 2}, range(1, 99), x="GB", y="time", unit="s", at=8)
     """
@@ -47,7 +47,8 @@ def curve(
     ax.plot([p[0] for p in points], [p[1] for p in points], "o", color=TEXT, zorder=3)
     nameless = [(x, y, said) for x, y, name, said in labels if said and not name]
     _name_points(ax, [*points, *nameless], next(iter(lines.values())))
-    told = [*(f"{n} {said}" for *_, n, said in labels), *(f"{p[2]} at {p[0]:g}" for p in points)]
+    told = [f"{name} {said}" for *_, name, said in labels]
+    told += [f"{said or amount(y, unit)} at {x:g}" for x, y, said in points]
     chart.alt = f"{y} over {x}. {finding}. {'; '.join(told)}.".replace("\n", " ")
     return chart
 
@@ -78,7 +79,7 @@ def _axes(
     if "x" in log:
         log_axis(ax.xaxis, min(xs) / 1.15, max(xs) * 1.15, lambda value: f"{value:,.6g}")
     else:
-        even_axis(ax.xaxis, min(0, *xs), 1.03 * max(xs), lambda value: f"{value:,.6g}")
+        even_axis(ax.xaxis, min(0, *xs) - 0.02 * max(xs), 1.03 * max(xs), lambda v: f"{v:,.6g}")
     if "y" in log:
         low, high = span or (min(v for v in ys if v > 0) / 1.8, 1.8 * max(ys))
         one = None if unit in PREFIXED else ("", 1.0)
@@ -94,11 +95,11 @@ def _name_points(
 ) -> None:
     """Words on the side of the line where their point is; only where they do not meet others."""
     taken: list[Bbox] = []  # inches
-    for x, y, words in sorted(points):
+    for x, y, words in sorted(point for point in points if point[2]):
         right, up = (ax.transData + ax.transAxes.inverted()).transform((x, y))
         rows = words.split("\n")
         wide, high = max(width_of(row, 8) for row in rows), 0.15 * len(rows)
-        above = y > line(x) or up < 0.2
+        above = y > line(x) or up < 0.12  # no room below
         left = min(max(WIDE * right + (-wide if above else 0.09), 0), WIDE - wide)
         low = TALL * up + (0.12 if above else -0.12 - high)
         box = Bbox.from_bounds(left, low, wide, high)

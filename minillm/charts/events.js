@@ -1,11 +1,11 @@
 // One event as the browser holds it: from the wire to an object. What it means to a reader comes
 // along: charts/meaning.py has those rules.
 
-// As minillm.trace.Event, and ink: of style.INK; said: its name; row: of the timeline; limit: which
-// ceiling is its; way: [[step, ink]] through the machine.
+// As minillm.trace.Event, and ink: of ink.INK; said: its name; row: of the timeline; limit: which
+// ceiling is its.
 export const FIELDS = ["kind", "name", "stage", "resource", "start", "seconds", "nbytes", "source",
   "target", "label", "step", "token", "request", "model", "rank", "link", "how", "bytes_how",
-  "detail", "ink", "said", "row", "limit", "way"];
+  "detail", "ink", "said", "row", "limit"];
 
 export const RESERVED = "KV reserved"; // the label of a pool's empty pages: taken, and not in use
 
@@ -42,15 +42,4 @@ export function readsOf(events) {
     until.set(e.resource, e.end);
     return true;
   });
-}
-
-// Events inside which a shorter one runs on the same resource: a pass, seen beside its layers.
-export function findParents(events) {
-  const parents = new Set(), open = new Map();
-  for (const e of events) {
-    const around = (open.get(e.resource) || []).filter((p) => p.end >= e.start);
-    for (const p of around) if (e.end <= p.end && e.seconds < p.seconds) parents.add(p);
-    open.set(e.resource, [...around, e]);
-  }
-  return parents;
 }

@@ -1,4 +1,4 @@
-// Numbers for people, said as in Python: charts/style.py and minillm.errors.format_size.
+// Numbers for people, said as in Python: charts/ink.py and minillm/units.py.
 
 // Powers of two, without ".0": 12130816 -> "11.6 MiB", 16384 -> "16 KiB", 48 -> "48 B".
 export function formatBytes(n) {
@@ -11,7 +11,8 @@ export function formatBytes(n) {
 
 // Three digits and a unit: 0.00241 -> "2.41 ms", 3.2e9 -> "3.2 GB/s".
 const inUnits = (units) => (x) => {
-  const [unit, scale] = units.find(([, size]) => Math.abs(x) >= size) || units.at(-1);
+  const fits = ([, size]) => Math.abs(x) >= 0.9995 * size; // 999.6 µs is said as 1 ms
+  const [unit, scale] = units.find(fits) || units.at(-1);
   return `${threeDigits(x / scale)} ${unit}`;
 };
 export const formatSeconds = inUnits([["s", 1], ["ms", 1e-3], ["µs", 1e-6]]);

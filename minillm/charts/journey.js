@@ -29,19 +29,17 @@ function bytesMoved(run, { start, stop }) {
   for (const e of readsOf(events)) {
     add(`read from HBM${e.bytes_how === "predicted" ? " (predicted)" : ""}`, e.nbytes);
   }
-  for (const e of events) if (e.kind === "transfer") add(wayWords(e), e.nbytes);
+  for (const e of events) if (e.kind === "transfer") add(wayWords(run, e), e.nbytes);
   return [...sums].map(([what, nbytes]) => `${formatBytes(nbytes)} ${what}`).join(", ");
 }
 
 // "of ids in" is what goes into HBM, "of logits out" what comes back; other ways by their ends.
-function wayWords(e) {
-  const what = `of ${e.label || "data"}`, from = baseOf(e.source), to = baseOf(e.target);
-  if (baseOf(e.resource) === "network") {
-    return `${what} over ${e.link === "infiniband" ? "InfiniBand" : "NVLink"}`;
-  }
-  if (from === "dram" && to === "hbm") return `${what} in`;
-  if (from === "hbm" && to === "dram") return `${what} out`;
-  return `${what} ${from.toUpperCase()} → ${to.toUpperCase()}`;
+function wayWords(run, e) {
+  const what = `of ${e.label || "data"}`, ends = [e.source, e.target].map(baseOf).join(" → ");
+  const row = run.meta.rows.find(([key]) => key === e.row); // of a network its name
+  if (baseOf(e.resource) === "network") return `${what} over ${row[1]}`;
+  const way = { "dram → hbm": "in", "hbm → dram": "out" }[ends];
+  return `${what} ${way || ends.toUpperCase()}`;
 }
 
 // The token after the first whose time is the median: the one to show if none was chosen.
@@ -51,33 +49,27 @@ export function typicalToken(request) {
   return later[(later.length - 1) >> 1] || request.tokens[0] || null;
 }
 
+export const newElement = (tag, className, textContent = "") => (
+  Object.assign(document.createElement(tag), { className, textContent }));
+
 // The box below the chips: a sentence, a bar with a name under each part, a line on bytes.
 export function journeyBox(box, run) {
   let shown = null;
-  const line = (name, words) => {
-    const p = document.createElement("p");
-    p.className = name;
-    p.textContent = words;
-    return p;
-  };
   const stack = ({ parts, whole }) => {
-    const bar = document.createElement("div");
-    bar.className = "minillm-stack";
+    const bar = newElement("div", "minillm-stack");
     bar.setAttribute("role", "img");
     const told = parts.map((part) => `${part.name} ${formatSeconds(part.seconds)}`);
     bar.setAttribute("aria-label", told.join(", "));
-    for (const part of parts) {
-      const piece = document.createElement("div"), ink = document.createElement("i");
-      const name = document.createElement("span");
-      piece.style.flex = `${part.seconds / whole} 1 0`;
-      ink.style.setProperty("--ink", `var(--m-${part.ink})`);
-      ink.dataset.meaning = part.ink;
-      const share = formatPercent(part.seconds, whole);
-      piece.title = `${part.name}: ${formatSeconds(part.seconds)}, ${share}`;
-      const room = (box.clientWidth * part.seconds) / whole, time = formatSeconds(part.seconds);
-      const wordings = [`${part.name} ${time}`, part.name, time];
-      name.textContent = wordings.find((words) => 6.3 * words.length < room) || "";
-      piece.append(ink, name);
+    for (const { name, ink, seconds } of parts) {
+      const piece = newElement("div", ""), block = document.createElement("i");
+      piece.style.flex = `${seconds / whole} 1 0`;
+      block.style.setProperty("--ink", `var(--m-${ink})`);
+      block.dataset.meaning = ink;
+      const time = formatSeconds(seconds), room = (box.clientWidth * seconds) / whole;
+      piece.title = `${name}: ${time}, ${formatPercent(seconds, whole)}`;
+      const wordings = [`${name} ${time}`, name, time];
+      const fitting = wordings.find((words) => 6.3 * words.length < room);
+      piece.append(block, newElement("span", "", fitting));
       bar.append(piece);
     }
     return bar;
@@ -91,8 +83,8 @@ export function journeyBox(box, run) {
       if (!token) return box.replaceChildren();
       const { said, moved, ...journey } = journeyOf(run, token);
       const hint = isExample ? "Choose a word to see its own journey." : "";
-      box.replaceChildren(line("", isExample ? `A typical word: ${said}` : said), stack(journey),
-        line("minillm-moved", [moved, hint].filter(Boolean).join(" · ")));
+      box.replaceChildren(newElement("p", "", isExample ? `A typical word: ${said}` : said),
+        stack(journey), newElement("p", "minillm-moved", [moved, hint].filter(Boolean).join(" · ")));
     },
   };
 }

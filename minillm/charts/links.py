@@ -159,13 +159,12 @@ def _draw(ax: Axes, hops: Sequence[Hop]) -> None:
     ax.set_ylim(len(hops) + pad, -pad)
     end = ax.get_xlim()[1]
     for y, hop in enumerate(hops):
-        ink = INK[hop.ink].colour
         ax.axhline(y + 0.5, color=RULE, linewidth=0.6, zorder=0)
         if hop.ceiling:
             ax.barh(y + 0.5, end - hop.ceiling, 0.56, hop.ceiling, facecolor=PAPER, linewidth=0,
                     edgecolor=RULE, hatch="////", zorder=1)  # fmt: skip
             ax.plot((hop.ceiling,) * 2, (y + 0.22, y + 0.78), color=TEXT, linewidth=1.4, zorder=2)
-        ax.plot(hop.rate, y + 0.5, "s" if "emulated" in hop.how else "o", color=ink, markersize=9,
-                markerfacecolor=PAPER if hop.how == "predicted" else ink, zorder=4)  # fmt: skip
+        mark = "s" if hop.how == "emulated" else "o"
+        ax.plot(hop.rate, y + 0.5, mark, color=INK[hop.ink].colour, markersize=9, zorder=4)
         name_row(ax, y + 0.36, hop.name)
         name_row(ax, y + 0.7, hop.transfers, small=True)

@@ -23,8 +23,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from minillm.charts import bundle, meaning, stills
-from minillm.charts.machine_view import plan
+from minillm.charts import bundle, machine_view, meaning, stills
 from minillm.charts.wire import Packer, thin
 from minillm.errors import MinillmError
 from minillm.trace import Event, Trace
@@ -54,8 +53,11 @@ class RunView(anywidget.AnyWidget):
     columns = traitlets.Any(None, allow_none=True).tag(sync=True)  # the whole run, once it is over
 
     def __init__(self, views: Sequence[str], trace: Trace):
-        super().__init__(key=uuid.uuid4().hex, views=list(views), meta=for_page(trace))
+        meta = for_page(trace, views, over=False)
+        super().__init__(key=uuid.uuid4().hex, views=list(views), meta=meta)
         self.trace: Trace | None = None  # the run, once it is over
+        self._follow = lambda: machine_view.Follower(trace)
+        self._machine = self._follow() if "machine" in views else None
         self.spent = 0.0  # seconds of processor time that sending it took
         self._still: stills.Still | None = None
 
@@ -63,13 +65,17 @@ class RunView(anywidget.AnyWidget):
         """The run is over: the page becomes a player of `trace`."""
         self.trace, events = trace, at_most(MANY, trace.events)
         with self.hold_sync():  # one message
-            self.meta = for_page(trace)
-            self.columns = Packer(plan(trace)).pack(events)
+            self.meta = for_page(trace, self.views)
+            self.columns = Packer().pack(events)
 
     def feed(self, events: Sequence[Event], packer: Packer, anew: bool = False) -> None:
         """More of the run, while it goes on; `anew`: it began again, forget what was sent."""
         events = thin(events) if len(events) > BURST else events
-        self.send({"columns": packer.pack(events), "anew": anew})
+        message: dict[str, Any] = {"columns": packer.pack(events), "anew": anew}
+        if self._machine:
+            self._machine = self._follow() if anew else self._machine
+            message["machine"] = self._machine.change(events)
+        self.send(message)
 
     def save(self, path: str) -> None:
         """Write one HTML file that plays this run, with no network. Raises MinillmError."""
@@ -98,8 +104,8 @@ class RunView(anywidget.AnyWidget):
         data, about = super()._repr_mimebundle_(**options)
         data["text/plain"] = self.finding
         if self.still:
-            data["image/png"] = self.still.png
-            about = {**about, "image/png": self.still.about}
+            data |= self.still.data
+            about = {**about, **dict.fromkeys(self.still.data, self.still.about)}
         return data, about
 
 
@@ -145,7 +151,7 @@ class Feed:
         pause: Callable[[float], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self._trace, self._send, self._packer, self._clock = trace, send, Packer(plan(trace)), clock
+        self._trace, self._send, self._packer, self._clock = trace, send, Packer(), clock
         self._over = threading.Event()
         self.spent = 0.0  # seconds of processor time
         self._pause = pause or self._over.wait
@@ -195,7 +201,7 @@ class Feed:
             self.events += new
             self._unsent += new
             return False
-        self.events, self._packer = list(self._trace.events), Packer(plan(self._trace))
+        self.events, self._packer = list(self._trace.events), Packer()
         self._unsent = list(self.events)
         return True
 
@@ -228,12 +234,15 @@ def at_most(many: int, events: Sequence[Event]) -> Sequence[Event]:
     return [e for place, e in enumerate(outer) if place >= late or e.kind in kept]
 
 
-def for_page(trace: Trace) -> dict[str, Any]:
-    """What the trace says of itself, where its machine's boxes stand, and the timeline's rows."""
-    wide, narrow = plan(trace), plan(trace, narrow=True)
+def for_page(trace: Trace, views: Sequence[str] = VIEWS, over: bool = True) -> dict[str, Any]:
+    """What the trace says of itself, the picture of its machine, and the timeline's rows.
+
+    over: whether the run is, so that its picture can be played.
+    """
     known, capacity = (trace.meta.get(key) or {} for key in ("ceilings", "capacity"))
     ceilings = {key: meaning.ceiling(known, key) for key in (*known, "nvlink", "infiniband")}
-    return {**trace.meta, "layout": {"wide": wide, "narrow": narrow}, "ceilings": ceilings,
+    picture = machine_view.for_page(trace, over) if "machine" in views else None
+    return {**trace.meta, "picture": picture, "ceilings": ceilings,
             "capacity": {meaning.plain(tier): n for tier, n in capacity.items()},
             "rows": list(meaning.ROWS.items())}  # fmt: skip
 

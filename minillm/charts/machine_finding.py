@@ -2,65 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from minillm.charts import facts, loading
 from minillm.charts.ink import amount, times
+from minillm.charts.machine_flows import Flow
 from minillm.trace import Trace
 
-if TYPE_CHECKING:
-    from minillm.charts.machine_view import Flow
 
-
-def find(trace: Trace, flows: dict[str, Flow], sheet: dict[str, Any]) -> str:
+def find(trace: Trace, flows: dict[str, Flow]) -> str:
     """What came in, from where, and how often it was read.
 
-    flows: what crossed the links of `sheet`; see machine_view.py.
+    flows: what crossed the links of its machine; see machine_flows.py.
     """
     events = facts.work(trace)
     if moves := loading.streamed(events):
-        moved, tokens = sum(e.nbytes for e in moves), loading.count_tokens(moves)
-        return f"{_size(moved)} of weights crossed to HBM for {_tokens(tokens)}"
-    read = [flow for step, flow in flows.items() if _kind(step, sheet) == "+read"]
-    in_all = sum(flow.nbytes for flow in read)
-    again = f"compute then read {_size(in_all)} from HBM"
-    load = loading.overlap(events)
+        count = loading.count_tokens(moves)
+        tokens = "1 token" if count == 1 else f"{count:,} tokens"
+        return f"{_size(sum(e.nbytes for e in moves))} of weights crossed to HBM for {tokens}"
+    read, disk = ([flow for step, flow in flows.items() if step.startswith(kind)]
+                  for kind in ("+read", "+disk"))  # fmt: skip
+    in_all, loaded = (sum(flow.nbytes for flow in some) for some in (read, disk))
+    load, again = loading.overlap(events), f"compute then read {_size(in_all)} from HBM"
     if load.cached:
         came = f"{_size(load.nbytes)} came out of the page cache"
-        if not in_all:
-            return f"{came}; the SSD was not asked"
-        return f"{came}; {again}, {times(in_all / load.nbytes)} as much"
-    disk = [flow for step, flow in flows.items() if _kind(step, sheet) == "+disk"]
-    loaded = sum(flow.nbytes for flow in disk)
+        again = f"{again}, {times(in_all / load.nbytes)} as much"
+        return f"{came}; {again if in_all else 'the SSD was not asked'}"
     if loaded and in_all:
         what = "of weights " if disk[0].label == "weights" else ""
         return f"{_size(loaded)} {what}came in once; {again}, {times(in_all / loaded)} as much"
-    if read:
-        return f"Compute read {_size(in_all)} from HBM at {_rate(in_all, read)}"
-    if disk:
-        return f"{_size(loaded)} came in from SSD at {_rate(loaded, disk)}"
-    return _largest(flows)
-
-
-def _largest(flows: dict[str, Flow]) -> str:
-    """Of a run that is neither a load nor a request."""
+    if some := read or disk:
+        busy = max(flow.seconds for flow in some)
+        rate = amount((in_all or loaded) / busy if busy else 0.0, "B/s")
+        came = f"{_size(loaded)} came in from SSD"
+        return f"{f'Compute read {_size(in_all)} from HBM' if read else came} at {rate}"
     moved = max(flows.values(), key=lambda flow: flow.nbytes, default=None)
     if moved is None:
         return "No bytes moved between the memories in this run"
     return f"{_size(moved.nbytes)} of {moved.label or 'data'} moved, at {amount(moved.rate, 'B/s')}"
-
-
-def _kind(step: str, sheet: dict[str, Any]) -> str:
-    return step[0] + sheet["links"][step[1:]]["kind"]
-
-
-def _rate(nbytes: int, flows: list[Flow]) -> str:
-    busy = max(flow.seconds for flow in flows)
-    return amount(nbytes / busy if busy else 0.0, "B/s")
-
-
-def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def _size(nbytes: int) -> str:

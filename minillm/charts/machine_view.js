@@ -1,110 +1,138 @@
-// The machine as a living picture: memories that fill, dots on the links, the stage that is lit,
-// and the word just made. Where things stand comes from machine_layout.py, in meta.layout.
+// The machine as a living picture: sets attributes of named parts and lets dots run along links. It
+// knows no event, no unit and no rule: what a moment looks like comes from machine_scene.py.
 
-import { MachinePicture } from "./machine_picture.js";
-import { setText } from "./machine_svg.js";
+import { firstAbove } from "./clock.js";
 import { announce } from "./sheet.js";
 
-const NARROW_BELOW = 640; // px: in less the words of a wide sheet would be too small, or too many
-const WIDEST_NARROW = 520; // px, as in the styles
-const FRAME = 33, FRAME_LIVE = 50; // ms from dots to dots; live, the run needs the CPU
+const FRAME = 30; // ms from dots to dots, at least
+const RESTS = { live: 1500, playing: 250 }; // ms after the last moment until dots rest
+
+// Adds what a state changes to `into`, which has all of it.
+export function mergeState(into, state) {
+  for (const [id, looks] of Object.entries(state)) Object.assign(into[id] ||= {}, looks);
+  return into;
+}
+
+// The SVG on a page: without its head, for title and note are the page's.
+class MachinePicture {
+  constructor(pane, { svg, frames }) {
+    pane.innerHTML = svg;
+    this.svg = pane.firstElementChild;
+    const { width, height } = this.svg.viewBox.baseVal, head = Number(this.svg.dataset.head);
+    this.svg.setAttribute("viewBox", `0 ${head} ${width} ${height - head}`);
+    this.parts = new Map([...pane.querySelectorAll("[data-id]")].map((p) => [p.dataset.id, p]));
+    this.says = new Map([...this.svg.querySelectorAll("title")].map((title) => {
+      title.remove(); // a browser would show it beside the tip
+      return [title.dataset.of, title.textContent];
+    }));
+    Object.assign(this, { frames, seen: {}, lanes: new Map(), sum: {}, at: -1 });
+  }
+
+  set(state) {
+    for (const [id, looks] of Object.entries(state)) {
+      const part = this.parts.get(id), seen = this.seen[id] ||= {};
+      for (const [name, value] of Object.entries(part ? looks : {})) {
+        if (seen[name] === value) continue;
+        seen[name] = value;
+        if (name === "text") part.textContent = value;
+        else if (name === "data-flow") this._flow(id, part, value);
+        else if (name !== "tip") part.setAttribute(name, value);
+      }
+    }
+  }
+
+  // Everything at frame `at`: frames say what changes.
+  upTo(at) {
+    if (at < this.at) [this.sum, this.at] = [{}, -1];
+    while (this.at < at) mergeState(this.sum, this.frames[++this.at].set);
+    return this.sum;
+  }
+
+  _flow(id, part, speed) {
+    if (speed) this.lanes.set(id, { part, speed, at: this.lanes.get(id)?.at || 0 });
+    else this.lanes.delete(id);
+  }
+
+  // Dots are dashes of no length with round ends: moving the dashes moves them all.
+  move(seconds) {
+    for (const lane of this.lanes.values()) {
+      lane.at = (lane.at + seconds * lane.speed) % 1e6;
+      lane.part.setAttribute("stroke-dashoffset", (-lane.at).toFixed(1));
+    }
+    return this.lanes.size > 0;
+  }
+
+  // What a part is, and its figures: lines.
+  about(id) { return `${this.says.get(id)}${this.seen[id]?.tip || ""}`.split("\n"); }
+}
 
 // Draw run in el: draw(t, view) sets the moment; dots go on by themselves until the next one.
 // onPick({request, index}) is told of the token when someone chooses its card.
 export function machineView(el, run, { onPick } = {}) {
-  const root = document.createElement("div");
-  root.className = "minillm-machine";
-  el.appendChild(root);
+  const root = document.createElement("div"), pane = document.createElement("div");
+  [root.className, pane.className] = ["minillm-machine", "minillm-machine-pane"];
+  root.append(pane);
+  el.append(root);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
-  let picture = null, last = null, visible = true, width = 0;
-  let raf = 0, timer = 0, next = 0, frameAt = 0;
-
-  const ask = () => { if (!raf && !next && visible) raf = requestAnimationFrame(tick); };
+  let data = null, picture = null, moment = 0, until = 0, raf = 0, last = 0;
+  const tips = partTips(root, () => picture, () => {
+    const request = run.requestAt(moment), done = request?.tokens.filter((x) => x.stop <= moment);
+    if (done?.length && onPick) onPick({ request: request.number, index: done.length - 1 });
+  });
   const tick = (now) => {
-    raf = 0;
-    if (!visible) return;
-    const moves = picture.move(now, Math.min(0.1, (now - frameAt) / 1000));
-    frameAt = now;
-    const pause = (last[1].live ? FRAME_LIVE : FRAME) - 12; // the rest is the wait for a frame
-    if (moves) next = setTimeout(() => { next = 0; ask(); }, pause);
+    const due = now - last >= FRAME, moves = !due || picture.move(Math.min(100, now - last) / 1000);
+    last = due ? now : last;
+    raf = moves && now < until ? requestAnimationFrame(tick) : 0;
   };
-  const build = () => {
-    const { layout } = run.meta;
-    width ||= root.clientWidth;
-    const sheet = width && width < NARROW_BELOW ? layout.narrow : layout.wide;
-    if (picture?.sheet !== sheet) {
-      picture?.destroy();
-      picture = new MachinePicture(root, run, sheet);
-      tips.follow(picture);
-    }
-    picture.resize(sheet === layout.narrow ? Math.min(width, WIDEST_NARROW) : width || sheet.width);
+  const look = (t, { live, atRest, selection }) => {
+    const { frames, tokens, still } = data;
+    const own = selection && tokens[`${selection.request} ${selection.index}`];
+    if (live) return [still, run.live];
+    if (own) return [picture.upTo(own.at), own.set];
+    const at = Math.min(frames.length - 1, firstAbove(frames, t - 1e-7, (frame) => frame.t));
+    return atRest || at < 0 ? [still] : [picture.upTo(at)];
   };
-  const draw = (t, view) => {
-    last = [t, view];
-    if (!visible || !run.meta.layout) return;
-    build();
-    clearTimeout(timer);
-    const due = picture.show(t, view, performance.now(), calm.matches);
-    if (due) timer = setTimeout(() => picture.say(performance.now()), due);
-    tips.refresh();
-    ask();
-  };
-  const again = () => { if (last) draw(...last); };
-  const pick = () => {
-    const request = run.requestAt(last[0]), count = picture.scene.words.length;
-    if (request && count && onPick) onPick({ request: request.number, index: count - 1 });
-  };
-  const tips = partTips(root, pick);
-  const sizes = new ResizeObserver((entries) => {
-    width = entries.at(-1).contentRect.width;
-    again();
-  });
-  sizes.observe(root);
-  const sight = new IntersectionObserver((entries) => {
-    const before = visible;
-    visible = entries.at(-1).isIntersecting;
-    if (visible && !before) again();
-  });
-  sight.observe(root);
   return {
-    draw,
+    draw(t, view) {
+      if (data !== run.meta.picture) {
+        data = run.meta.picture;
+        picture = new MachinePicture(pane, data);
+        Object.assign(picture.svg, { tabIndex: 0 }).dataset.keys = "own";
+      }
+      moment = t;
+      look(t, view).forEach((state) => picture.set(state));
+      tips.refresh();
+      const now = performance.now();
+      until = now + (view.live ? RESTS.live : view.playing ? RESTS.playing : 0);
+      if (raf || until === now || calm.matches) return;
+      [last, raf] = [now, requestAnimationFrame(tick)];
+    },
     destroy() {
-      visible = false;
       cancelAnimationFrame(raf);
-      clearTimeout(timer);
-      clearTimeout(next);
-      sizes.disconnect();
-      sight.disconnect();
       root.remove();
     },
   };
 }
 
-// All figures of the part under the pointer, or of the one that the arrow keys have reached.
-function partTips(root, pick) {
-  const tip = document.createElement("div");
+// All that is told of the part under the pointer, or of the one that the arrow keys have reached.
+function partTips(root, picture, pick) {
+  const tip = root.appendChild(document.createElement("div"));
   [tip.className, tip.hidden] = ["minillm-machine-tip", true];
-  root.append(tip);
-  let picture = null, chosen = null;
-
-  const partOf = (id) => picture.svg.querySelector(`[data-part="${id}"]`);
+  let chosen = null;
   const write = () => {
-    const lines = chosen && picture.about(chosen);
-    tip.hidden = !lines;
-    if (!lines) return null;
-    while (tip.children.length < lines.length) {
-      tip.append(document.createElement(["b", "i"][tip.children.length] || "span"));
-    }
-    [...tip.children].forEach((child, i) => setText(child, lines[i] || ""));
+    const lines = chosen ? picture().about(chosen) : [];
+    tip.hidden = !chosen;
+    tip.replaceChildren(...lines.map((line, i) => Object.assign(
+      document.createElement(["b", "i"][i] || "span"), { textContent: line })));
     return lines;
   };
   const choose = (id, aloud) => {
     if (id === chosen) return;
-    if (chosen) partOf(chosen)?.classList.remove("chosen");
+    picture().parts.get(chosen)?.removeAttribute("data-chosen");
     chosen = id;
-    const lines = write(), part = id && partOf(id);
+    const lines = write(), part = picture().parts.get(id);
     if (!part) return;
-    part.classList.add("chosen");
+    part.setAttribute("data-chosen", "");
     if (aloud) announce(root, lines.map((line) => line.replace(/\.?$/, ".")).join(" "));
     const box = part.getBoundingClientRect(), frame = root.getBoundingClientRect();
     const left = box.left - frame.left + box.width / 2 - tip.offsetWidth / 2;
@@ -113,28 +141,24 @@ function partTips(root, pick) {
     tip.style.top = `${below + tip.offsetHeight > frame.height && above > 0 ? above : below}px`;
   };
   const step = (by) => {
-    const ids = [...picture.boxes.keys(), ...picture.pipes.keys()], place = ids.indexOf(chosen);
+    const ids = [...picture().says.keys()], place = ids.indexOf(chosen);
     choose(ids[(place + by + ids.length + (place < 0 && by < 0 ? 1 : 0)) % ids.length], true);
   };
   const keys = {
     ArrowRight: () => step(1), ArrowDown: () => step(1), ArrowLeft: () => step(-1),
-    ArrowUp: () => step(-1), Escape: () => choose(null), Enter: () => pick(),
+    ArrowUp: () => step(-1), Escape: () => choose(null), Enter: pick,
   };
+  const partOf = (event) => event.target.closest("[data-id]")?.dataset.id.split("/")[0];
   root.addEventListener("pointerover", (event) => {
-    choose(event.target.closest("[data-part]")?.dataset.part ?? null);
+    const id = partOf(event);
+    choose(picture()?.says.has(id) ? id : null);
   });
-  root.addEventListener("pointerleave", () => choose(null));
-  root.addEventListener("focusout", () => choose(null));
-  root.addEventListener("click", (event) => {
-    if (event.target.closest("[data-part=token]")) pick();
-  });
+  for (const away of ["pointerleave", "focusout"]) root.addEventListener(away, () => choose(null));
+  root.addEventListener("click", (event) => { if (partOf(event) === "token") pick(); });
   root.addEventListener("keydown", (event) => {
     if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     keys[event.key]();
   });
-  return {
-    follow(next) { [picture, chosen, tip.hidden] = [next, null, true]; },
-    refresh() { if (chosen) write(); },
-  };
+  return { refresh() { if (chosen) write(); } };
 }

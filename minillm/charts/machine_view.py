@@ -1,186 +1,109 @@
-"""The machine: where its parts stand, and a still of what a run held and moved in them.
-
-The living picture is machine_view.js; both take their geometry from `layout`.
-"""
+"""The machine: the still of a run, and what a page needs to move the same picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from minillm.charts import facts, meaning
-from minillm.charts.ink import amount
+from minillm.charts import facts
+from minillm.charts.machine_diagram import Diagram, State
 from minillm.charts.machine_finding import find
-from minillm.charts.machine_layout import layout
-from minillm.trace import Event, Trace, bare, busy_seconds, rank_of
-from minillm.units import format_size
+from minillm.charts.machine_flows import crossed
+from minillm.charts.machine_frames import differs, moments
+from minillm.charts.machine_places import plan
+from minillm.charts.machine_scene import Scene
+from minillm.charts.machine_svg import WIDE, heading, png, svg
+from minillm.errors import MinillmError
+from minillm.files import save
+from minillm.trace import Event, Trace
 
-if TYPE_CHECKING:
-    from minillm.charts.style import Chart
+ACROSS = 672  # CSS pixels of a still, which has two or more of its own for each
 
 
 @dataclass(frozen=True)
-class Flow:
-    """What crossed a link in one direction. Seconds in which two moved at once count once."""
+class Picture:
+    """A still of the machine, with a finding: its title, one sentence with numbers of this run.
 
-    nbytes: int
-    seconds: float
-    label: str
-    how: str
-    ceiling: float | None  # bytes/s
-    ink: str  # a key of style.INK
+    A notebook shows it as SVG or, where that is not trusted, as PNG, with `alt` as metadata.
+    """
 
-    @property
-    def rate(self) -> float:
-        """Bytes/s while it moved."""
-        return self.nbytes / self.seconds if self.seconds else 0.0
-
-
-@dataclass
-class Peak:
-    """A memory when most of it was in use: bytes by label, largest first; its capacity if known."""
-
-    levels: dict[str, int]
-    capacity: int | None
+    finding: str
+    alt: str
+    svg: str
+    high: float  # units, of the SVG's 668 across
 
     @property
-    def nbytes(self) -> int:
-        """What was in use; of a pool only the pages that were."""
-        return sum(n for label, n in self.levels.items() if label != facts.RESERVED)
+    def about(self) -> dict[str, str | int]:
+        return {"alt": self.alt, "width": ACROSS, "height": round(ACROSS * self.high / WIDE)}
+
+    def png(self, wide: int = 2 * ACROSS) -> bytes:
+        """The picture in pixels, so many across."""
+        return png(self.svg, wide)
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.png` or `.svg`, whole, else MinillmError."""
+        path = Path(path)
+        if path.suffix not in (".png", ".svg"):
+            raise MinillmError(f"wanted a path that ends in .png or .svg, found {str(path)!r}")
+        save(path, self.svg if path.suffix == ".svg" else self.png(), "a chart")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        data = {"image/svg+xml": self.svg, "image/png": self.png(), "text/plain": self.finding}
+        return data, dict.fromkeys(("image/svg+xml", "image/png"), self.about)
+
+    def __repr__(self) -> str:
+        return self.finding
 
 
-@dataclass
-class Did:
-    """A run on a layout: flows by step, peaks and busy seconds by box, the last request's text."""
-
-    flows: dict[str, Flow]
-    held: dict[str, Peak]
-    busy: dict[str, float]
-    prompt: str
-    words: list[str]
-
-
-def machine(trace: Trace) -> Chart:
+def machine(trace: Trace) -> Picture:
     """The machine: what each memory held at its peak, and what crossed each link, at which rate.
 
     Raises MinillmError for a trace in which nothing happened.
 
-    >>> machine(engine.trace).finding
-    '11.6 MiB of weights came in once; compute then read 934 MiB from HBM, 80 × as much'
+    >>> machine(engine.trace)
+    11.6 MiB of weights came in once; compute then read 934 MiB from HBM, 80 × as much
     """
-    from minillm.charts.machine_still import draw  # late: the plan is needed before any drawing
+    diagram, state = still(trace)
+    finding = find(trace, crossed(facts.work(trace), diagram, {}))
+    said = heading(finding, facts.provenance(trace, read=True))
+    alt = f"{finding}. {state['scene']['aria-label']}"
+    return Picture(finding, alt, svg(diagram, state | said), diagram.high)
 
+
+def still(trace: Trace) -> tuple[Diagram, State]:
+    """A whole run at once: the picture of `machine`, and of a page at rest."""
     facts.work(trace)  # an empty trace is an error that says what to do
-    sheet = plan(trace)
-    did = Did(crossed(trace, sheet), peaks(trace, sheet), _busy(trace, sheet), *_words(trace))
-    finding = find(trace, did.flows, sheet)
-    said = [f"{sheet['boxes'][box]['title']} held {format_size(peak.nbytes)}"
-            for box, peak in did.held.items() if peak.nbytes]  # fmt: skip
-    said += [_in_words(step, flow, sheet) for step, flow in did.flows.items()]
-    emulated = trace.meta.get("device") == "cpu"
-    chart = draw(sheet, did, finding, facts.provenance(trace, read=True), emulated)
-    chart.alt = f"The machine of this run. {finding}. {'; '.join(said)}."
-    return chart
+    diagram = plan(trace)
+    scene = Scene(diagram, trace.meta, total=True)
+    scene.take(trace.events)
+    return diagram, scene.state(trace.events)
 
 
-def plan(trace: Trace, narrow: bool = False) -> dict[str, Any]:
-    """The layout of the machine that a trace was made on: its ranks, or what its meta says."""
-    names = {n for e in trace.events for n in (e.name, e.resource, e.source, e.target) if ":" in n}
-    ranks = [rank + 1 for rank in map(rank_of, names) if rank < 4096]
-    gpus = max([1, int(trace.meta.get("gpus", 1)), *ranks])
-    return layout(gpus, int(trace.meta.get("nodes", 1)), narrow)
+def for_page(trace: Trace, over: bool) -> dict[str, Any]:
+    """The picture as a page moves it: its SVG, the state at rest, frames by time and by token.
 
-
-def peaks(trace: Trace, sheet: dict[str, Any]) -> dict[str, Peak]:
-    """Each memory box at its peak. The DRAM of several ranks of a node is one box.
-
-    What lies on the disk is not counted: of it we know the weights, which came from there.
+    over: whether the run is; before, it shows the machine as it is when the run begins.
     """
-    home, capacity = sheet["home"], _capacities(trace)
-    held: dict[str, dict[tuple[str, str], int]] = {}
-    most = {box: Peak({}, capacity.get(box, capacity.get(bare(box.split("@")[0]))))
-            for box, what in sheet["boxes"].items() if "tank" in what}  # fmt: skip
-    if trace.meta.get("weight_bytes"):
-        most["ssd"].levels["weights"] = int(trace.meta["weight_bytes"])
-    for event in trace.events:
-        box = home.get(meaning.plain(event.name)) if event.kind == "counter" else None
-        if box is None:
-            continue
-        levels = held.setdefault(box, {})
-        levels[event.name, event.label] = event.nbytes
-        now = Peak(_by_label(levels), most[box].capacity)
-        most[box] = max(most[box], now, key=lambda peak: peak.nbytes)
-    return most
+    diagram = plan(trace)
+    page = {"svg": svg(diagram, {}), "frames": [], "tokens": {}}
+    if over and any(e.kind != "counter" for e in trace.events):
+        frames, tokens = moments(trace.events, trace.meta, diagram)
+        return page | {"still": still(trace)[1], "frames": frames, "tokens": tokens}
+    return page | {"still": Scene(diagram, trace.meta).state([])}
 
 
-def _capacities(trace: Trace) -> dict[str, int]:
-    return {meaning.plain(tier): n for tier, n in trace.meta.get("capacity", {}).items()}
+class Follower:
+    """A run under way, on the picture that `for_page` began: what changes with more events."""
 
+    def __init__(self, trace: Trace) -> None:
+        self._scene = Scene(plan(trace), trace.meta)
+        self._shown: State = {}
 
-def _by_label(levels: dict[tuple[str, str], int]) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for (_, label), nbytes in levels.items():
-        sums[label] = sums.get(label, 0) + nbytes
-    return dict(sorted(((k, n) for k, n in sums.items() if n), key=lambda item: -item[1]))
-
-
-def crossed(trace: Trace, sheet: dict[str, Any]) -> dict[str, Flow]:
-    """What crossed each link, by step: "+pcie" along the link of that name, "-pcie" against it."""
-    moved: dict[str, list[tuple[Event, str]]] = {}
-    for event in _moves(trace):
-        for step, ink in meaning.way(event, sheet):
-            moved.setdefault(step, []).append((event, ink))
-    ceilings = trace.meta.get("ceilings", {})
-    return {step: _flow(sheet, step, moves, ceilings) for step, moves in moved.items()}
-
-
-def _flow(
-    sheet: dict[str, Any], step: str, moves: list[tuple[Event, str]], ceilings: dict[str, float]
-) -> Flow:
-    """moves: what took this step, each with its ink. The largest gives the words."""
-    link, events = sheet["links"][step[1:]], [event for event, _ in moves]
-    largest, ink = max(moves, key=lambda move: move[0].nbytes)
-    guessed = largest.kind == "span" and facts.guessed(largest)
-    return Flow(
-        sum(e.nbytes for e in events), busy_seconds(events),
-        label=largest.label if largest.kind == "transfer" else "weights, KV",
-        how="predicted" if guessed else largest.how,
-        ceiling=meaning.ceiling(ceilings, link["limit"]), ink=ink,
-    )  # fmt: skip
-
-
-def _busy(trace: Trace, sheet: dict[str, Any]) -> dict[str, float]:
-    """Seconds for which each unit was at work; what runs inside other work counts once."""
-    spans: dict[str, list[Event]] = {}
-    for event in facts.work(trace):
-        if event.kind == "span" and meaning.ink(event) != "idle":
-            spans.setdefault(sheet["home"].get(meaning.plain(event.resource), ""), []).append(event)
-    return {box: busy_seconds(events) for box, events in spans.items()}
-
-
-def _words(trace: Trace) -> tuple[str, list[str]]:
-    """Prompt and tokens of the last request."""
-    texts = [e for e in facts.work(trace) if e.name in ("tokenize", "detokenize")]
-    mine = [e for e in texts if e.request == texts[-1].request]
-    words = [e.detail for e in mine if e.name == "detokenize"]
-    return "".join(e.detail for e in mine if e.name == "tokenize"), words
-
-
-def _moves(trace: Trace) -> Iterator[Event]:
-    """Events that move bytes: transfers, and what compute reads from its HBM.
-
-    Of a span that lies in another one with bytes, the outer one counts.
-    """
-    work = facts.work(trace)
-    yield from (e for e in work if e.kind == "transfer")
-    reads = (e for e in work if e.kind == "span" and e.nbytes)
-    yield from facts.outermost(e for e in reads if bare(e.resource) == "compute")
-
-
-def _in_words(step: str, flow: Flow, sheet: dict[str, Any]) -> str:
-    link = sheet["links"][step[1:]]
-    ends = [sheet["boxes"][link[end]]["title"] for end in ("from", "to")]
-    begin, end = ends if step[0] == "+" else reversed(ends)
-    return (f"{begin} to {end}: {format_size(flow.nbytes)} at {amount(flow.rate, 'B/s')}, "
-            f"{flow.how}")  # fmt: skip
+    def change(self, events: Sequence[Event]) -> State:
+        """What of the picture differs, now that these have happened."""
+        self._scene.take(events)
+        state = self._scene.state(events)
+        change, self._shown = differs(self._shown, state), state
+        return change

@@ -1,4 +1,4 @@
-"""What an event means to a reader: its ink, name, row, ceiling, and the way that its bytes take.
+"""What an event means to a reader: its ink, name, row and ceiling.
 
 Each of these rules is written here and nowhere else. Charts ask them; a page is told the answers
 with each kind of event (see wire.py), so its JavaScript decides only what depends on the moment.
@@ -70,42 +70,8 @@ def plain(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def way(event: Event, sheet: dict[str, Any]) -> list[tuple[str, str]]:
-    """The links of a layout that its bytes pass, each with the ink they have there.
-
-    "+pcie" is along the link of that name, "-pcie" against it. Work of compute reads its HBM; other
-    work moves nothing.
-
-    >>> way(Event("transfer", "read", "load", "ssd", 0, 1, 9, "ssd", "dram"), layout())
-    [('+disk', 'ssd')]
-    """
-    begin, end = plain(event.source), plain(event.target)
-    if event.kind != "transfer":
-        end = plain(event.resource)
-        begin = end.replace("compute", "hbm")
-        if event.kind != "span" or begin == end:
-            return []
-    if bare(event.resource) == "network":  # on the network all along its way
-        return [(step, "network") for step in _steps(sheet, begin, end)]
-    inks = {"disk": "ssd", "read": "hbm"}
-    return [(step, inks.get(sheet["links"][step[1:]]["kind"], bare(end)))
-            for step in _steps(sheet, begin, end)]  # fmt: skip
-
-
-def _steps(sheet: dict[str, Any], begin: str, end: str) -> list[str]:
-    """From one tier to another. One without a rank is of the other one's node."""
-    rank = rank_of(begin) or rank_of(end)
-    shared = ("ssd", "dram", "cpu")
-    one, two = (sheet["home"].get(f"{unit}:{rank}" if unit in shared and rank else unit)
-                for unit in (begin, end))  # fmt: skip
-    if f"{one} {two}" in sheet["routes"]:
-        return sheet["routes"][f"{one} {two}"]
-    back = sheet["routes"].get(f"{two} {one}", [])
-    return [("-" if step[0] == "+" else "+") + step[1:] for step in reversed(back)]
-
-
-def told(event: Event, sheet: dict[str, Any]) -> list[Any]:
-    """An event as a page holds it: its fields in order, and its ink, name, row, limit and way."""
+def told(event: Event) -> list[Any]:
+    """An event as a page holds it: its fields in order, and its ink, name, row and limit."""
     unit, source, target = map(plain, (event.resource, event.source, event.target))
     name = plain(event.name) if event.kind == "counter" else event.name
     places = (unit, source, target, name if event.kind == "counter" else "")
@@ -115,5 +81,5 @@ def told(event: Event, sheet: dict[str, Any]) -> list[Any]:
         rank=rank if event.rank is None else event.rank,
     )  # fmt: skip
     if event.kind == "counter":
-        return [*fields, "", name, "", "", []]
-    return [*fields, ink(event), name_of(event), row(event), limit(event), way(event, sheet)]
+        return [*fields, "", name, "", ""]
+    return [*fields, ink(event), name_of(event), row(event), limit(event)]

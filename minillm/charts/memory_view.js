@@ -14,9 +14,10 @@ export class MemoryView extends TimeView {
     Object.assign(this, { panels: [], chosen: 0 }); // chosen: the panel of the arrow keys
   }
 
-  layOut() { this.panels = memoryPanels(this.run); }
-
-  place() { this.bottom = placePanels(this.panels, hasMargin(this.sheet, this.scale)); }
+  layOut() {
+    this.panels = memoryPanels(this.run);
+    this.bottom = placePanels(this.panels);
+  }
 
   words() { return memoryWords(this.panels); }
 
@@ -67,14 +68,11 @@ export class MemoryView extends TimeView {
   }
 }
 
-const shadeOf = (label, i) => (label === RESERVED ? PALE : SHADES[i]);
-const hasMargin = (sheet, scale) => sheet.width - scale.right > 60;
-
-// Gives each panel its y and height; without a margin its words need a line above it.
-function placePanels(panels, margin) {
+// Gives each panel its y and height.
+function placePanels(panels) {
   let y = 8;
   for (const panel of panels) {
-    panel.y = y += margin || panel.small ? 0 : 10;
+    panel.y = y;
     panel.height = panel.small ? 26 : baseOf(panel.tier) === "hbm" ? 100 : 82;
     y += panel.height + (panel.small ? 4 : 12);
   }
@@ -85,32 +83,26 @@ const heightOf = (panel, nbytes) => panel.y + panel.height * (1 - nbytes / panel
 
 // Stacked steps. Of the changes within one pixel the fullest is kept: a peak is never lost.
 function paintAreas(g, sheet, scale, panel, end) {
-  const points = thinned(panel.points, scale, end), ink = sheet.inkOf(baseOf(panel.tier));
-  if (!points.length) return;
-  const floor = points.map(() => 0);
-  panel.labels.forEach((label, i) => {
-    const [strength, hatch] = shadeOf(label, i);
-    g.beginPath();
-    points.forEach(({ x0, x1, held }, k) => {
-      const y = heightOf(panel, floor[k] + held[i]);
-      g.lineTo(x0, y);
-      g.lineTo(x1, y);
+  const areas = panel.labels.map(() => new Path2D());
+  for (const { x0, x1, held } of thinned(panel.points, scale, end)) {
+    let floor = 0;
+    held.forEach((nbytes, i) => {
+      const low = heightOf(panel, floor), top = heightOf(panel, floor += nbytes);
+      areas[i].rect(x0, top, x1 - x0, low - top);
     });
-    for (let k = points.length - 1; k >= 0; k--) {
-      const y = heightOf(panel, floor[k]);
-      g.lineTo(points[k].x1, y);
-      g.lineTo(points[k].x0, y);
-      floor[k] += points[k].held[i];
-    }
-    g.closePath();
-    Object.assign(g, { fillStyle: ink.colour, globalAlpha: strength });
-    g.fill();
-    g.globalAlpha = 1;
-    if (hatch) {
-      g.fillStyle = sheet.hatchOf(hatch);
-      g.fill();
-    }
-  });
+  }
+  areas.forEach((area, i) => fillShade(g, sheet, panel, i, area));
+}
+
+// The i-th label's strength and hatch of its tier's ink.
+function fillShade(g, sheet, panel, i, area) {
+  const [strength, hatch] = panel.labels[i] === RESERVED ? PALE : SHADES[i];
+  Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
+  g.fill(area);
+  g.globalAlpha = 1;
+  if (!hatch) return;
+  g.fillStyle = sheet.hatchOf(hatch);
+  g.fill(area);
 }
 
 function thinned(points, scale, end) {
@@ -157,41 +149,29 @@ function paintLevels(g, sheet, scale, panel, emulated) {
   g.globalAlpha = 1;
 }
 
-// What each label holds at `at`: right of the plot beside its area, or in a line above it.
+// What each label holds at `at`, right of the plot.
 function shineValues(g, sheet, scale, panel, at) {
-  const margin = hasMargin(sheet, scale), { ink } = sheet, point = pointAt(panel, at);
+  const { ink } = sheet, point = pointAt(panel, at), x = scale.right + 10;
   const used = point ? point.used : 0, { y, height, budget, peak } = panel;
   Object.assign(g, { textAlign: "left", textBaseline: "middle", fillStyle: ink.text,
     font: sheet.font(10) });
-  let x = margin ? scale.right + 10 : scale.left, middle = y + height - 6;
   if (panel.small) {
     const words = formatBytes(used) + (budget ? ` · ${formatPercent(used, budget)}` : "");
-    if (!margin) g.textAlign = "right";
-    g.fillText(words, margin ? x : scale.right - 4, y + (margin ? height / 2 : 11));
+    g.fillText(words, x, y + height / 2);
     return;
   }
   panel.labels.forEach((label, i) => {
-    const nbytes = point ? point.held[i] : 0, words = `${label} ${formatBytes(nbytes)}`;
-    if (!margin && !nbytes) return;
-    paintSwatch(g, sheet, panel, i, x, margin ? middle : y - 6);
+    const nbytes = point ? point.held[i] : 0, middle = y + height - 6 - 15 * i;
+    const swatch = new Path2D();
+    swatch.rect(x, middle - 4, 8, 8);
+    fillShade(g, sheet, panel, i, swatch);
     g.fillStyle = nbytes ? ink.text : ink.faint;
-    g.fillText(words, x + 12, margin ? middle : y - 5.5);
-    if (margin) middle -= 15; else x += g.measureText(words).width + 22;
+    g.fillText(`${label} ${formatBytes(nbytes)}`, x + 12, middle);
   });
-  if (budget === null || !margin) return;
+  if (budget === null) return;
   g.fillStyle = ink.faint;
   const most = `${formatPercent(peak.nbytes, budget)} used at peak`;
   const lines = [`budget ${formatBytes(budget)}`, most];
   const top = panel.near ? heightOf(panel, budget) : y + 4;
   lines.forEach((words, i) => g.fillText(words, x, top + 13 * i));
-}
-
-function paintSwatch(g, sheet, panel, i, x, middle) {
-  const [strength, hatch] = shadeOf(panel.labels[i], i);
-  Object.assign(g, { fillStyle: sheet.inkOf(baseOf(panel.tier)).colour, globalAlpha: strength });
-  g.fillRect(x, middle - 4, 8, 8);
-  g.globalAlpha = 1;
-  if (!hatch) return;
-  g.fillStyle = sheet.hatchOf(hatch);
-  g.fillRect(x, middle - 4, 8, 8);
 }

@@ -15,7 +15,6 @@ from pathlib import Path
 from minillm.charts import bundle, facts
 from minillm.charts.ink import amount
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
-from minillm.charts.machine_view import plan
 from minillm.charts.wire import Packer
 from minillm.files import save
 from minillm.trace import Trace
@@ -79,8 +78,8 @@ def page(trace: Trace, views: Sequence[str]) -> str:
     about = [f"{tokens} tokens in {lasted}", *([machine] if machine else []), (
         "Press play, or choose a word. This file holds the whole run and needs no network.")]
     script = "\n" + bundle.script("page.js")
-    data = {"meta": for_page(trace), "views": list(views),
-            "columns": Packer(plan(trace)).pack(events)}  # fmt: skip
+    data = {"meta": for_page(trace, views), "views": list(views),
+            "columns": Packer().pack(events)}  # fmt: skip
     return _PAGE.format(
         title=html.escape(title), about=html.escape(" · ".join(about)),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

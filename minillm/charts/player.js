@@ -178,7 +178,7 @@ class Player {
     const t = live ? run.end : selection ? selection.stop : this.now;
     const window = selection ? selection.stop - selection.start // all that moved for the token
       : atRest ? Math.max(1e-3, run.end - run.begin) : EYE / slower; // at rest: all that moved
-    const view = { live, playing: playing && !live, slower, window, selection };
+    const view = { live, playing: playing && !live, atRest, slower, window, selection };
     for (const one of this.shown) one.draw(t, view);
     const mode = live ? "live" : state.auto ? "auto" : "hand";
     this.bar.show({ p: Math.min(state.p, run.clock.length), mode, playing, slower });

@@ -6,11 +6,14 @@ MinillmError and says what to do.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from matplotlib.axes import Axes
 
 from minillm.charts import facts, loading, meaning
 from minillm.charts.facts import Memory, Window
 from minillm.charts.ink import HEIGHT, INK, PAPER, TEXT, amount, percent
+from minillm.charts.place import spread
 from minillm.charts.show import Table
 from minillm.charts.style import Chart, cut, name_row, panels, time_axis, width_of
 from minillm.errors import MinillmError
@@ -95,28 +98,16 @@ def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
         ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
     name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
     name_row(axes[0], tier.peak / 3, name)
-    labels, floor = [], 0.0
-    for label, nbytes in _largest(tier.at_peak()).items():
+    ax, held = axes[-1], _largest(tier.at_peak())
+    roof = ax.get_ylim()[1]
+    line = 0.15 * roof / (ax.get_position().height * HEIGHT)  # 0.15 in, in bytes
+    tops = accumulate(held.values())
+    middles = [top - nbytes / 2 for top, nbytes in zip(tops, held.values(), strict=True)]
+    places = spread(middles, [line] * len(held), 0, roof)
+    for y, (label, nbytes) in zip(places, held.items(), strict=True):
         size = f" {format_size(nbytes)}"
         room = 1.28 - width_of(size, 8)  # of the margin on the right
-        labels.append((floor + nbytes / 2, cut(meaning.said(label), room, 8) + size))
-        floor += nbytes
-    _beside(axes[-1], labels)
-
-
-def _beside(ax: Axes, labels: list[tuple[float, str]]) -> None:
-    """Words to the right of the axes, from the lowest up, pushed apart where they would touch."""
-    line = 0.15 * ax.get_ylim()[1] / (ax.get_position().height * HEIGHT)  # 0.15 in, in bytes
-    free = 0.0
-    for y, text in labels:
-        half = line * (1 + text.count("\n")) / 2
-        y = max(y, free + half)
-        free = y + half
-        ax.annotate(
-            text, (1, y), xytext=(6, 0), textcoords="offset points", size=8, color=TEXT,
-            xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
-            parse_math=False,
-        )  # fmt: skip
+        name_row(ax, y, cut(meaning.said(label), room, 8) + size, right=True)
 
 
 def _largest(held: dict[str, int]) -> dict[str, int]:

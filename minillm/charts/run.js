@@ -3,7 +3,7 @@
 // An event is an object with FIELDS, and its end. Times are seconds since the trace began. Rank 0
 // is written without its suffix: "hbm", "hbm:1".
 
-import { RESERVED, asEvent, baseOf, findParents, rankOf } from "./events.js";
+import { RESERVED, asEvent, baseOf, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
 export { FIELDS, RESERVED, baseOf, rankOf, readsOf } from "./events.js";
 export { unpackRows } from "./events.js";
@@ -14,6 +14,7 @@ const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
 export class Run {
   constructor(meta = {}) {
     this.meta = meta;
+    this.live = {}; // of the machine, while the run goes on: see machine_view.js
     this._rows = [];
     this._forget();
   }
@@ -123,11 +124,6 @@ export class Run {
     });
   }
 
-  _held(tier, t) {
-    const series = this.series(tier);
-    return series[firstAbove(series, t, (s) => s.t) - 1] || { levels: {}, used: 0, peak: 0 };
-  }
-
   peak(tier) {
     const series = this.series(tier);
     const top = series.reduce((a, b) => (b.used > a.used ? b : a), { t: 0, levels: {}, used: 0 });
@@ -137,51 +133,31 @@ export class Run {
   // -- answers for the views ---------------------------------------------------------------------
 
   // Who had the time from … to: every instant goes to the innermost event under way, once, so that
-  // the seconds add up to to - from.
+  // the seconds add up to to - from. What holds others, as a pass its layers, keeps the rest.
   parts(from, to) {
-    const events = this.between(from, to), parents = findParents(events), found = new Map();
-    const part = (name, ink) => {
-      const key = `${name}\n${ink}`;
-      if (!found.has(key)) found.set(key, { name, ink, seconds: 0 });
-      return found.get(key);
-    };
-    const mine = events.map((e) =>
-      part(parents.has(e) ? `rest of the ${e.stage}` : e.said, e.ink));
-    const idle = { name: "in between", ink: "idle", seconds: 0 };
+    const events = this.between(from, to), spent = events.map(() => 0), holds = new Set();
     const inside = events.flatMap((e) => [e.start, e.end]).filter((t) => from < t && t < to);
-    const edges = [from, ...inside.sort((a, b) => a - b), to];
+    const edges = [from, ...inside.sort((a, b) => a - b), to], idle = ["in between", "idle", 0];
     const active = []; // indices; the last one pushed is the innermost, for events come by start
     for (let i = 0, next = 0; i + 1 < edges.length; i++) {
-      const left = edges[i];
-      while (next < events.length && events[next].start <= left) active.push(next++);
-      while (active.length && events[active.at(-1)].end <= left) active.pop();
-      (active.length ? mine[active.at(-1)] : idle).seconds += edges[i + 1] - left;
+      for (; next < events.length && events[next].start <= edges[i]; next++) {
+        const e = events[next];
+        active.map((k) => events[k]).filter((p) => p.resource === e.resource && p.end >= e.end
+          && p.seconds > e.seconds).forEach((p) => holds.add(p));
+        active.push(next);
+      }
+      while (active.length && events[active.at(-1)].end <= edges[i]) active.pop();
+      const seconds = edges[i + 1] - edges[i];
+      if (active.length) spent[active.at(-1)] += seconds; else idle[2] += seconds;
     }
-    return [...found.values(), idle];
-  }
-
-  // What the diagram shows at t, from `events`, those that overlap (t - window, t]:
-  // tiers  {name: {levels, used, capacity, peak}}, peak so far
-  // busy   {"cpu": "sample", "compute:1": "ffn"}
-  // prompt, words of the request, so far
-  scene(t, window) {
-    const events = this.between(t - window, t + 1e-9).filter((e) => e.end > t - window);
-    const tiers = {}, busy = {}, until = {};
-    for (const tier of this.tiers) {
-      const { levels, used, peak } = this._held(tier, t);
-      tiers[tier] = { levels, used, capacity: this.capacity(tier), peak };
+    const found = new Map();
+    const rows = events.map((e, i) => [(holds.has(e) ? "rest of " : "") + e.said, e.ink, spent[i]]);
+    for (const [name, ink, seconds] of [...rows, idle]) {
+      const key = `${name}\n${ink}`, part = found.get(key) || { name, ink, seconds: 0 };
+      part.seconds += seconds;
+      found.set(key, part);
     }
-    for (const e of events) { // of each unit the latest; one that waits is not busy
-      const { resource: unit, end } = e, works = e.kind === "span" && e.ink !== "idle";
-      if (!works || Math.min(end, t) < until[unit]) continue;
-      [busy[unit], until[unit]] = [e.name, Math.min(end, t)];
-    }
-    const request = this.requestAt(t);
-    const done = request ? request.tokens.filter((token) => token.stop <= t) : [];
-    return {
-      events, tiers, busy, prompt: request ? request.prompt : "",
-      words: done.map((token) => token.text),
-    };
+    return [...found.values()];
   }
 
   // The request of the token being made, else the last one that has begun; null before the first.

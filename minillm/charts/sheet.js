@@ -3,7 +3,7 @@
 // The paper holds what changes with the run or the width; the glass over it holds the playhead and
 // what the pointer touches, so that playing redraws little. At most one redraw an animation frame.
 
-// The hatch of each meaning, as in charts/style.py: a way to tell inks apart without colour.
+// The hatch of each meaning, as in charts/ink.py: a way to tell inks apart without colour.
 // The inks themselves are in view.css.
 const HATCH = { ssd: "/", dram: ".", network: "x", ffn: "/", cpu: "\\" };
 const INKS = ["text", "faint", "rule", "paper", "raised", "accent", "ssd", "dram", "hbm", "network",

@@ -124,14 +124,13 @@ def cut(words: str, inches: float, points: float, weight: str = "normal") -> str
 
 def fit_title(title: str, inches: float) -> tuple[str, float]:
     """A title and its size in points: 11, or what fits; one that would be tiny gets two lines."""
-    points = 11 * min(1.0, inches / max(width_of(title, 11, "bold"), 0.01))
-    if points >= 8.5 or " " not in title:
-        return title, points
-    gaps = [i for i, letter in enumerate(title) if letter == " "]
-    half = min(gaps, key=lambda i: abs(i - len(title) / 2))
-    lines = title[:half], title[half + 1 :]
-    longest = max(width_of(line, 9.5, "bold") for line in lines)
-    return "\n".join(lines), 9.5 * min(1.0, inches / longest)
+    lines, points = [title], 11.0
+    if width_of(title, 8.5, "bold") > inches and " " in title:
+        gaps = [i for i, letter in enumerate(title) if letter == " "]
+        half = min(gaps, key=lambda i: abs(i - len(title) / 2))
+        lines, points = [title[:half], title[half + 1 :]], 9.5
+    longest = max(width_of(line, points, "bold") for line in lines)
+    return "\n".join(lines), points * min(1.0, inches / max(longest, 0.01))
 
 
 def panels(
@@ -214,10 +213,11 @@ def log_axis(axis: Axis, low: float, high: float, said: Callable[[float], str]) 
     axis.set_major_formatter(FuncFormatter(lambda x, _: said(x)))
 
 
-def name_row(ax: Axes, y: float, name: str, small: bool = False) -> None:
-    """A name to the left of the axes, at height y of the data; what it adds is small and faint."""
-    size, colour = (7, FAINT) if small else (8.5, TEXT)
+def name_row(ax: Axes, y: float, name: str, small: bool = False, right: bool = False) -> None:
+    """A name beside the axes, at height y of the data; what it adds is small and faint."""
+    size, colour = (7, FAINT) if small else (8 if right else 8.5, TEXT)
     ax.annotate(
-        name, (0, y), xytext=(-9, 0), textcoords="offset points", annotation_clip=False, size=size,
-        xycoords=("axes fraction", "data"), ha="right", va="center", color=colour, parse_math=False,
+        name, (int(right), y), xytext=(6 if right else -9, 0), textcoords="offset points",
+        xycoords=("axes fraction", "data"), ha="left" if right else "right", va="center",
+        size=size, color=colour, annotation_clip=False, parse_math=False,
     )  # fmt: skip

@@ -7,14 +7,15 @@ import { formatSeconds } from "./run.js";
 import { dashed, line } from "./sheet.js";
 
 export const GUTTER = 78; // px left of the time axis: names of rows
+const MARGIN = 122; // px right of it: figures and labels
 export const AXIS = 22; // px of height, below the plot
 const SHORTEST = 2e-6; // nothing in a trace is finer than a microsecond
 
 // Play seconds to px and back: the plot lies between left and right, where it ends at `to`. While
 // live that is the next power of two, so that what was drawn stays in place for the eye.
 export function timeScale(width, length, live) {
-  const left = GUTTER, margin = width >= 560 ? 122 : 14; // figures and labels, where there is room
-  const right = Math.max(left + 40, width - margin), whole = Math.max(length, SHORTEST);
+  const left = GUTTER, right = Math.max(left + 40, width - MARGIN);
+  const whole = Math.max(length, SHORTEST);
   const to = live ? 2 ** Math.ceil(Math.log2(whole)) : whole, perSecond = (right - left) / to;
   return {
     left, right, to, perSecond,

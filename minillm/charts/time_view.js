@@ -2,9 +2,9 @@
 import { announce, Sheet } from "./sheet.js";
 import { AXIS, paintAxis, paintChosen, shineTime, timeScale } from "./time_axis.js";
 
-// A view over time. One of its kind says: layOut() when there are new events; place(), which sets
-// `bottom`, px, when the width is known; inkPlot(g) and shinePlot(g) between `top` and bottom;
-// words(), the view in a sentence; and what hands do: hover(x, y), leave(), step(key), enter().
+// A view over time. One of its kind says: layOut(), which sets `bottom`, px, when there are new
+// events; inkPlot(g) and shinePlot(g) between `top` and bottom; words(), the view in a sentence; and
+// what hands do: hover(x, y), leave(), step(key), enter().
 // Arrow keys that step() knows and Enter are the view's, not the player's.
 export class TimeView {
   constructor(el, name, run, onSeek) {
@@ -32,7 +32,6 @@ export class TimeView {
       if (!view.live) sheet.describe(`${this.words()} Arrow keys go through it.`);
     }
     const scale = this.scale = timeScale(sheet.width, run.clock.length, view.live);
-    this.place();
     sheet.setHeight(this.bottom + AXIS);
     paintChosen(g, sheet, run, view, scale, this.bottom);
     this.axis = paintAxis(g, sheet, run, scale, this.top, this.bottom);

@@ -4,11 +4,6 @@ import { fittingIn, line, shortened } from "./sheet.js";
 import { crisp } from "./time_axis.js";
 import { rowTotals } from "./timeline_rows.js";
 
-export const NESTED = 44; // px from which an event shows what runs inside it
-const HEADER = 14; // px of such an event for its own name
-
-export const headerOf = (height) => (height >= 30 ? HEADER : Math.min(4, height / 3));
-
 export function paintRule(g, sheet, scale, y) {
   Object.assign(g, { strokeStyle: sheet.ink.rule, lineWidth: 1 });
   line(g, scale.left, y, scale.right, y);
@@ -29,7 +24,6 @@ export function paintNames(g, sheet, row, scale, end) {
       if (end || height > 9) g.fillText(rank, scale.left - 8, y + height / 2 + 0.5);
     });
   }
-  if (sheet.width - scale.right < 60) return;
   const { share, words } = totalWords(row, end);
   Object.assign(g, { font: sheet.font(10), textAlign: "left" });
   g.fillStyle = share ? ink.text : ink.faint;
@@ -46,21 +40,11 @@ function totalWords(row, end) {
   return { share, words: formatBytes(nbytes) + rate };
 }
 
-// The outermost events of a lane, and inside the wide ones what runs in them.
-export function paintLane(g, sheet, scale, lane, y, height) {
-  const header = headerOf(height), pen = new Pen(g, sheet, !lane.crowded);
-  for (let i = 0; i < lane.from.length;) {
-    const x0 = scale.x(lane.from[i]), x1 = scale.x(lane.to[i]), next = lane.next[i];
-    if (next > i + 1 && x1 - x0 >= NESTED) {
-      pen.frame(lane.events[i], x0, x1, y, height, header);
-      for (let j = i + 1; j < next; j++) {
-        const a = scale.x(lane.from[j]), b = scale.x(lane.to[j]);
-        pen.block(lane.events[j], a, b, y + header, height - header);
-      }
-      pen.flush();
-    } else pen.block(lane.events[i], x0, x1, y, height);
-    i = next;
-  }
+export function paintLane(g, sheet, scale, { lane, y, height }) {
+  const pen = new Pen(g, sheet, !lane.crowded);
+  lane.events.forEach((e, i) => {
+    pen.block(e, scale.x(lane.from[i]), scale.x(lane.to[i]), y, height);
+  });
   pen.flush();
 }
 
@@ -76,7 +60,6 @@ class Pen {
     if (wide < 1.5) return this.gather(e.ink, x0, x1, y, height);
     const ink = this.sheet.inkOf(e.ink), gap = wide > 4 ? 1 : 0.5;
     g.fillStyle = ink.colour;
-    if (e.how === "predicted") return this.dashed(ink, x0, x1, y, height);
     g.fillRect(x0, y, wide - gap, height);
     if (ink.hatch && wide > 6) {
       g.fillStyle = ink.hatch;
@@ -97,30 +80,6 @@ class Pen {
     if (ink.hatch) g.fillRect(x - half - 3, middle - plate / 2, 2 * half + 6, plate);
     g.fillStyle = ink.on;
     g.fillText(words, x - half, middle + 0.5);
-  }
-
-  dashed(ink, x0, x1, y, height) {
-    const { g } = this;
-    Object.assign(g, { strokeStyle: ink.colour, lineWidth: 1 });
-    g.setLineDash([4, 3]);
-    g.strokeRect(x0 + 0.5, y + 0.5, Math.max(x1 - x0 - 1.5, 0.5), height - 1);
-    g.setLineDash([]);
-  }
-
-  // An event that shows its inside: a pale field with its name on top.
-  frame(e, x0, x1, y, height, header) {
-    this.flush();
-    const { g, sheet } = this, ink = sheet.inkOf(e.ink);
-    Object.assign(g, { fillStyle: ink.colour, globalAlpha: 0.16 });
-    g.fillRect(x0, y, x1 - x0 - 1, height);
-    g.globalAlpha = 1;
-    g.fillRect(x0, y, x1 - x0 - 1, 1.5);
-    if (header < 10) return;
-    const room = x1 - x0 - 8;
-    const bytes = e.nbytes ? ` · ${formatBytes(e.nbytes)}` : "", time = formatSeconds(e.seconds);
-    g.fillStyle = sheet.ink.text;
-    g.fillText(fittingIn(g, [`${e.name}  ${time}${bytes}`, `${e.name}  ${time}`, e.name], room),
-      x0 + 4, y + header / 2 + 1);
   }
 
   gather(meaning, x0, x1, y, height) {

@@ -68,9 +68,8 @@ def name_rows(ax: Axes, rows: Sequence[Row]) -> None:
 
 
 def draw_rows(
-    ax: Axes, title: str, window: Window, rows: Sequence[Row], inner: bool = False,
-    more: dict[str, str] | None = None,
-) -> None:  # fmt: skip
+    ax: Axes, title: str, window: Window, rows: Sequence[Row], inner: bool, more: dict[str, str]
+) -> None:
     """Blocks lane by lane; with `inner`, what runs inside a block is drawn in it.
 
     more: by row, what the words of its row add if there is room.
@@ -89,7 +88,7 @@ def draw_rows(
                 _blocks(ax, window, scale, events, strip, alpha=0.3 if below else 1)
             _blocks(ax, window, scale, below, row.strip(lane))
         words = told(row.busiest(nested or top))
-        words = [words[0] + (more or {}).get(row.key, ""), *words]
+        words = [words[0] + more.get(row.key, ""), *words]
         words = words if len(row.lanes) == 1 else [f"busiest {said}" * bool(said) for said in words]
         words = _fitting(words, ax.get_position().width * WIDTH)
         ax.text(0, row.top + 0.36, words, size=7.5, color=TEXT, va="bottom", parse_math=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 
 from minillm.charts import facts, loading
 from minillm.charts.facts import Window
-from minillm.charts.ink import HEIGHT, RULE, TEXT, WIDTH, amount, percent
+from minillm.charts.ink import RULE, TEXT, WIDTH, amount, percent
 from minillm.charts.loading import Overlap
 from minillm.charts.style import BOTTOM, TOP, Chart, panels
 from minillm.charts.timeline_rows import (
@@ -24,8 +23,7 @@ from minillm.charts.timeline_rows import (
 )
 from minillm.trace import Trace, bare
 
-LEFT = 0.74  # inches: the names of the rows
-PAUSED = 0.3  # of a request: if more than this passed between its tokens, its panel says so
+LEFT, ROW = 0.74, 0.56  # inches: the names of the rows, a row of one lane
 
 
 class View(NamedTuple):
@@ -51,59 +49,35 @@ def timeline(trace: Trace) -> Chart:
     """
     load = loading.load(trace)
     if load and not facts.asked(trace):
-        return _of_load(trace, load)
+        both = loading.overlap(load.events)
+        panel = View("the load; white is waiting", load, 1.0)
+        return _draw(trace, _load_finding(load, both), [panel], _beside(load, both))
     whole = facts.request(trace)
     tokens = {token: facts.own(token, piece) for token, piece in facts.tokens(whole).items()}
-    close = facts.typical(tokens)
+    first, each = tokens[min(tokens)].stop - whole.start, facts.gap(tokens)
+    finding = f"The first token comes after {amount(first, 's')}"
+    finding += "" if each is None else f", each later one takes {amount(each, 's')}"
     views = [View(loading.panel_title(trace), load, 1.3)] if load else []
-    views.append(View(_request_title(whole, tokens), whole, 1.75))
+    views.append(View("one request", whole, 1.75))
+    close = facts.typical(tokens)
     if close:
-        zoom = whole.seconds / (tokens[close].seconds or math.inf)
-        said = f" {zoom:,.0f} ×" if zoom < 99_999 else ""
-        views.append(View(f"▼ token {close}, enlarged{said}", tokens[close], 1.6, inner=True))
-    rows = find_rows([view.window for view in views])
-    chart, axes = _sheet(trace, _finding(whole, tokens), views, rows)
-    for ax, view in zip(axes, views, strict=True):
-        draw_rows(ax, view.title, view.window, rows, view.inner)
+        views.append(View(f"▼ token {close}, enlarged", tokens[close], 1.6, inner=True))
+    chart = _draw(trace, finding, views, {})
     if close:
-        _point_at(axes[-2], tokens[close], whole)
-    chart.alt = f"Timeline by resource. {chart.finding}. {_in_words(views, rows)}"
+        _point_at(chart.axes[-2], tokens[close], whole)
     return chart
 
 
-def _sheet(
-    trace: Trace, finding: str, views: Sequence[View], rows: Sequence[Row], row: float = 0.45,
-    least: float = HEIGHT,
-) -> tuple[Chart, list[Axes]]:  # fmt: skip
-    """A chart with its panels side by side and the names of the rows. row, least: inches high."""
-    high = max(least, TOP + BOTTOM + row * (rows[-1].top + rows[-1].high))
+def _draw(trace: Trace, finding: str, views: Sequence[View], more: dict[str, str]) -> Chart:
+    """Panels side by side, with the names of the rows. more: by row, what its words may add."""
+    rows = find_rows([view.window for view in views])
+    high = TOP + BOTTOM + ROW * (rows[-1].top + rows[-1].high)
     chart = Chart(finding, note=facts.provenance(trace), size=(WIDTH, high))
     axes = panels(chart, [view.width for view in views], LEFT)[0]
     name_rows(axes[0], rows)
-    return chart, axes
-
-
-def _finding(whole: Window, tokens: dict[int, Window]) -> str:
-    first, each = tokens[min(tokens)].stop - whole.start, facts.gap(tokens)
-    said = f"The first token comes after {amount(first, 's')}"
-    return said if each is None else f"{said}, each later one takes {amount(each, 's')}"
-
-
-def _request_title(whole: Window, tokens: dict[int, Window]) -> str:
-    """Between its tokens the engine waits for the caller, who may print or sleep."""
-    later = sum(window.seconds for token, window in tokens.items() if token != min(tokens))
-    pauses = whole.stop - tokens[min(tokens)].stop - later
-    return "one request, pauses and all" if pauses > PAUSED * whole.seconds else "one request"
-
-
-def _of_load(trace: Trace, load: Window) -> Chart:
-    """A load over the whole width, so that one sees whether both links are busy at one time."""
-    view = View("the load (white is waiting)", load, 1.0)
-    rows, both = find_rows([load]), loading.overlap(load.events)
-    chart, (ax,) = _sheet(trace, _load_finding(load, both), [view], rows, row=0.6, least=0.0)
-    draw_rows(ax, view.title, load, rows, more=_beside(load, both))
-    words = _in_words([view._replace(title="the load")], rows)
-    chart.alt = f"Timeline of a load. {chart.finding}. {words}"
+    for ax, view in zip(axes, views, strict=True):
+        draw_rows(ax, view.title, view.window, rows, view.inner, more)
+    chart.alt = f"Timeline by resource. {finding}. {_in_words(views, rows)}"
     return chart
 
 

@@ -3,8 +3,7 @@ import { chosenToken } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
 import { STRIP, firstSeen, indexAt, layoutRows, stagesOf } from "./timeline_rows.js";
 import { eventFacts, timelineWords } from "./timeline_words.js";
-import { NESTED, headerOf, paintLane, paintNames } from "./timeline_paint.js";
-import { paintRule, paintStrip } from "./timeline_paint.js";
+import { paintLane, paintNames, paintRule, paintStrip } from "./timeline_paint.js";
 
 // A click seeks to its trace time.
 export class Timeline extends TimeView {
@@ -18,9 +17,6 @@ export class Timeline extends TimeView {
     this.lanes = this.rows.flatMap((row) => row.lanes);
     this.stages = stagesOf(this.run);
     this.leave();
-  }
-
-  place() {
     const last = this.rows.at(-1);
     this.bottom = last ? last.y + last.height + 6 : STRIP + 30;
   }
@@ -33,7 +29,7 @@ export class Timeline extends TimeView {
     for (const row of rows) {
       if (row !== rows.at(-1)) paintRule(g, sheet, scale, row.y + row.height + 4.5);
       paintNames(g, sheet, row, scale, run.clock.length);
-      for (const { lane, y, height } of row.lanes) paintLane(g, sheet, scale, lane, y, height);
+      for (const place of row.lanes) paintLane(g, sheet, scale, place);
     }
   }
 
@@ -51,9 +47,7 @@ export class Timeline extends TimeView {
     const near = (place) => y >= place.y - 2 && y <= place.y + place.height + 2;
     const place = inside && this.lanes.find(near);
     if (!place) return this.pick(null);
-    const below = y >= place.y + headerOf(place.height); // not on the name of the outer event
-    const i = indexAt(place.lane, scale.at(x), 4 / scale.perSecond,
-      (k) => below && this.opens(place.lane, k));
+    const i = indexAt(place.lane, scale.at(x), 4 / scale.perSecond);
     return this.pick(i < 0 ? null : { ...place, i }, x);
   }
 
@@ -62,22 +56,14 @@ export class Timeline extends TimeView {
     this.point(null);
   }
 
-  // Whether event i is drawn with what runs inside it.
-  opens(lane, i) {
-    const wide = (lane.to[i] - lane.from[i]) * this.scale.perSecond;
-    return lane.next[i] > i + 1 && wide >= NESTED;
-  }
-
   // Show the figures of {lane, y, height, i}, null for none; x: of the pointer, if it was that.
   pick(on, x = null) {
     const { sheet, scale, run } = this;
     if (on || this.on) sheet.touch("glass");
     this.on = on;
     if (!on) return sheet.card.hide();
-    const { lane, i } = on, header = lane.depth[i] > 0 ? headerOf(on.height) : 0;
-    this.on = { ...on, y: on.y + header, height: on.height - header };
-    const middle = scale.x((lane.from[i] + lane.to[i]) / 2);
-    return this.tell(x ?? middle, this.on, eventFacts(run, lane.events[i]), x === null);
+    const { lane, i } = on, middle = scale.x((lane.from[i] + lane.to[i]) / 2);
+    return this.tell(x ?? middle, on, eventFacts(run, lane.events[i]), x === null);
   }
 
   // Left and right along a lane, up and down to the next one.
@@ -85,22 +71,12 @@ export class Timeline extends TimeView {
     const { on, lanes } = this;
     if (!lanes.length) return false;
     const was = on ? lanes.findIndex((place) => place.lane === on.lane) : 0;
-    const down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0;
+    const down = { ArrowDown: 1, ArrowUp: -1 }[key] || 0, ahead = key === "ArrowRight" ? 1 : -1;
     const now = Math.min(Math.max(was + down, 0), lanes.length - 1), { lane } = lanes[now];
-    const last = lane.from.length - 1, from = on ? on.lane.from[on.i] : 0;
-    let i = on && now === was ? on.i : Math.min(firstSeen(lane, from), last);
-    if (on && key === "ArrowRight") i = Math.min(this.opens(lane, i) ? i + 1 : lane.next[i], last);
-    if (on && key === "ArrowLeft") i = this.before(lane, i);
-    this.pick({ ...lanes[now], i });
+    let i = on && now === was ? on.i : firstSeen(lane, on ? on.lane.from[on.i] : 0);
+    if (on && !down) i += ahead;
+    this.pick({ ...lanes[now], i: Math.min(Math.max(i, 0), lane.from.length - 1) });
     return true;
-  }
-
-  // The event before i, leaving out what is not drawn because its outermost one is narrow.
-  before(lane, i) {
-    let before = Math.max(0, i - 1), outer = before;
-    while (outer > 0 && lane.depth[outer] > 0) outer--;
-    if (!this.opens(lane, outer)) before = outer;
-    return before;
   }
 
   enter() {

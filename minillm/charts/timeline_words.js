@@ -1,16 +1,14 @@
 // What the timeline says of an event and of a whole run. Nothing here draws.
-import { baseOf, rankOf } from "./run.js";
-import { formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
+import { baseOf, formatBytes, formatPercent, formatRate, formatSeconds } from "./run.js";
 import { rowTotals } from "./timeline_rows.js";
 
 // What the card of an event says: {title, lines}.
 export function eventFacts(run, e) {
   const many = run.tiers.includes("hbm:1"), lines = [];
   const place = many && baseOf(e.resource) === "compute" ? ` · GPU ${e.rank}` : "";
-  const bytes = e.nbytes ? bytesWords(e, many) : "";
   const rate = e.nbytes && e.seconds && e.label !== "text" ? e.nbytes / e.seconds : 0;
   const ceiling = rate ? run.meta.ceilings?.[e.limit] : null;
-  if (bytes) lines.push(bytes);
+  if (e.nbytes) lines.push(bytesWords(e));
   lines.push([
     formatSeconds(e.seconds), rate ? formatRate(rate) : "",
     ceiling ? `${formatPercent(rate, ceiling)} of ${formatRate(ceiling)}` : "",
@@ -19,16 +17,15 @@ export function eventFacts(run, e) {
   else if (e.step !== null) lines.push(`step ${e.step}`);
   const detail = e.label === "text" ? `“${e.detail.trim()}”` : e.detail;
   if (e.detail) lines.push(clipped(detail, 60));
-  lines.push(guessed(e) ? `time ${e.how}, bytes predicted` : e.how);
+  lines.push(e.bytes_how === "predicted" ? `time ${e.how}, bytes predicted` : e.how);
   return { title: `${e.said.replace(":", " ")}${place}`, lines };
 }
 
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
-const guessed = (e) => e.bytes_how === "predicted";
 
-function bytesWords(e, many) {
+function bytesWords(e) {
   const size = formatBytes(e.nbytes);
-  const [from, to] = [e.source, e.target].map((tier) => tierWords(tier, many));
+  const [from, to] = [e.source, e.target].map((tier) => tier.toUpperCase().replace(":", " "));
   if (e.kind === "transfer") return `${size} from ${from} to ${to}`;
   if (baseOf(e.resource) !== "compute") return e.label ? `${size} of ${e.label}` : size;
   return `${size} read from HBM`;
@@ -36,11 +33,6 @@ function bytesWords(e, many) {
 
 function tokenWords(e) {
   return e.request === null ? `token ${e.token}` : `token ${e.token} of request ${e.request}`;
-}
-
-function tierWords(tier, many) {
-  const base = baseOf(tier), name = base.toUpperCase();
-  return many && base === "hbm" ? `${name} ${rankOf(tier)}` : name;
 }
 
 // A sentence for those who listen: which resource was busy for how much of the run.

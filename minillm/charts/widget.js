@@ -5,6 +5,7 @@
 // view: JupyterLab drops a view that is scrolled away, and shows one twice if asked to.
 
 import { Run, unpackRows } from "./run.js";
+import { mergeState } from "./machine_view.js";
 import { player } from "./player.js";
 
 const stores = new Map(); // by the model's key: a page may load this module once or many times
@@ -34,7 +35,9 @@ export default {
       if (message.anew) {
         store.kinds = [];
         store.run.replace([], store.run.meta);
+        store.run.live = {};
       }
+      mergeState(store.run.live, message.machine || {});
       store.kinds.push(...message.columns.kinds);
       store.run.append(unpackRows({ ...message.columns, kinds: store.kinds }));
       store.run.forgetBeyond(MANY);

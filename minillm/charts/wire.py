@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.charts import meaning
-from minillm.charts.machine_layout import layout
 from minillm.trace import Event
 
-FIELDS = (*Event._fields, "ink", "said", "row", "limit", "way")
+FIELDS = (*Event._fields, "ink", "said", "row", "limit")
 OWN = {"start", "seconds", "nbytes", "step", "token", "request"}  # what differs within a kind
 TICKS = 1e7  # in a second
 
@@ -22,14 +21,11 @@ TICKS = 1e7  # in a second
 class Packer:
     """Packs one batch of events after the other; `kinds` of a batch holds only new ones.
 
-    sheet: the layout of the machine, one GPU by default.
-
     >>> Packer().pack([Event("span", "ffn", "model", "compute", 0.5, 0.001, token=3)])["start"]
     [5000000]
     """
 
-    def __init__(self, sheet: dict[str, Any] | None = None) -> None:
-        self._sheet = sheet or layout()
+    def __init__(self) -> None:
         self._numbers: dict[tuple[Any, ...], int] = {}
 
     def pack(self, events: Sequence[Event]) -> dict[str, list[Any]]:
@@ -47,7 +43,7 @@ class Packer:
         kinds: list[list[Any]] = []
         for event, number in zip(events, kind, strict=True):
             if number == known + len(kinds):
-                told = meaning.told(event, self._sheet)
+                told = meaning.told(event)
                 kinds.append([v for f, v in zip(FIELDS, told, strict=True) if f not in OWN])
         return {
             "kinds": kinds, "kind": kind, "start": begin,

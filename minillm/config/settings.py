@@ -29,6 +29,8 @@ class EngineConfig:
     max_running: requests that run at once; the others wait.
     kv: "paged", or "contiguous": a block for each request, as long as the context.
     page_size: tokens of a page of the KV cache.
+    prefix_cache: whether requests that begin alike share the pages of what they share. With
+    `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
     kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
@@ -44,6 +46,7 @@ class EngineConfig:
     max_running: int = 64
     kv: str = "paged"
     page_size: int = 16
+    prefix_cache: bool = True
     kv_hbm: int | str | None = None
     kernels: str = "auto"
     reader: str = "read"
@@ -54,9 +57,9 @@ class EngineConfig:
         check(
             self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
             max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
-            page_size=SIZE, kernels=one_of("auto", "torch"), kv_hbm=BYTES_OR_NONE,
-            reader=one_of("read", "mmap", "direct"), weights=one_of("resident", "stream"),
-            stream_from=one_of("auto", "dram", "ssd"),
+            page_size=SIZE, prefix_cache=FLAG, kernels=one_of("auto", "torch"),
+            kv_hbm=BYTES_OR_NONE, reader=one_of("read", "mmap", "direct"),
+            weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
 
 

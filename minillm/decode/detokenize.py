@@ -48,7 +48,9 @@ class Detokenizer:
         token = self._token(token_id)
         if token is None:
             return ""
-        return self._cut(self._answer(self._reader.add(token)))
+        text = self._reader.add(token)
+        text = self._answer(text) if self._prompt else text
+        return self._cut(text) if self._stop else text
 
     def finish(self) -> str:
         """What was still held back; call it once, after the last `add`."""

@@ -17,7 +17,7 @@ from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError
-from minillm.kv import ContiguousKV, PagedKV
+from minillm.kv import ContiguousKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
@@ -100,7 +100,7 @@ def _kv(
     config: EngineConfig, model: ModelConfig, machine: Machine, dtype: torch.dtype, context: int
 ) -> PagedKV:
     """The cache that the settings ask for; its pool is taken now only if its size is given."""
-    kind, size = PagedKV, config.page_size
+    kind, size = PrefixKV if config.prefix_cache else PagedKV, config.page_size
     if config.kv == "contiguous":
         kind, size = ContiguousKV, context
     page = size * kv_bytes_per_token(model, dtype)

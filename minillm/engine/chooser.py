@@ -48,7 +48,11 @@ class Chooser:
             request.cached += count
             self._kv.commit(request.number, request.ids[: request.cached])
             if chosen is not None:
-                self._take(request, *chosen)
+                began, stamp = self._trace.now(), request.stamp
+                piece = request.take(*chosen, began)
+                request.pieces.append(piece)
+                spent, size = self._trace.now() - began, len(piece.text.encode())
+                self._detokenized(began, spent, size, detail=piece.text, **stamp)
 
     def _sample(
         self, request: Request, row: Tensor, top: tuple[int, float, float] | None
@@ -60,10 +64,3 @@ class Chooser:
             chosen = sample(row, request.params, request.chance)
         self._sampled(began, self._trace.now() - began, **request.stamp)
         return chosen
-
-    def _take(self, request: Request, token_id: int, logprob: float) -> None:
-        began, stamp = self._trace.now(), request.stamp
-        piece = request.take(token_id, logprob, began)
-        request.pieces.append(piece)
-        size = len(piece.text.encode())
-        self._detokenized(began, self._trace.now() - began, size, detail=piece.text, **stamp)

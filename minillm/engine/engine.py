@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,19 +114,17 @@ class Engine:
         """One forward pass, and one more token for each request whose text was read to its end."""
         with self._lock, torch.no_grad():
             step, requests = self.scheduler.schedule()
-            if requests:
-                with self.trace.at(**self._stamps(requests)), self._runner.threads(step):
-                    plan = self.kv.plan(step)
-                    ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
-                    logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
-                    logits = self._runner.fetch_logits(logits)  # HBM → DRAM
-                    self._hand_out(step, requests, logits)  # CPU: a token each, and its text
-
-    def _stamps(self, requests: list[Request]) -> dict[str, Any]:
-        """What the events of a pass say of it; request and token only if there is just one."""
-        self.steps += 1
-        alone = requests[0].stamp if len(requests) == 1 else {}
-        return {"step": self.steps - 1, "model": self.name, **alone}
+            if not requests:
+                return
+            alone = requests[0].stamp if len(requests) == 1 else {}  # request and token
+            at = self.trace.at(step=self.steps, model=self.name, **alone)
+            self.steps += 1
+            with at, self._runner.threads(step):
+                plan = self.kv.plan(step)
+                ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
+                logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
+                logits = self._runner.fetch_logits(logits)  # HBM → DRAM
+                self._hand_out(step, requests, logits)  # CPU: a token each, and its text
 
     def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:
         """A token for each; who has ended leaves. An interrupt waits, for all or none count."""

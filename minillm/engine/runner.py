@@ -5,7 +5,8 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from minillm.engine.request import Request
 from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
-from minillm.machine.host import torch_threads
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
 from minillm.trace import Record, Trace
@@ -34,6 +34,7 @@ class Runner:
     ) -> None:  # fmt: skip
         self._model, self._weights, self._kernels = model, weights, kernels
         self._machine, self._weight_bytes = machine, weights.nbytes
+        self.tops: Tops | None = None  # the largest of the last logits, where the kernels told them
         if not model.config.tie_word_embeddings:  # of it one row a token is read, not the table
             self._weight_bytes -= model.model.embed_tokens.weight.nbytes
         with ExitStack() as stack:
@@ -57,16 +58,21 @@ class Runner:
         """Give the memory back."""
         self._stack.close()
 
-    def threads(self, step: Step) -> AbstractContextManager[None]:
+    @contextmanager
+    def threads(self, step: Step) -> Iterator[None]:
         """The cores of a pass: all but the link's, to the kernels or to torch.
 
         While C computes torch has one thread, for two pools on the same cores fight.
         """
-        cores = max(1, torch.get_num_threads() - (step.tokens <= self._weights.few))
-        if self._kernels is None or step.tokens > self._kernels.choice.most:
-            return torch_threads(cores)
-        self._kernels.threads = cores
-        return torch_threads(1)
+        before, kernels, tokens = torch.get_num_threads(), self._kernels, sum(step.counts)
+        cores = max(1, before - (tokens <= self._weights.few))
+        if kernels is not None and tokens <= kernels.choice.most:
+            kernels.threads, cores = cores, 1
+        torch.set_num_threads(cores)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
@@ -80,29 +86,24 @@ class Runner:
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
-        step, trace = plan.step, self._machine.trace
-        wanted = None if len(step.rows) == len(ids) else plan.ints(step.rows).long()
+        step, trace, kernels = plan.step, self._machine.trace, self._kernels
+        wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
+        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, step.counts, strict=True)]
+        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         with trace.span(
-            _name(step, requests), stage="model", resource="compute", bytes_how="predicted",
+            name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         ) as span:  # fmt: skip
             logits = self._model(ids, plan.place, plan, wanted)
             self._machine.sync()  # a card returns at once: wait, so that the time is true
-            self._tell_halves()
+            if kernels is not None:
+                self.tops = kernels.tops
+                # Halves that ran in one call: the kernels stamped when each began.
+                began = [stamp - trace.origin for stamp in kernels.stamps or ()]
+                for record, start, end in zip(self._halves, began, began[1:], strict=False):
+                    record(start, end - start)
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
-
-    def _tell_halves(self) -> None:
-        """The spans of halves that ran in one call: the kernels stamped when each began."""
-        if self._kernels is not None and self._kernels.stamps is not None:
-            began = [stamp - self._machine.trace.origin for stamp in self._kernels.stamps]
-            for record, start, end in zip(self._halves, began, began[1:], strict=False):
-                record(start, end - start)
-
-    @property
-    def tops(self) -> Tops | None:
-        """Of the last pass's logits the largest of each row, where the kernels told it."""
-        return None if self._kernels is None else self._kernels.tops
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """Logits (rows, V), HBM → DRAM, where the CPU can choose from them."""
@@ -126,9 +127,3 @@ def _watch(block: Block, name: str, trace: Trace) -> Record:
     run.watches = half  # says to kernels: this only looks on
     setattr(block, f"{name}_half", run)
     return record
-
-
-def _name(step: Step, requests: list[Request]) -> str:
-    """What a pass does: it reads texts, decodes, or both."""
-    decodes = [n == 1 and len(r.token_ids) > 0 for r, n in zip(requests, step.counts, strict=True)]
-    return "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"

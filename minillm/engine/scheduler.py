@@ -47,7 +47,7 @@ class Scheduler:
             if count and self._reserve(request, request.cached + count):
                 chosen.append((request, count))
                 budget -= count
-        if self.preempted == before:
+        if self.waiting and self.preempted == before:
             self._admit(chosen, budget)
         starts = tuple(request.cached for request, _ in chosen)
         counts = tuple(count for _, count in chosen)
@@ -70,9 +70,8 @@ class Scheduler:
 
     def _admit(self, chosen: list[tuple[Request, int]], budget: int) -> None:
         """Requests that wait join, while there are tokens, places and pages for them."""
-        if self.waiting:
-            coming = [*self.running, *self.waiting][: self.max_running]
-            self.kv.make_room(request.slots for request in coming)
+        coming = [*self.running, *self.waiting][: self.max_running]
+        self.kv.make_room(request.slots for request in coming)
         while self.waiting and budget and len(self.running) < self.max_running:
             request = self.waiting[0]
             if not self._take_in(request):
@@ -88,12 +87,14 @@ class Scheduler:
 
     def _take_in(self, request: Request) -> bool:
         """Pages for all that there is of its text; False, and nothing held, if there are none."""
-        request.cached = self.kv.find(request.number, request.ids)
+        ids = request.prompt_ids if request.forgets else request.ids
+        request.cached = self.kv.find(request.number, ids)
         if request.forgets is not None:
             self.kv.hide(request.number, Hidden(len(request.prompt_ids), request.forgets))
         if self.kv.reserve(request.number, len(request.ids)):
             return True
         self.kv.release(request.number)
+        request.cached = 0
         return False
 
     def fork(self, request: Request, twin: Request) -> None:
@@ -104,10 +105,10 @@ class Scheduler:
         self.running.append(twin)
 
     def remove(self, request: Request) -> None:
-        """A request has ended, or nobody wants it any more: its pages come free."""
+        """A request has ended, or nobody wants it any more: its pages come free, or stay known."""
         for queue in (self.waiting, self.running):
             if request in queue:
                 queue.remove(request)
-        self.kv.release(request.number)
+        self.kv.release(request.number, keep=request.over)
         if not (self.waiting or self.running):
             self.kv.make_room(())

@@ -4,11 +4,13 @@ plan.py        one forward pass as the cache sees it; what a cache must be able 
 attention.py   attention over pages, written once, whatever store the pages lie in
 pool.py        the pool that pages come from: free pages, reference counts
 pages.py       a block table for each request; sharing, copy on write
+prefix.py      pages found by their text: prompts that begin alike share them
 contiguous.py  the simplest cache, as pages that are as long as the longest text
 """
 
 from minillm.kv.contiguous import ContiguousKV
 from minillm.kv.pages import PagedKV, drop_oldest
 from minillm.kv.plan import KV, Plan, Step
+from minillm.kv.prefix import PrefixKV
 
-__all__ = ["KV", "ContiguousKV", "PagedKV", "Plan", "Step", "drop_oldest"]
+__all__ = ["KV", "ContiguousKV", "PagedKV", "Plan", "PrefixKV", "Step", "drop_oldest"]

@@ -27,8 +27,7 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, plan: Plan) -
     looked at alone, so what it sees does not depend on its company.
     """
     pages, slots = plan.written()
-    pool[pages, 0, :, slots] = k.to(pool.dtype)  # advanced indices come first: (ΣT, K, E)
-    pool[pages, 1, :, slots] = v.to(pool.dtype)
+    pool[pages, :, :, slots] = torch.stack((k, v), 1).to(pool.dtype)  # (ΣT, 2, K, E)
     if q.is_cuda and _flash(pool, plan):
         return _varlen(q, pool, plan)
     out, at = torch.empty_like(q), 0
@@ -48,7 +47,7 @@ def _past(pool: Tensor, plan: Plan, number: int) -> Tensor:
     index = plan.cached.get(("pages", number))
     if index is None:
         index = plan.cached["pages", number] = plan.ints(table).long()
-    gathered = pool[index].permute(1, 2, 0, 3, 4)  # (2, K, pages, P, E)
+    gathered = pool.index_select(0, index).permute(1, 2, 0, 3, 4)  # (2, K, pages, P, E)
     return gathered.flatten(2, 3)[:, :, :S]
 
 

@@ -52,16 +52,12 @@ class PagedKV:
     ) -> None:  # fmt: skip
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
+        self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache
         self._machine = machine
         self._hidden: dict[int, Hidden] = {}
-
-    @property
-    def resident(self) -> list[Tensor]:
-        """Every layer's pages: they are all in HBM."""
-        return self.pool.layers
 
     def pages_for(self, tokens: int) -> int:
         """How many pages a text of so many tokens needs."""
@@ -99,9 +95,10 @@ class PagedKV:
     def reserve(self, request: int, stop: int) -> bool:
         """Pages for [length, stop), this request's alone. False, and nothing taken, if none."""
         table, first = self.tables[request], self.length[request] // self.page_size
-        shared = [at for at in range(first, len(table)) if self.pool.count[table[at]] > 1]
+        count, known = self.pool.count, self.pool.known.key_of
+        shared = [i for i in range(first, len(table)) if count[table[i]] > 1 or table[i] in known]
         more = max(0, self.pages_for(stop) - len(table))
-        if more + len(shared) > len(self.pool.free):
+        if more + len(shared) > len(self.pool.free) + len(self.pool.known.unused):
             return False
         for at in shared:  # copy on write
             old, table[at] = table[at], self.pool.copy(table[at])
@@ -135,8 +132,8 @@ class PagedKV:
             self.pool.drop(table.pop())
         self.length[request] = min(self.length[request], length)
 
-    def release(self, request: int) -> None:
-        """Forget a request; a second call does nothing."""
+    def release(self, request: int, keep: bool = True) -> None:
+        """Forget a request; a second call does nothing. keep: whether its text may stay known."""
         if request in self.tables:
             self.rewind(request, 0)
             del self.tables[request], self.length[request]

@@ -31,11 +31,6 @@ class Step:
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
 
     @property
-    def tokens(self) -> int:
-        """ΣT: how many tokens the pass runs."""
-        return sum(self.counts)
-
-    @property
     def rows(self) -> list[int]:
         """Which of the ΣT packed tokens give logits."""
         ends = zip(accumulate(self.counts), self.wanted, strict=True)
@@ -139,7 +134,7 @@ class KV(Protocol):
     def rewind(self, request: int, length: int) -> None:
         """Forget a request's tokens from `length` on; pages that no token needs come free."""
 
-    def release(self, request: int) -> None:
+    def release(self, request: int, keep: bool = True) -> None:
         """Forget the request; all its pages come free, but for those that others share."""
 
     def nbytes_read(self, plan: Plan) -> int:

@@ -1,9 +1,13 @@
 """The pool that pages come from: one block of HBM, which pages are free, who holds the others.
 
+A page whose text is known by a key is kept when nobody holds it, until its room is needed.
+
 Shapes: L layers, K kv heads, P page size, E head size.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -12,6 +16,38 @@ from minillm.config import ModelConfig
 from minillm.machine import Machine
 
 USED, EMPTY = "kv", "kv reserved"  # labels in HBM: pages in use, and the rest of the pool
+
+
+class KnownPages:
+    """Pages by a key that says which text they hold.
+
+    >>> known = KnownPages()
+    >>> known.enter(3, b"Mia")
+    >>> known.page_of[b"Mia"], known.key_of[3]
+    (3, b'Mia')
+
+    unused: those that nobody holds, the one longest unused first.
+    """
+
+    def __init__(self) -> None:
+        self.page_of: dict[bytes, int] = {}
+        self.key_of: dict[int, bytes] = {}
+        self.unused: OrderedDict[int, None] = OrderedDict()
+
+    def enter(self, page: int, key: bytes) -> None:
+        """The page holds what `key` says. Of two with the same text the first stays the known."""
+        if self.page_of.setdefault(key, page) == page:
+            self.key_of[page] = key
+
+    def forget(self, page: int) -> None:
+        """A known page is not known any more."""
+        del self.page_of[self.key_of.pop(page)]
+
+    def evict(self) -> int:
+        """The page that was unused the longest: unknown now, and for somebody else."""
+        page, _ = self.unused.popitem(last=False)
+        self.forget(page)
+        return page
 
 
 class PagePool:
@@ -24,6 +60,7 @@ class PagePool:
     pages: given, they are taken at once (OutOfMemory if they do not fit), and stay as many. None:
     the pool begins empty and is resized, as far as HBM has room.
     layers: of each layer its pages, (pages, 2, K, P, E): keys, then values.
+    known: pages that are kept for their text.
     """
 
     def __init__(
@@ -36,16 +73,17 @@ class PagePool:
         self.page_nbytes = page_size * self.nbytes_per_token
         self._machine, self._dtype, self._shape = machine, dtype, (L, K, E)
         self._block: Tensor | None = None  # (L, pages, 2, K, P, E)
-        self.layers: list[Tensor] = []
+        self.layers: list[Tensor] = []  # always the same list
         self.free: list[int] = []  # pages that nobody holds; the last is taken next
         self.count: list[int] = []  # of each page, in how many tables it stands
+        self.known = KnownPages()
         if pages:
             self._allocate(pages)
 
     @property
     def idle(self) -> bool:
         """Whether nobody holds a page."""
-        return len(self.free) == len(self.count)
+        return len(self.free) + len(self.known.unused) == len(self.count)
 
     @property
     def most(self) -> int:
@@ -79,28 +117,35 @@ class PagePool:
         if old is not None:
             self._block[:, :before] = old
             self._machine.free(old)
-        self.layers = list(self._block)
+        self.layers[:] = self._block
         self.free = [*range(pages - 1, before - 1, -1), *self.free]
         self.count += [0] * (pages - before)
 
     def take(self) -> int:
-        """A free page, held once from now on."""
-        page = self.free.pop()
+        """A page for new text, held once from now on."""
+        page = self.free.pop() if self.free else self.known.evict()
         self.count[page] = 1
         self._machine.hbm.relabel(self.page_nbytes, EMPTY, USED)
         return page
 
     def share(self, page: int) -> None:
-        """One more table holds the page."""
-        assert self.count[page] > 0, f"page {page} is free"
+        """One more table holds the page; nobody may have held it if it is kept."""
+        if page in self.known.unused:
+            del self.known.unused[page]
+            self._machine.hbm.relabel(self.page_nbytes, EMPTY, USED)
+        else:
+            assert self.count[page] > 0, f"page {page} is free"
         self.count[page] += 1
 
     def drop(self, page: int) -> None:
-        """One table less holds the page; held by none, it is free."""
+        """One table less holds the page; held by none, it is free, or kept for its text."""
         assert self.count[page] > 0, f"page {page} is freed twice"
         self.count[page] -= 1
         if not self.count[page]:
-            self.free.append(page)
+            if page in self.known.key_of:
+                self.known.unused[page] = None
+            else:
+                self.free.append(page)
             self._machine.hbm.relabel(self.page_nbytes, USED, EMPTY)
 
     def copy(self, page: int) -> int:
@@ -112,6 +157,8 @@ class PagePool:
     def close(self) -> None:
         """Give the block back; a second call does nothing. Nobody may hold a page."""
         assert self.idle, "pages are in use"
+        while self.known.unused:
+            self.known.evict()
         if self._block is not None:
             self._machine.free(self._block)
-        self._block, self.layers, self.free, self.count = None, [], [], []
+        self._block, self.layers[:], self.free, self.count = None, [], [], []

@@ -28,6 +28,7 @@ def check(number: str, function: Any = None) -> Any:
     >>> whole_parts = check("11.2", whole_parts)
     11.2 not yet: whole_parts(6, 4) gave 2, expected 1: 6 holds one whole 4.
     """
+    number = str(number)  # 11.2 without its quotes
     try:
         exercise = exercises.find(number)
         verdict = judge(exercise, function)
@@ -46,6 +47,7 @@ def hint(number: str) -> None:
     The last hint tells the way; after it, the place of the solution.
     `progress(reset=True)` starts again at the first.
     """
+    number = str(number)  # 11.2 without its quotes
     try:
         exercise = exercises.find(number)
     except MinillmError as error:

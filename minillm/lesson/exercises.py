@@ -118,8 +118,7 @@ def load(path: Path) -> dict[str, Exercise]:
 
 def find(number: str) -> Exercise:
     """The exercise of that number. MinillmError that names the numbers there are, if it is none."""
-    files = solution_files()
-    lesson = number[:2]
+    files, lesson = solution_files(), number[:2]
     if lesson not in files:
         raise MinillmError(f"There is no exercise {number}. Lessons with exercises: "
                            f"{', '.join(files)}.")  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,7 @@ from minillm.charts.show import pack
 from minillm.lesson import still
 from minillm.lesson.guesses import how_far
 from minillm.lesson.page import FAINT, Note, card, paragraph
-from minillm.lesson.progress import guessed, last_guess, notebook
+from minillm.lesson.progress import all_guesses, guessed, notebook
 
 PREFIXES = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -36,7 +36,8 @@ class Guess:
     def __init__(self, quantity: str, unit: str = ""):
         self.quantity, self.unit = quantity, unit
         self._notebook = notebook()
-        self.value: float | None = last_guess(self._notebook, quantity)
+        earlier = all_guesses().get(self._notebook, {}).get(quantity, {})
+        self.value: float | None = earlier.get("value")
         self._field = ipywidgets.Text(
             value=_written(self.value), description=quantity, placeholder="your guess",
             continuous_update=False, style={"description_width": "initial"},
@@ -104,7 +105,7 @@ def guess(quantity: str, unit: str = "") -> Guess:
 
 def reveal(
     mine: Guess, *, predicted: float | None = None,
-    measured: float | Sequence[float] | None = None, ceiling: float | None = None,
+    measured: float | Iterable[float] | None = None, ceiling: float | None = None,
     how: str = "measured",
 ) -> None:
     """Show guess, prediction, measurement and ceiling in one chart, and how far the guess was.
@@ -131,9 +132,9 @@ def reveal(
     Note(card(paragraph(html.escape(text))), text).show()
 
 
-def _middle(runs: float | Sequence[float] | None) -> float | None:
+def _middle(runs: float | Iterable[float] | None) -> float | None:
     """A number as it is, the median of several."""
-    return None if runs is None else float(median(runs) if isinstance(runs, Sequence) else runs)
+    return None if runs is None else float(median(runs) if isinstance(runs, Iterable) else runs)
 
 
 def parse_number(text: str, unit: str = "") -> float | None:

@@ -6,6 +6,7 @@ guess in progress.json, and the last cell of a lesson shows them.
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 
@@ -30,15 +31,19 @@ def guesses() -> charts.Table | Note:
     """
     kept, here = all_guesses(), notebook()
     mine = kept.get(here, {})
-    far = {name: [f for f in map(_factor, made.values()) if f] for name, made in kept.items()}
+    off = {
+        name: [_off(g["value"], g["came"]) for g in made.values() if "came" in g]
+        for name, made in sorted(kept.items())
+    }
     rows = [_row(quantity, guess) for quantity, guess in mine.items()]
-    for name in sorted(name for name in far if far[name]):
-        lesson = f"{name.replace('_', ' ')}, median of {len(far[name])}"
-        rows.append((lesson, "", "", "", _far(_middle(far[name]))))
+    rows += [
+        (f"{name.replace('_', ' ')}, median of {len(factors)}", "", "", "", _said(median(factors)))
+        for name, factors in off.items() if factors
+    ]  # fmt: skip
     if not rows:
         return Note(card(paragraph(f"{NONE}.")), f"{NONE}.")
-    before = [factor for name in far if name < here for factor in far[name]]
-    return charts.Table(HEADER, tuple(rows), _finding(far.get(here, []), before) if mine else NONE)
+    before = [factor for name in off if name < here for factor in off[name]]
+    return charts.Table(HEADER, tuple(rows), _finding(off[here], before) if mine else NONE)
 
 
 def _row(quantity: str, guess: dict[str, Any]) -> tuple[str, ...]:
@@ -49,44 +54,37 @@ def _row(quantity: str, guess: dict[str, Any]) -> tuple[str, ...]:
     if "came" not in guess:
         return quantity, yours, predicted, came, "not known yet: run the cells below its field"
     far = how_far(guess["value"], guess["came"])
-    return quantity, yours, predicted, f"{came} {guess['how']}", far
-
-
-def _factor(guess: dict[str, Any]) -> float | None:
-    """Guess over answer: above 1, it was too high. None without an answer, and for a zero."""
-    value, came = guess.get("value"), guess.get("came")
-    return value / came if value and came else None
-
-
-def _middle(factors: list[float]) -> float:
-    """The median, too high and too low alike: 1 is right, 2 twice too high or twice too low."""
-    return median(max(factor, 1 / factor) for factor in factors)
-
-
-def _far(factor: float) -> str:
-    """The size of a factor in either direction: '3.1 ×', '1.04 ×', 'right'."""
-    factor = max(factor, 1 / factor)
-    return "right" if factor < 1.005 else f"{factor:.2f} ×" if factor < 1.995 else times(factor)
+    return quantity, yours, predicted, f"{came} {guess.get('how', '')}", far
 
 
 def how_far(guess: float, came: float) -> str:
     """A guess over its answer, in words.
 
     >>> how_far(8, 2.6), how_far(2.5, 2.6), how_far(2.6, 2.6), how_far(0, 2.6)
-    ('3.1 × too high', '1.04 × too low', 'right', 'too low by any factor')
+    ('3.1 × too high', '1.04 × too low', 'right', '∞ × too low')
     """
-    side = "too high" if guess > came else "too low"
-    if not guess or not came:
-        return "right" if guess == came else f"{side} by any factor"
-    far = _far(guess / came)
-    return far if far == "right" else f"{far} {side}"
+    factor = _said(_off(guess, came))
+    return factor if factor == "right" else f"{factor} too {'high' if guess > came else 'low'}"
+
+
+def _off(guess: float, came: float) -> float:
+    """The factor between the two, so that too high and too low do not cancel: 1 is right."""
+    low, high = sorted((guess, came))
+    return high / low if low else math.inf if high else 1.0
+
+
+def _said(factor: float) -> str:
+    """'3.1 ×', '1.04 ×', '∞ ×' where one of two is zero, or 'right'."""
+    if factor < 1.995:
+        return "right" if factor < 1.005 else f"{factor:.2f} ×"
+    return times(factor).replace("inf", "∞")
 
 
 def _finding(here: list[float], before: list[float]) -> str:
     """How far off, and whether that is closer than before: also if it is not."""
     if not here:
         return "Your guesses have no answer yet: run the cells below their fields"
-    far, past = (_far(_middle(factors)) if factors else "" for factors in (here, before))
+    far, past = _said(median(here)), _said(median(before)) if before else ""
     said = "Your guess was " if len(here) == 1 else f"Your {len(here)} guesses were "
     said += far if far == "right" else f"{far} off"
     said += " (median)" if len(here) > 1 else ""
@@ -94,5 +92,5 @@ def _finding(here: list[float], before: list[float]) -> str:
         return said
     if far == past:
         return f"{said}, as in the lessons before"
-    side = "closer" if _middle(here) < _middle(before) else "farther off"
+    side = "closer" if median(here) < median(before) else "farther off"
     return f"{said}, {side} than before ({past})"

@@ -11,7 +11,6 @@ import base64
 import html
 import inspect
 import io
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +45,9 @@ class Knob:
     def __init__(self, draw: Callable, spans: dict[str, Any]):
         self.result: Any = None
         self._draw = draw
-        starts = _starts(draw, spans)
-        wide = f"{max((len(name) for name in spans), default=0) * 0.6 + 1:.0f}em"
-        self.sliders = {
-            name: _slider(name, span, starts.get(name), wide) for name, span in spans.items()
-        }
+        named, wide = inspect.signature(draw).parameters, f"{0.6 * max(map(len, spans)) + 1:.0f}em"
+        starts = {n: named[n].default for n in spans if named[n].default is not named[n].empty}
+        self.sliders = {n: _slider(n, span, starts.get(n), wide) for n, span in spans.items()}
         self._picture = ipywidgets.HTML()
         self._box = ipywidgets.VBox([*self.sliders.values(), self._picture])
         turned = on_main(self._redraw, rest=REST_SECONDS)
@@ -91,69 +88,41 @@ def knob(draw: Callable, **spans: Any) -> Knob:
     A span is (low, high) or (low, high, step), or a list of values. Whole numbers far apart go in
     powers of two, if there is no step. A slider starts at the default that `draw` has for it, else
     in the middle. `draw` returns a chart, any figure, or text. As the last line of a cell it shows
-    itself. ConfigError for a span that is none of these.
+    itself. ConfigError for a span that is none of these, and a name that is no parameter.
 
     >>> def draw(batch, context=1024): ...
     >>> knob(draw, batch=(1, 1024), context=(128, 8192, 128))  # starts at batch 32, context 1024
     """
     try:
-        inspect.signature(draw).bind(**spans)
-    except TypeError as problem:
-        name = getattr(draw, "__name__", "draw")
-        raise ConfigError(
-            f"wanted a slider for each parameter of {name}, found {', '.join(spans) or 'none'}: "
-            f"{problem}; name the sliders as the parameters"
-        ) from problem
-    return Knob(draw, spans)
+        return Knob(draw, spans)
+    except Exception as error:  # what `draw` itself raises is shown in its place
+        raise ConfigError(f"wanted parameters of draw, each as (low, high), (low, high, step) or "
+                          f"a list of values; found {spans}; write one of these") from error
 
 
-def _starts(draw: Callable, spans: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(draw).parameters
-    found = {name: parameters[name].default for name in spans if name in parameters}
-    return {name: v for name, v in found.items() if v is not inspect.Parameter.empty}
-
-
-def _slider(name: str, span: Any, start: Any, wide: str) -> ipywidgets.Widget:
-    look = {"description": _label(name), "style": {"description_width": wide},
+def _slider(name: str, span: tuple | list, start: Any, wide: str) -> ipywidgets.Widget:
+    look = {"description": name.replace("_", " "), "style": {"description_width": wide},
             "layout": ipywidgets.Layout(width="34em", max_width="100%")}  # fmt: skip
     span = _doublings(span) or span
-    if isinstance(span, list) and span:
+    if isinstance(span, list):
         start = start if start in span else span[(len(span) - 1) // 2]
         options = [(_number(value), value) for value in span]
         return ipywidgets.SelectionSlider(options=options, value=start, **look)
-    low, high, step = _ends(name, span)
+    low, high, *steps = span
+    whole = all(isinstance(number, int) for number in span)
+    step = steps[0] if steps else 1 if whole else (high - low) / 100
     middle = low + round((high - low) / 2 / step) * step
     start = middle if start is None else min(max(start, low), high)
-    whole = _is_whole(span)
     make, form = (ipywidgets.IntSlider, ",d") if whole else (ipywidgets.FloatSlider, ".3g")
     return make(value=start, min=low, max=high, step=step, readout_format=form, **look)
 
 
-def _ends(name: str, span: Any) -> tuple[float, float, float]:
-    """Low, high and step of a span. ConfigError if it has none."""
-    numbers = isinstance(span, tuple) and len(span) in (2, 3) and all(
-        isinstance(n, int | float) and math.isfinite(n) for n in span)  # fmt: skip
-    if not numbers or span[0] >= span[1] or (len(span) == 3 and span[2] <= 0):
-        raise ConfigError(f"wanted {name}=(low, high) or (low, high, step), a list of values; "
-                          f"found {span!r}; write one of them")  # fmt: skip
-    even = 1 if _is_whole(span) else (span[1] - span[0]) / 100
-    return (*span[:2], span[2] if len(span) == 3 else even)
-
-
-def _is_whole(span: tuple) -> bool:
-    return all(isinstance(n, int) for n in span)
-
-
-def _doublings(span: Any) -> list[int]:
-    """The powers of two of a wide span of whole numbers; empty for another span."""
-    wide = isinstance(span, tuple) and len(span) == 2 and _is_whole(span)
-    if not wide or span[0] < 1 or span[1] < WIDE * span[0]:
+def _doublings(span: tuple | list) -> list[int]:
+    """The powers of two of a wide span of whole numbers without a step; empty for another span."""
+    low, high = (span[0], span[1]) if isinstance(span, tuple) and len(span) == 2 else (0, 0)
+    if not isinstance(high, int) or low < 1 or high < WIDE * low:
         return []
-    return [2**n for n in range(span[1].bit_length()) if span[0] <= 2**n <= span[1]]
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ")
+    return [2**n for n in range(high.bit_length()) if low <= 2**n <= high]
 
 
 def _said(values: dict[str, Any]) -> str:
@@ -183,5 +152,4 @@ def _as_html(result: Any) -> str:
         data = base64.b64encode(raw.getvalue()).decode("ascii")
         return (f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{wide}" '
                 f'height="{high}" decoding="sync" style="max-width:100%;height:auto">')  # fmt: skip
-    text = "draw returned nothing; let it return a chart or text"
-    return f'<pre style="margin:6px 0">{html.escape(text if result is None else str(result))}</pre>'
+    return f'<pre style="margin:6px 0">{html.escape(str(result))}</pre>'

@@ -42,15 +42,11 @@ def progress(reset: bool = False) -> Table:
         _forget()
     kept, table = _read(), []
     for lesson, path in exercises.solution_files().items():
-        try:
-            numbers = list(exercises.load(path))
-        except MinillmError:  # check says what is wrong with it
-            numbers = []
-        done = [kept["exercises"].get(number, {}) for number in numbers]
+        done = [kept["exercises"].get(number, {}) for number in exercises.load(path)]
         right = sum(entry.get("right") is True for entry in done)
         tried = sum(entry.get("attempts", 0) > 0 for entry in done) - right
         guesses = sum(len(g) for name, g in kept["guesses"].items() if name[:2] == lesson)
-        figures = (right, tried, len(numbers) - right - tried, guesses)
+        figures = (right, tried, len(done) - right - tried, guesses)
         table.append((path.stem.replace("_", " "), *figures))
     total = [sum(column) for column in list(zip(*table, strict=True))[1:]] or [0] * 4
     finding = f"{total[0]} of {sum(total[:3])} exercises right, {total[1]} not yet, {total[2]} open"
@@ -85,10 +81,6 @@ def hinted(number: str, hints: int) -> None:
     _change(lambda kept: kept["exercises"].setdefault(number, {}).update(hints=hints))
 
 
-def last_guess(notebook: str, quantity: str) -> float | None:
-    return _read()["guesses"].get(notebook, {}).get(quantity, {}).get("value")
-
-
 def guessed(notebook: str, quantity: str, entry: dict[str, Any] | None) -> None:
     """Note a guess, perhaps with its answer, in place of an earlier entry; None forgets it.
 
@@ -96,8 +88,10 @@ def guessed(notebook: str, quantity: str, entry: dict[str, Any] | None) -> None:
     """
 
     def note(kept: dict[str, Any]) -> None:
-        made = kept["guesses"].setdefault(notebook, {})
-        made.update({quantity: entry}) if entry else made.pop(quantity, None)
+        if entry is None:
+            kept["guesses"].get(notebook, {}).pop(quantity, None)
+        else:
+            kept["guesses"].setdefault(notebook, {})[quantity] = entry
 
     _change(note)
 

@@ -133,7 +133,7 @@ class Reader:
         trace, (start, end) = self.machine.trace, file.asked(chunk)
         do = partial(file.fetch, chunk, slot)
         fields = {"label": "weights", "stage": "load", "detail": f"{names(chunk)}; {file.note}"}
-        with trace.at.exactly(stamp):
+        with trace.at(stamp):
             if not file.warm or self.machine.scale is not None:
                 ends = {"source": "ssd", "target": "dram", "name": file.how}
                 raws = self.machine.carry(do, end - start, **ends, **fields)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minillm.machine.machine import Machine, Tier
+from minillm.machine.machine import Machine
+from minillm.machine.tiers import Tier
 
 _ALIGN = 64  # bytes: a cache line, and the widest load that a CPU has
 

@@ -1,8 +1,8 @@
 """How bytes get from one tier to another: by the CPU itself here, by a card or a model elsewhere.
 
-A link has `copy` (a tensor, now), `send` (a tensor, for later), `carry` (run anything that moves
-bytes), `settle` (wait for what is under way) and `abandon` (the same, after a failure).
-`HostLink` is the plain one; `CudaLink` and `ScaleModel` have the same five.
+A link has `carry` (run anything that moves bytes), `copy` (a tensor, now), `send` (a tensor, for
+later) and `settle` (wait for what is under way). `HostLink` is the plain one; `CudaLink` and
+`ScaleModel` have the same four.
 """
 
 from __future__ import annotations
@@ -75,31 +75,22 @@ class HostLink:
     def __init__(self, trace: Trace):
         self._trace = trace
 
+    def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
+        """Run `do`, which moves the bytes, and record it unless it raises."""
+        start = self._trace.now()
+        result = do()
+        end = self._trace.now()
+        start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
+        way.record(start, end - start, nbytes, detail=detail)
+        return result
+
     def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
         """Copy `tensor` into `out` and return it."""
-        start = self._trace.now()
-        out.copy_(tensor)
-        self._over(start, tensor.nbytes, way, detail)
-        return out
+        return self.carry(lambda: out.copy_(tensor), tensor.nbytes, way, detail)
 
     def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
         """Begin such a copy."""
         return Sending(self.copy(tensor, out, way, detail))
 
-    def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
-        """Run `do`, which moves the bytes, and record it unless it raises."""
-        start = self._trace.now()
-        result = do()
-        self._over(start, nbytes, way, detail)
-        return result
-
-    def _over(self, start: float, nbytes: int, way: Way, detail: str) -> None:
-        end = self._trace.now()
-        start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
-        way.record(start, end - start, nbytes, detail=detail)
-
     def settle(self) -> None:
-        """Wait for what is under way and record it; raise what went wrong in it."""
-
-    def abandon(self) -> None:
-        """Drop what has not begun and wait for the rest; nothing is raised."""
+        """Wait for what is under way and for compute; record it; raise what went wrong in it."""

@@ -74,12 +74,8 @@ class CudaLink(HostLink):
         return CudaSending(out, end, self)
 
     def settle(self) -> None:
-        for stream in (self._in, self._out):
-            stream.synchronize()
+        torch.cuda.synchronize(self._device)
         self.record()
-
-    def abandon(self) -> None:
-        self.settle()  # a copy that a card has begun cannot be called back
 
     def record(self) -> None:
         """Record the copies that are over."""
@@ -97,5 +93,5 @@ class CudaLink(HostLink):
         meeting.synchronize()
         now = self._trace.now()
         for begin, end, stamp, tell in done:
-            with self._trace.at.exactly(stamp):
+            with self._trace.at(stamp):
                 tell(now - begin.elapsed_time(meeting) / 1e3, begin.elapsed_time(end) / 1e3)

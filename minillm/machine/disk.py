@@ -42,47 +42,37 @@ def open_direct(path: str | os.PathLike[str], direct: bool = True) -> Opened:
     Linux: O_DIRECT. macOS: F_NOCACHE, which skips the cache for what is not in it yet. Elsewhere,
     or where the file system refuses, through the page cache, and `how` says so.
     """
-    if not direct:
-        return Opened(_plain(path), False, "through the page cache")
-    if filesystem(path) in IN_MEMORY:
-        why = f"through the page cache: {filesystem(path)} is memory, no disk"
-        return Opened(_plain(path), False, why)
-    if hasattr(os, "O_DIRECT"):
-        fd = _o_direct(path)
+    why, kind = "", filesystem(path) if direct else ""
+    if kind in IN_MEMORY:
+        why = f": {kind} is memory, no disk"
+    elif direct:
+        fd, how = _past_cache(path)
         if fd is not None:
-            return Opened(fd, True, "O_DIRECT")
-        why = "through the page cache: this file system has no O_DIRECT"
-        return Opened(_plain(path), False, why)
-    fd = _plain(path)
+            return Opened(fd, True, how)
+        why = f": {how}"
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    return Opened(fd, False, f"through the page cache{why}")
+
+
+def _past_cache(path: str | os.PathLike[str]) -> tuple[int | None, str]:
+    """A descriptor that reads past the page cache, and by what; or None, and why not."""
+    flag = getattr(os, "O_DIRECT", 0)
     try:
-        import fcntl
-
-        fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
-        return Opened(fd, True, "F_NOCACHE, for macOS has no O_DIRECT")
-    except (ImportError, AttributeError, OSError):
-        return Opened(fd, False, "through the page cache: this system has no O_DIRECT")
-
-
-def _plain(path: str | os.PathLike[str]) -> int:
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-
-
-def _o_direct(path: str | os.PathLike[str]) -> int | None:
-    """A descriptor that reads past the page cache; None where it cannot be had.
-
-    Some file systems refuse only when it is read, so a page is read on trial.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        fd = os.open(path, os.O_RDONLY | flag)
     except OSError:  # if not for O_DIRECT, then opening it otherwise fails too
-        return None
+        return None, "this file system has no O_DIRECT"
     try:
+        if not flag:
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+            return fd, "F_NOCACHE, for macOS has no O_DIRECT"
         with mmap.mmap(-1, PAGE) as page, memoryview(page) as view:
-            read_at(fd, view, 0)
-        return fd
-    except OSError:
+            read_at(fd, view, 0)  # some file systems refuse only now
+        return fd, "O_DIRECT"
+    except (ImportError, AttributeError, OSError):
         os.close(fd)
-        return None
+        return None, f"this {'file ' * bool(flag)}system has no O_DIRECT"
 
 
 def filesystem(path: str | os.PathLike[str]) -> str:

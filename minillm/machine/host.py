@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -43,23 +43,19 @@ def _host_dram() -> int:
 
 def find_device(device: str) -> torch.device:
     """The CPU or a CUDA device that is here; "auto" prefers CUDA. Raises ConfigError."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+        device = "cuda" if cards else "cpu"
+    with suppress(RuntimeError):  # no device of torch's
         where = torch.device(device)
-    except RuntimeError:
-        where = torch.device("meta")
-    if where.type == "cuda" and torch.cuda.is_available():
-        index = torch.cuda.current_device() if where.index is None else where.index
-        if index < torch.cuda.device_count():
-            return torch.device("cuda", index)
-    if where.type != "cpu":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise ConfigError(
-            f"wanted the device {device!r}, found the CPU and {found} CUDA devices; "
-            'take "auto" or "cpu"'
-        )
-    return where
+        if where.type == "cuda" and where.index is None and cards:
+            return torch.device("cuda", torch.cuda.current_device())
+        if where.type == "cpu" or (where.type == "cuda" and where.index in range(cards)):
+            return where
+    raise ConfigError(
+        f"wanted the device {device!r}, found the CPU and {cards} CUDA devices; "
+        'take "auto" or "cpu"'
+    )
 
 
 def n_cores() -> int:

@@ -32,7 +32,8 @@ def held() -> Iterator[None]:
     ...     kept = stack.pop_all()
     """
     usual = signal.getsignal(signal.SIGINT)
-    if not _main() or usual is _press or not callable(usual):
+    main = threading.current_thread() is threading.main_thread()
+    if not main or usual is _press or not callable(usual):
         yield
         return
     _Held.usual, _Held.pressed = usual, False
@@ -41,12 +42,13 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-        breathe()
+        if _Held.pressed:
+            breathe()
 
 
 def breathe() -> None:
     """Let a Ctrl-C come that was held back: nothing is half done here."""
-    if _Held.pressed and _main():
+    if _Held.pressed and threading.current_thread() is threading.main_thread():
         _Held.pressed = False
         _Held.usual(signal.SIGINT, None)
 
@@ -56,7 +58,3 @@ def _press(number: int, frame: object) -> None:
         _Held.pressed = False
         _Held.usual(number, frame)
     _Held.pressed = True
-
-
-def _main() -> bool:
-    return threading.current_thread() is threading.main_thread()

@@ -7,33 +7,31 @@ between the tiers is a real copy. As a scale model, the links are slowed too, in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, OutOfMemory
+from minillm.machine import host
 from minillm.machine.copies import HostLink, Sending, T, Way, Ways
 from minillm.machine.cuda import CudaLink
 from minillm.machine.disk import free_disk
-from minillm.machine.host import available_dram, cpu_name, find_device, limit_threads, n_cores
 from minillm.machine.scale import ScaleModel
-from minillm.machine.tiers import Memory, Tier
+from minillm.machine.tiers import Tier
 from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
 from minillm.trace import Trace
 from minillm.units import format_size, parse_size
 
-__all__ = ["Machine", "Tier", "available_dram"]
 
-
-class Machine(Memory):
-    """The tiers of this machine, and the copies between them: `Machine.here()`.
+class Machine:
+    """The tiers of this machine, the tensors in them, and the copies between: `Machine.here()`.
 
     ssd, dram, hbm: its tiers. device: where the model computes. emulated: whether HBM is a
     budget in DRAM. scale: the ScaleModel that slows its links, or None. trace: every reservation
-    and every copy.
+    and every copy. Thread-safe.
 
     >>> machine = Machine.here(hbm="64 MiB", device="cpu")
     >>> placed = machine.copy(torch.zeros(2**20), "hbm", label="weights", stage="load")
@@ -45,12 +43,15 @@ class Machine(Memory):
         self, device: torch.device, ssd: int, dram: int, hbm: int, trace: Trace,
         scale: ScaleModel | None = None,
     ):  # fmt: skip
-        super().__init__(device, ssd, dram, hbm, trace)
+        host.limit_threads()
+        self.device, self.emulated = device, device.type == "cpu"
+        sizes = {"ssd": ssd, "dram": dram, "hbm": hbm}
+        self.ssd, self.dram, self.hbm = (Tier(name, n, trace) for name, n in sizes.items())
         self.trace, self.scale = trace, scale
-        self._link: HostLink = scale or HostLink(trace)
-        if not self.emulated:
-            self._link = CudaLink(device, trace)
+        card = None if self.emulated else CudaLink(device, trace)
+        self._link: HostLink = scale or card or HostLink(trace)
         self._ways = Ways(trace, self.emulated, scale is not None)
+        self._owned: dict[int, tuple[Tier, int, str]] = {}  # address: tier, bytes, label
         trace.meta |= _facts(self)
 
     @classmethod
@@ -64,8 +65,7 @@ class Machine(Memory):
         process, and what is left is the tier DRAM. The SSD is the working directory's disk. Torch's
         threads keep to a CPU quota. Raises ConfigError for a device or a budget that cannot be.
         """
-        where = find_device(device)
-        limit_threads()
+        where = host.find_device(device)
         return cls(where, *_sizes(where, hbm), trace or Trace())
 
     @classmethod
@@ -78,7 +78,6 @@ class Machine(Memory):
         emulated. hbm, and errors: as `here`; ConfigError for an unknown server.
         """
         server, trace, where = find_hardware(of), Trace(), torch.device("cpu")
-        limit_threads()
         profile = Profile.here()
         pace = profile["dram.read"] if profile else dram_bandwidth(seconds=0.5)
         return cls(where, *_sizes(where, hbm), trace, ScaleModel(server, pace.best, trace))
@@ -87,18 +86,54 @@ class Machine(Memory):
         """This machine in one line, for the head of a report."""
         return _describe(self)
 
-    def copy(
-        self, tensor: Tensor, target: Tier | str | Tensor, *, wait: bool = True, **more: Any
+    def empty(
+        self, shape: Sequence[int], dtype: torch.dtype, tier: Tier | str, label: str
     ) -> Tensor:
+        """A new tensor in tier "dram" or "hbm", its bytes reserved for `label` until `free`.
+
+        Contents are arbitrary. On CUDA a tensor in DRAM is pinned: the card reads it directly.
+        Raises OutOfMemory, and then nothing is reserved.
+        """
+        tier = getattr(self, tier) if isinstance(tier, str) else tier
+        assert tier is not self.ssd, "a tensor lives in DRAM or HBM; the SSD holds files"
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        tier.reserve(nbytes, label)
+        device = self.device if tier is self.hbm else "cpu"
+        pinned = {"pin_memory": True} if tier is self.dram and not self.emulated else {}
+        try:
+            tensor = torch.empty(shape, dtype=dtype, device=device, **pinned)
+        except RuntimeError as error:  # within the budget, and yet the memory is not there
+            tier.release(nbytes, label)
+            raise OutOfMemory(tier.name, nbytes, tier.free, tier.by_label) from error
+        address = tensor.untyped_storage().data_ptr()  # its views have it in common
+        stale = self._owned.pop(address, None)
+        if stale:  # the address was given out again: its owner died without `free`
+            stale[0].release(*stale[1:])
+        if nbytes:  # else it has no address
+            self._owned[address] = (tier, nbytes, label)
+        return host.huge_pages(tensor) if self.emulated else tensor
+
+    def free(self, tensor: Tensor) -> None:
+        """Give back the bytes of a tensor of `empty` or `copy`; any view of it will do.
+
+        The memory itself goes when the last reference to it does, so drop yours.
+        """
+        if tensor.numel():
+            owned = self._owned.pop(tensor.untyped_storage().data_ptr(), None)
+            assert owned, "not the machine's, or freed before"
+            owned[0].release(*owned[1:])
+
+    def tier_of(self, tensor: Tensor) -> Tier:
+        """The tier of a tensor. One that the machine did not make: HBM if on a card, else DRAM."""
+        owned = self._owned.get(tensor.untyped_storage().data_ptr())
+        return owned[0] if owned else self.hbm if tensor.is_cuda else self.dram
+
+    def copy(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Tensor:
         """Copy a tensor into a tier, as a new tensor there, or into a given one; returns it.
 
-        More arguments, and what is recorded: as `send`. wait=False returns at once: compute given
-        to a card waits for the copy; the CPU may not touch either end before `sync()`.
+        More arguments, and what is recorded: as `send`.
         """
-        if wait:
-            return self._link.copy(*self._prepare(tensor, target, **more))
-        sending = self.send(tensor, target, **more)
-        return sending.out if self.emulated else sending.wait()
+        return self._link.copy(*self._prepare(tensor, target, **more))
 
     def send(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Sending:
         """Begin a copy for later: `.wait()` before computing with its `.out`, `.join()` before
@@ -140,60 +175,40 @@ class Machine(Memory):
         What went wrong in one of them is raised. No thread of the machine's own is left.
         """
         self._link.settle()
-        if not self.emulated:
-            torch.cuda.synchronize(self.device)
-
-    def abandon(self) -> None:
-        """After a failure: drop copies that have not begun, wait for the rest, raise nothing."""
-        self._link.abandon()
 
 
 def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:
-    """Bytes of SSD, DRAM and HBM; emulated HBM is a part of DRAM."""
-    dram = available_dram()
-    budget = _budget(device, dram, hbm)
-    dram -= budget if device.type == "cpu" else 0
-    return free_disk(), dram, budget
-
-
-def _budget(device: torch.device, dram: int, hbm: int | str | None) -> int:
-    """Bytes of HBM to use: as asked, or the default that `Machine.here` speaks of."""
-    if device.type == "cpu":
-        room, usual = dram, dram // 2
-    else:
-        room = torch.cuda.mem_get_info(device)[0]
-        usual = room * 9 // 10
-    budget = usual if hbm is None else parse_size(hbm)
+    """Bytes of SSD, DRAM and HBM: as asked, or the default that `Machine.here` speaks of."""
+    dram, emulated = host.available_dram(), device.type == "cpu"
+    room = dram if emulated else torch.cuda.mem_get_info(device)[0]
+    budget = parse_size(hbm) if hbm is not None else room // 2 if emulated else room * 9 // 10
     if not 0 < budget <= room:
         raise ConfigError(
             f"wanted an HBM budget within the {format_size(room)} that are free here, "
             f"found {format_size(budget)}; choose another"
         )
-    return budget
-
-
-def _facts(machine: Machine) -> dict[str, object]:
-    """What a trace's reader wants to know of the machine it was made on."""
-    tiers = (machine.ssd, machine.dram, machine.hbm)
-    facts = {
-        "machine": machine.describe(), "device": machine.device.type, "torch": torch.__version__,
-        "capacity": {tier.name: tier.capacity for tier in tiers},
-    }  # fmt: skip
-    if machine.scale:
-        return facts | {"ceilings": machine.scale.ceilings(), "scale_model": machine.scale.facts()}
-    profile = Profile.here()
-    return facts | ({"ceilings": profile.ceilings(machine.device.type)} if profile else {})
+    return free_disk(), dram - budget if emulated else dram, budget
 
 
 def _describe(machine: Machine) -> str:
-    dram, hbm = machine.dram.capacity, format_size(machine.hbm.capacity)
+    dram, hbm, scale = machine.dram.capacity, format_size(machine.hbm.capacity), machine.scale
     if machine.emulated:
         dram += machine.hbm.capacity
         hbm += " (emulated in DRAM)"
     else:
         hbm += f" on {torch.cuda.get_device_name(machine.device)}"
-    parts = [f"{n_cores()} cores", cpu_name(), f"{format_size(dram)} DRAM free", f"HBM {hbm}"]
-    parts.append(f"torch {torch.__version__}")
+    line = f"{host.n_cores()} cores · {host.cpu_name()} · {format_size(dram)} DRAM free · HBM {hbm}"
+    line += f" · torch {torch.__version__}"
+    return line + (f" · scale model of {scale.of}, {scale.slower:.0f} × slower" if scale else "")
+
+
+def _facts(machine: Machine) -> dict[str, object]:
+    """What a trace's reader wants to know of the machine it was made on."""
+    facts = {
+        "machine": machine.describe(), "device": machine.device.type, "torch": torch.__version__,
+        "capacity": {t.name: t.capacity for t in (machine.ssd, machine.dram, machine.hbm)},
+    }  # fmt: skip
     if machine.scale:
-        parts.append(f"scale model of {machine.scale.of}, {machine.scale.slower:.0f} × slower")
-    return " · ".join(parts)
+        return facts | {"ceilings": machine.scale.ceilings(), "scale_model": machine.scale.facts()}
+    profile = Profile.here()
+    return facts | ({"ceilings": profile.ceilings(machine.device.type)} if profile else {})

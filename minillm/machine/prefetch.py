@@ -64,7 +64,7 @@ class Prefetch(Generic[S]):
         stamp = at.stamp
 
         def fill(slot: S) -> None:
-            with at.exactly(stamp):
+            with at(stamp):
                 bring(slot)
 
         with held():

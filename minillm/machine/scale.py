@@ -12,12 +12,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
 
-from minillm.errors import ConfigError, MinillmError
+from minillm.errors import ConfigError
 from minillm.machine.copies import HostLink, Sending, T, Way
 from minillm.predict.hardware import Hardware, Wire
 from minillm.trace import Trace
@@ -29,17 +29,14 @@ _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited
 class Transfer(Sending):
     """One transfer in a link's queue. `join` raises what its `do` raised."""
 
-    def __init__(self, out: Any, over: Future):
+    def __init__(self, out: Any, over: Future, unjoined: set[Transfer]):
         super().__init__(out)
-        self.over, self.joined = over, False
+        self.over, self._unjoined = over, unjoined
+        unjoined.add(self)
 
     def join(self) -> Tensor:
-        self.joined = True
-        try:
-            self.over.result()
-        except CancelledError as error:
-            fault = "a transfer was dropped; what came before it failed"
-            raise MinillmError(fault) from error
+        self._unjoined.discard(self)  # what went wrong is raised once
+        self.over.result()
         return self.out
 
 
@@ -60,24 +57,22 @@ class ScaledLink:
         self.wire, self.clock, self._until = wire, clock, until or self._sleep
         self._free = clock()  # when the wire is free again
         self._turn = threading.Lock()  # held while bytes really move
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._queue: ThreadPoolExecutor | None = None  # of one thread, from `send` to `drain`
-        self._last: Future | None = None  # the one at the queue's end
-        self._hurry = threading.Event()  # set to cut the waiting short
+        self.unjoined: set[Transfer] = set()
 
     def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
         """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
-        if self._last is not None and not self._last.done():  # it is behind those
+        if self._queue is not None:  # it is behind those
             return self.send(None, do, nbytes, tell).over.result()
         return self._run(do, nbytes, self.clock(), tell)
 
     def send(self, out: Any, do: Callable, nbytes: int, tell: Callable) -> Transfer:
         """Queue a transfer, to run on a thread of the link's own."""
         with self._lock:
-            if self._queue is None:
-                self._queue = ThreadPoolExecutor(1, f"scaled link {id(self)}")
-            self._last = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
-            return Transfer(out, self._last)
+            self._queue = self._queue or ThreadPoolExecutor(1, f"scaled link {id(self)}")
+            over = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
+        return Transfer(out, over, self.unjoined)
 
     def _run(self, do: Callable[[], T], nbytes: int, asked: float, tell: Callable) -> T:
         with self._turn:
@@ -86,15 +81,12 @@ class ScaledLink:
             result = do()
             end = self._free = max(end, self.clock())  # what is slower here than there stays so
         self._until(end)
-        if not self._hurry.is_set():  # else the link was not done: nothing to tell
-            tell(begin, end)
+        tell(begin, end)
         return result
 
     def _sleep(self, end: float) -> None:
-        rest = end - self.clock()
-        if rest > _FINE:
-            self._hurry.wait(rest - _FINE)
-        while self.clock() < end and not self._hurry.is_set():
+        time.sleep(max(0.0, end - self.clock() - _FINE))
+        while self.clock() < end:
             time.sleep(0)
 
     def drain(self) -> None:
@@ -103,16 +95,6 @@ class ScaledLink:
             queue, self._queue = self._queue, None
             if queue is not None:
                 queue.shutdown()
-
-    def abandon(self) -> None:
-        """Drop what has not begun, and wait for what has only until its bytes are there."""
-        with self._lock:
-            if self._queue is not None:
-                self._queue.shutdown(wait=False, cancel_futures=True)
-            self._hurry.set()
-            self.drain()
-        self._hurry.clear()
-        self._free = self.clock()
 
 
 class ScaleModel(HostLink):
@@ -132,8 +114,6 @@ class ScaleModel(HostLink):
         self.slower = hardware.hbm_bandwidth / hbm_bandwidth
         self._until = until
         self._links: dict[tuple[str, ...], ScaledLink] = {}
-        self._under_way: list[Transfer] = []
-        self._lock = threading.Lock()
 
     def wire(self, name: str) -> Wire:
         """A link's figures, slowed: "nvme", "pcie", "nvlink", "infiniband". ConfigError if none."""
@@ -163,24 +143,16 @@ class ScaleModel(HostLink):
             return None
         # What a GPU sends to several others goes through the same ports.
         key = (name, source) if name in ("nvlink", "infiniband") else (name, source, target)
-        with self._lock:
-            if key not in self._links:
-                self._links[key] = ScaledLink(self.wire(name), self._trace.clock, self._until)
-            return self._links[key]
+        if key not in self._links:
+            self._links.setdefault(key, ScaledLink(self.wire(name), self._trace.clock, self._until))
+        return self._links[key]
 
     def send(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Sending:
         link = self.link(way.source, way.target, way.link)
         if link is None:
             return super().send(tensor, out, way, detail)
         tell = self._teller(tensor.nbytes, way, detail)
-        transfer = link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
-        with self._lock:
-            self._under_way = [t for t in self._under_way if not t.joined]
-            self._under_way.append(transfer)
-        return transfer
-
-    def copy(self, tensor: Tensor, out: Tensor, way: Way, detail: str = "") -> Tensor:
-        return self.carry(lambda: out.copy_(tensor), tensor.nbytes, way, detail)
+        return link.send(out, lambda: out.copy_(tensor), tensor.nbytes, tell)
 
     def carry(self, do: Callable[[], T], nbytes: int, way: Way, detail: str = "") -> T:
         link = self.link(way.source, way.target, way.link)
@@ -194,21 +166,15 @@ class ScaleModel(HostLink):
         detail = ", ".join(filter(None, (detail, f"scale model of {self.of}")))
 
         def tell(begin: float, end: float) -> None:
-            with trace.at.exactly(stamp):
+            with trace.at(stamp):
                 way.record(begin - trace.origin, end - begin, nbytes, detail=detail)
 
         return tell
 
     def settle(self) -> None:
-        for link in tuple(self._links.values()):
+        links = tuple(self._links.values())
+        for link in links:
             link.drain()
-        with self._lock:
-            over, self._under_way = self._under_way, []
-        for transfer in over:
-            if not transfer.joined:  # what went wrong is raised once
-                transfer.join()
-
-    def abandon(self) -> None:
-        for link in tuple(self._links.values()):
-            link.abandon()
-        self._under_way = []
+        for link in links:
+            while link.unjoined:
+                link.unjoined.pop().join()

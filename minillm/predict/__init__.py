@@ -4,17 +4,27 @@ Plain numbers in, plain numbers out: no torch, no machine. Every result is label
 and is set beside a measurement wherever the course has one.
 
 sizes.py     how much there is of a model
+operators.py what a forward pass computes and reads
 time.py      how long something takes, and what sets the time
 plan.py      what fits where
 hardware.py  data sheets
 """
 
 from minillm.predict.hardware import HARDWARE, Hardware, Wire, find_hardware
+from minillm.predict.operators import Operator, operators
 from minillm.predict.plan import Plan, plan
 from minillm.predict.sizes import dtype_bytes, kv_bytes_per_token, parameters, weight_bytes
-from minillm.predict.time import Prediction, load_time
+from minillm.predict.time import (
+    Prediction,
+    critical_batch,
+    decode_step,
+    load_time,
+    prefill,
+    restore,
+)
 
 __all__ = [
-    "HARDWARE", "Hardware", "Plan", "Prediction", "Wire", "dtype_bytes", "find_hardware",
-    "kv_bytes_per_token", "load_time", "parameters", "plan", "weight_bytes",
+    "HARDWARE", "Hardware", "Operator", "Plan", "Prediction", "Wire", "critical_batch",
+    "decode_step", "dtype_bytes", "find_hardware", "kv_bytes_per_token", "load_time", "operators",
+    "parameters", "plan", "prefill", "restore", "weight_bytes",
 ]  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minillm.config import ModelConfig
-from minillm.errors import ConfigError
 from minillm.predict.hardware import Hardware, find_hardware
 from minillm.predict.sizes import (
+    at_least_one,
     dtype_bytes,
     kv_bytes_per_token,
     parameters,
@@ -71,9 +71,7 @@ def plan(
     fits; room for 26,037,717 tokens of KV cache
     """
     context = config.max_position_embeddings if context is None else context
-    for name, value in (("gpus", gpus), ("batch", batch), ("context", context)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"wanted {name} to be an int > 0, found {value!r}; correct it")
+    at_least_one(gpus=gpus, batch=batch, context=context)
     hardware, size = find_hardware(hardware), dtype_bytes(config.dtype)
     whole = config.num_hidden_layers * vectors(config) + config.hidden_size  # not split
     weights = size * (whole + -(-(parameters(config) - whole) // gpus))

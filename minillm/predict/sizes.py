@@ -64,3 +64,10 @@ def kv_bytes_per_token(config: ModelConfig, dtype: object = None) -> int:
     """Bytes of KV cache for one token of one request: a key and a value for each kv head."""
     heads = config.num_hidden_layers * config.num_key_value_heads
     return 2 * heads * config.head_dim * dtype_bytes(dtype or config.dtype)
+
+
+def at_least_one(**counts: int) -> None:
+    """ConfigError for a count, given by its name, that is no int above zero."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"wanted {name} to be an int > 0, found {value!r}; correct it")

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+from minillm.engine.assemble import locate
 from minillm.files import home, temporary_folder
 from minillm.tools.make_checkpoint import make_checkpoint
 
@@ -19,9 +20,7 @@ K, V = TypeVar("K"), TypeVar("V")
 Progress = Callable[[int, int], object]  # told (rounds done, rounds in all)
 
 
-def rounds(
-    ways: Mapping[K, Callable[[], V]], number: int, progress: Progress
-) -> dict[K, list[V]]:
+def rounds(ways: Mapping[K, Callable[[], V]], number: int, progress: Progress) -> dict[K, list[V]]:
     """What each way gave in each of some rounds. One round before them warms up: not counted."""
     found: dict[K, list[V]] = {key: [] for key in ways}
     for done in range(number + 1):
@@ -50,18 +49,16 @@ def spread(values: Sequence[float], form: str = "{:,.1f}") -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Lines of text, each column as wide as its widest cell; all but the first end at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("   ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("   ".join(row).rstrip() for row in cells)
 
 
 @contextmanager
 def given_or_random(model: str | Path | None, shape: str) -> Iterator[Path]:
-    """The folder of the model given or, without one, of random weights, deleted at the end."""
-    if model is not None:
-        yield Path(model)
+    """The folder of the model given, or of the shape: "town" is here, others are random weights,
+    deleted at the end."""
+    if model or shape == "town":
+        yield locate(model or "data/town")
         return
     home().mkdir(parents=True, exist_ok=True)
     with temporary_folder(home()) as folder:

@@ -1,6 +1,6 @@
 """How fast tokens come: ours, ours without the C kernels, transformers, llama.cpp, and the ceiling.
 
-    python -m minillm bench decode --shape 135m --llama PYTHON
+    python -m minillm bench decode --shape 135m --llama FOLDER
 
 Ours is the whole engine, with trace and text; of transformers the faster of float32 and bfloat16 is
 shown. Greedy everywhere. The ceiling is what DRAM delivers, by the weights that a token reads.
@@ -19,17 +19,15 @@ from statistics import median
 
 import torch
 
-from minillm.engine.assemble import locate
-from minillm.errors import ConfigError
 from minillm.machine import Machine
 from minillm.machine.host import n_cores
 from minillm.probe import dram_bandwidth
 from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 from minillm.tools.bench_decode_facts import facts
-from minillm.tools.bench_decode_ways import PROMPT, Ours, Run, Transformers, llama_cpp
+from minillm.tools.bench_decode_ways import PROMPT, LlamaCpp, Ours, Run, Transformers
 
 OURS, TORCH, THEIRS, CPP = "minillm", "minillm, torch", "transformers", "llama.cpp"
-CEILING = "DRAM's ceiling"
+CEILING, DTYPES = "DRAM's ceiling", ("float32", "bfloat16")
 PREFILL, FEW, MANY = 512, 8, 64  # tokens
 # Sequences, and tokens of each one's prompt; decode writes FEW to MANY more: those of a second.
 TASKS = {"decode": (1, PROMPT), "decode of 8": (8, PROMPT), f"prefill of {PREFILL}": (1, PREFILL)}
@@ -39,49 +37,35 @@ Rates = dict[tuple[str, str], list[float]]  # tokens a second in each round, by 
 
 def bench(
     model: str | Path | None, number: int, progress: Progress,
-    shape: str = "town", python: str | None = None,
+    shape: str = "town", packages: str | None = None,
 ) -> str:  # fmt: skip
-    """Measure the checkpoint `model`, or random weights of a shape, made and then deleted.
+    """Measure the checkpoint `model`, or a shape, as `given_or_random` makes it.
 
-    python: a Python, or a folder of packages, that has llama_cpp and gguf; None asks this one.
+    packages: a folder that has llama_cpp and gguf; None looks where this program's packages lie.
     """
-    given = model or ("data/town" if shape == "town" else None)
-    with given_or_random(given and locate(given), shape) as folder, ExitStack() as stack:
-        runs, lacking = _ways(folder, stack, python)
+    with given_or_random(model, shape) as folder, ExitStack() as stack:
+        runs, lacking = _ways(folder, stack, packages)
         nbytes = runs[OURS].weight_bytes
         ways = {(way, t): partial(_rate, run, t) for way, run in runs.items() for t in TASKS}
         ways[CEILING, "decode"] = lambda: dram_bandwidth(0.2).best / nbytes
         found = rounds(ways, number, progress)
-        best = keep_best(found)
         head = f"{folder.name}, tokens a second: {Machine.here().describe()}\n"
-        return "\n".join([head, show(found), "", *lacking, *best, *facts(runs[OURS], number)])
+        return "\n".join([head, show(found), "", *lacking, *facts(runs[OURS], number)])
 
 
 def show(found: Rates) -> str:
     """A row for each way: by task its rates, and how many times as fast we are."""
     rows = [["", *(cell for task in TASKS for cell in (task, "× as fast"))]]
-    for way in dict.fromkeys(way for way, _ in found):
+    for way in (OURS, TORCH, THEIRS, CPP, CEILING):
         row = [way]
         for task in TASKS:
-            rates = found.get((way, task))
+            names = (way, *(f"{way} {dtype}" for dtype in DTYPES))  # the faster of transformers'
+            known = [found[name, task] for name in names if (name, task) in found]
+            rates = max(known, key=median, default=[])
             times = spread(ratios(found[OURS, task], rates), "{:.2f}") if rates else ""
             row += [spread(rates) if rates else "", times if way != OURS else ""]
-        rows.append(row)
+        rows += [row] * any(row[1:])
     return table(rows)
-
-
-def keep_best(found: Rates) -> list[str]:
-    """Of transformers only the faster type, task by task; which it was."""
-    lines = []
-    for task in TASKS:
-        kinds = [key for key in found if key[0].startswith(THEIRS) and key[1] == task]
-        if kinds:
-            best = max(kinds, key=lambda key: median(found[key]))
-            lines.append(f"{THEIRS}, {task}: {best[0].split()[1]} is its faster type")
-            found[THEIRS, task] = found[best]
-        for key in kinds:
-            del found[key]
-    return lines
 
 
 def _rate(run: Run, task: str) -> float:
@@ -93,20 +77,18 @@ def _rate(run: Run, task: str) -> float:
     return batch * tokens / run(batch, prompt, tokens)[1]
 
 
-def _ways(
-    folder: Path, stack: ExitStack, python: str | None
-) -> tuple[dict[str, Run], list[str]]:
+def _ways(folder: Path, stack: ExitStack, packages: str | None) -> tuple[dict[str, Run], list[str]]:
     """The ways that are here, ours first; and a line for each that is not."""
     makers: dict[str, Callable[[], Run]] = {
         OURS: partial(Ours, folder, "auto", stack), TORCH: partial(Ours, folder, "torch", stack),
-        **{f"{THEIRS} {d}": partial(Transformers, folder, d) for d in ("float32", "bfloat16")},
-        CPP: lambda: stack.enter_context(llama_cpp(folder, python)),
+        **{f"{THEIRS} {d}": partial(Transformers, folder, d) for d in DTYPES},
+        CPP: partial(LlamaCpp, folder, packages, stack),
     }  # fmt: skip
     ways: dict[str, Run] = {}
     lacking = []
     for name, make in makers.items():
         try:
             ways[name] = make()
-        except (ImportError, ConfigError) as error:
+        except ImportError as error:
             lacking.append(f"{name} is not here: {error}")
     return ways, lacking

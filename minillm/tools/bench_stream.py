@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import NamedTuple
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
@@ -20,7 +19,6 @@ from minillm.machine import Machine
 from minillm.machine.prefetch import hidden
 from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 
-SHAPE = "135m"
 WORK = {"prefill": (512, 1), "decode step": (1, 8)}  # a pass's name: tokens read, tokens written
 HBM = "in HBM"
 WAYS = {
@@ -30,45 +28,31 @@ WAYS = {
 }
 
 
-class Pass(NamedTuple):
-    """Seconds of a pass, seconds of weights moving in it, and the share of those hidden."""
-
-    seconds: float
-    moving: float
-    hidden: float
-
-
 def bench(model: str | Path | None, number: int, progress: Progress) -> str:
     """Measure with the model given, or a random one of 270 MB that is then deleted."""
-    with given_or_random(model, SHAPE) as folder, ExitStack() as stack:
-        engines = {}
-        for way, config in WAYS.items():
-            engine = Engine.load(folder, Machine.here(), config)
-            engines[way] = stack.enter_context(closing(engine))
-        used = {way: engine.machine.hbm.used for way, engine in engines.items()}
-        ways = {
-            (work, way): partial(measure, engine, work)
-            for work in WORK for way, engine in engines.items()
-        }  # fmt: skip
+    with given_or_random(model, "135m") as folder, ExitStack() as stack:
+        load = partial(Engine.load, folder)
+        engines = {
+            way: stack.enter_context(closing(load(Machine.here(), c))) for way, c in WAYS.items()
+        }
+        used = {way: f"{e.machine.hbm.used / 2**20:.0f} MiB" for way, e in engines.items()}
+        ways = {(w, way): partial(measure, e, w) for w in WORK for way, e in engines.items()}
         found = rounds(ways, number, progress)
     rows = [["", "HBM", "ms a pass", "× in HBM", "weights move", "hidden"]]
     for (work, way), passes in found.items():
         seconds, moving, share = zip(*passes, strict=True)
-        times = ratios(seconds, [each.seconds for each in found[work, HBM]])
+        times = ratios(seconds, [each[0] for each in found[work, HBM]])
+        row = [f"{work} {way}", used[way], spread([1e3 * s for s in seconds])]
         moves = [f"{1e3 * median(moving):.1f} ms", spread(share, "{:.0%}")]
-        rows.append([
-            f"{work} {way}", f"{used[way] / 2**20:.0f} MiB", spread([1e3 * s for s in seconds]),
-            spread(times, "{:.2f}"), *(moves if way != HBM else ["", ""]),
-        ])  # fmt: skip
+        rows.append([*row, spread(times, "{:.2f}"), *(moves if way != HBM else ["", ""])])
     return f"{folder.name}\n{table(rows)}"
 
 
-def measure(engine: Engine, work: str) -> Pass:
-    """One prompt, or one answer of some tokens; of each pass the mean."""
+def measure(engine: Engine, work: str) -> tuple[float, float, float]:
+    """Of a pass: its seconds, seconds of weights moving in it, and the share of those hidden."""
     length, tokens = WORK[work]
     engine.trace.clear()
-    params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    engine.generate([[2] * length], params)
+    engine.generate([[2] * length], SamplingParams(tokens, temperature=0.0, ignore_eos=True))
     share = hidden(engine.trace, "weights")
     seconds = mean(event.seconds for event in engine.trace.select(name=work))
-    return Pass(seconds, share.moving / tokens, share.share)
+    return seconds, share.moving / tokens, share.share

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from statistics import median, quantiles
-from typing import Any
+from statistics import median
 
 from minillm.errors import MinillmError
-from minillm.tools.bench import Progress, rounds
+from minillm.tools.bench import Progress, rounds, spread
 
 LIMIT = 0.02  # of the run that the views show
 TOKENS = 240
@@ -31,8 +30,7 @@ def decode():
     time.sleep(0.1)  # until the page has the view: that happens once, however long the run
     engine.trace.clear()
     began = time.perf_counter()
-    for piece in engine.stream("Mia put the red key", params):
-        pass
+    engine.generate("Mia put the red key", params)
     return time.perf_counter() - began
 
 def watched():
@@ -41,63 +39,42 @@ def watched():
     return seconds, view.spent
 
 ways = [decode, watched]
-def measure():
-    ways.reverse()
-    found = {{way.__name__: way() for way in ways}}
-    print(json.dumps([found["decode"], *found["watched"]]))
+"""
+_MEASURE = """
+ways.reverse()
+found = {way.__name__: way() for way in ways}
+print(json.dumps([found["decode"], *found["watched"]]))
 """
 Round = tuple[float, float, float]  # seconds without views, with them, and of the views' thread
 
 
 def cost(found: Sequence[Round]) -> str:
-    """What live views add to a decode, and whether that is under LIMIT: as far as rounds agree."""
+    """What live views add to a decode, and what their own thread takes, as shares of the run."""
     shares = [watched / without - 1 for without, watched, _ in found]
-    middle, unsure = median(shares), max(shares) - min(shares)
-    if len(shares) >= 4:  # how far a median may be off: 1.57 × the middle half over the root of n
-        low, _, high = quantiles(shares, n=4)
-        unsure = 1.57 * (high - low) / len(shares) ** 0.5
-    verdict = f"under {LIMIT:.0%}" if middle + unsure < LIMIT else f"NOT surely under {LIMIT:.0%}"
-    if len(shares) < 4 or unsure > LIMIT:
-        verdict = f"too noisy to say whether under {LIMIT:.0%}: take more rounds"
-    sending = median(spent / without for without, _, spent in found)
+    sending = [spent / without for without, _, spent in found]
     return (
         f"{TOKENS} tokens in {median(each[0] for each in found):.2f} s, {len(found)} rounds\n"
-        f"live views cost {middle:+.1%} ± {unsure:.1%} of the run: {verdict}\n"
-        f"their own thread takes {sending:.1%} of the run"
+        f"live views cost {spread(shares, '{:+.1%}')} of the run; {LIMIT:.0%} is the most wanted\n"
+        f"their own thread takes {spread(sending, '{:.1%}')} of the run"
     )
 
 
 def bench(model: str, number: int, progress: Progress) -> str:
-    """Measure in a kernel of its own. Raises MinillmError if that cannot start or fails."""
+    """Measure in a kernel of its own. Raises MinillmError if what it runs fails."""
+    from nbclient import NotebookClient, exceptions
+    from nbformat import v4
+
+    cells = [v4.new_code_cell(c) for c in (_SETUP.format(model=model, tokens=TOKENS), _MEASURE)]
+    client = NotebookClient(v4.new_notebook(cells=cells), timeout=600)
+
+    def measure() -> Round:
+        outputs = client.execute_cell(cells[1], 1).outputs
+        return json.loads(next(o.text for o in outputs if o.get("name") == "stdout"))
+
     try:
-        from jupyter_client.manager import start_new_kernel
-    except ImportError as error:
-        raise MinillmError(
-            f"wanted jupyter_client, which starts notebook kernels, found {error}; "
-            "pip install -r requirements.txt"
-        ) from error
-    manager, client = start_new_kernel()
-    try:
-        _run(client, _SETUP.format(model=model, tokens=TOKENS))
-        both = {"both": lambda: json.loads(_run(client, "measure()"))}
-        return cost(rounds(both, number, progress)["both"])
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
-def _run(client: Any, code: str) -> str:
-    """Run code in the kernel; what it prints. All it sends to a page is read, and dropped."""
-    printed = []
-
-    def hear(message: dict[str, Any]) -> None:
-        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
-            printed.append(message["content"]["text"])
-
-    reply = client.execute_interactive(code, output_hook=hear, timeout=600)["content"]
-    if reply["status"] != "ok":
-        raise MinillmError(
-            f"wanted a decode in a notebook kernel, found {reply.get('ename')}: "
-            f"{reply.get('evalue')}; run it in a notebook to see more"
-        )
-    return "".join(printed)
+        with client.setup_kernel():
+            client.execute_cell(cells[0], 0)
+            return cost(rounds({"both": measure}, number, progress)["both"])
+    except exceptions.CellExecutionError as error:
+        found = f"{error.ename}: {error.evalue}; run it in a notebook to see more"
+        raise MinillmError(f"wanted a decode in a notebook kernel, found {found}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
@@ -25,8 +24,7 @@ SKILLS = "data/eval/skills.jsonl"
 BUCKETS = (128, 512, 1024, 1500, 2048)  # upper ends, in tokens
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One question of the evaluation file."""
 
     skill: str
@@ -43,8 +41,7 @@ class Line:
         return near if self.distance else "–"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """A line and what the model wrote."""
 
     line: Line
@@ -55,28 +52,21 @@ class Result:
         return self.text.startswith(self.line.answer)
 
 
-class Score(NamedTuple):
-    """`right` of `n` lines."""
-
-    right: int
-    n: int
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1; of no lines, 0."""
-        return self.right / self.n if self.n else 0.0
-
-    def __str__(self) -> str:
-        return f"{self.share:.0%} ({self.right} of {self.n})"
-
-
 class Scores(tuple[Result, ...]):
     """What an evaluation found: every result, in the order of the lines."""
 
     @property
-    def total(self) -> Score:
-        """All lines together."""
-        return Score(sum(result.right for result in self), len(self))
+    def right(self) -> int:
+        """How many lines are right."""
+        return sum(result.right for result in self)
+
+    @property
+    def share(self) -> float:
+        """Of the lines, those that are right: from 0 to 1; of no lines, 0."""
+        return self.right / max(1, len(self))
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} ({self.right} of {len(self)})"
 
     def by(self, key: str) -> dict[str, Scores]:
         """Grouped by a field of their lines, such as "skill" or "bucket", in order of both."""
@@ -92,39 +82,44 @@ class Scores(tuple[Result, ...]):
             parts = scores.by("bucket")
             shown = [(skill, "all", scores)]
             shown += [("", near, part) for near, part in parts.items() if len(parts) > 1]
-            rows += [(s, d, f"{len(p)}", f"{p.total.share:.1%}") for s, d, p in shown]
+            rows += [(s, d, f"{len(p)}", f"{p.share:.1%}") for s, d, p in shown]
         return table(rows)
 
 
 def read_lines(path: str | PathLike[str] = SKILLS) -> list[Line]:
     """The lines of an evaluation file; ConfigError names a line that is not one."""
-    file = locate(path)
     try:
-        rows = file.read_text(encoding="utf-8").splitlines()
+        rows = locate(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"wanted an evaluation file, found none that can be read at {path} ({error}); "
-            f"name one such as {SKILLS}"
-        ) from error
-    lines = [_line(row, f"{path}, line {at}") for at, row in enumerate(rows, 1) if row.strip()]
-    if not lines:
-        raise ConfigError(f"wanted lines to evaluate, found none in {path}; write the file again")
-    return lines
+        found = f"none that can be read at {path} ({error}); name one such as {SKILLS}"
+        raise ConfigError(f"wanted an evaluation file, found {found}") from error
+    return [_line(row, f"{path}, line {at}") for at, row in enumerate(rows, 1) if row.strip()]
+
+
+def _line(row: str, where: str) -> Line:
+    try:
+        line = Line(**json.loads(row))
+        assert [*map(type, line)] == [str, str, str, int]
+        assert line.answer and line.distance >= 0
+    except (ValueError, TypeError, AssertionError) as error:
+        wanted = '{"skill", "prompt", "answer": text, "distance": tokens}'
+        found = f"{row[:60]!r}; write the file again"
+        raise ConfigError(f"wanted {wanted} in {where}, found {found}") from error
+    return line
 
 
 def evaluate(
-    engine: Engine, path: str | PathLike[str] = SKILLS, *, lines: Sequence[Line] | None = None,
-    batch: int = 64, forget: Forget | None = None, progress: Progress = lambda done, total: None,
+    engine: Engine, lines: Sequence[Line], *, batch: int = 64, forget: Forget | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:  # fmt: skip
-    """Ask every line of `path` (or of `lines`), `batch` at a time; results in their order.
+    """Ask every line, `batch` at a time; results in their order.
 
     progress: told (lines done, lines in all).
     forget: what the KV cache forgets of each prompt, as `drop_oldest(0.5)`.
 
-    >>> evaluate(engine).by("skill")["recall"].total.share
+    >>> evaluate(engine, read_lines()).by("skill")["recall"].share
     0.97
     """
-    lines = read_lines(path) if lines is None else list(lines)
     texts = [""] * len(lines)
     # The longest first: rows of a batch are alike, and the progress bar only gets faster.
     order = sorted(range(len(lines)), key=lambda at: len(lines[at].prompt), reverse=True)
@@ -158,17 +153,3 @@ def _params(engine: Engine, answer: str) -> SamplingParams:
     tokens = len(engine.tokenizer.encode(answer, add_special=False)) + 4
     stop = () if "\n" in answer else ("\n",)
     return SamplingParams(max_tokens=tokens, temperature=0.0, stop=stop)
-
-
-def _line(row: str, where: str) -> Line:
-    try:
-        line = Line(**json.loads(row))
-        kinds = [type(value) for value in (line.skill, line.prompt, line.answer, line.distance)]
-        if kinds != [str, str, str, int] or not line.answer or line.distance < 0:
-            raise TypeError("a value of the wrong kind")
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f'wanted {{"skill", "prompt", "answer": text, "distance": tokens}} in {where}, '
-            f"found {row[:60]!r} ({error}); write the file again"
-        ) from error
-    return line

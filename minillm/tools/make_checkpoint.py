@@ -7,20 +7,20 @@ block of 32 MiB is drawn and repeated, from another place of it for each piece t
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minillm.config import ModelConfig
-from minillm.errors import ConfigError, OutOfMemory
+from minillm.errors import ConfigError, MinillmError, OutOfMemory
+from minillm.files import temporary_folder
 from minillm.machine.disk import drop_cache
 from minillm.model.llama import Llama
 
@@ -48,7 +48,7 @@ SHAPES = {
     "8b": _llama(128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, False, stretch=8.0),
 }
 """Name to config.json."""
-SHARD = 5 * 10**9  # bytes of one file at most, as on the hub
+SHARD = 5 * 10**9  # bytes of one file, about as on the hub
 _BLOCK = 32 * 2**20  # bytes drawn at random
 _WRITE = 8 * 2**20  # bytes of one write
 
@@ -64,8 +64,9 @@ def make_checkpoint(
 
     shape: one of SHAPES, or a config.json of the Llama family. folder: new, or empty. tell(done,
     total) hears of each write, in bytes. Takes 64 MiB of memory, whatever the model. ConfigError
-    for another shape or a folder with something in it, OutOfMemory if the disk has no room. After
-    an error or an interrupt what we made is gone, and nothing else.
+    for another shape or a folder with something in it, OutOfMemory if the disk has no room,
+    MinillmError if it cannot be written after all. The files come into the folder when all of them
+    are whole: an error or an interrupt leaves none.
 
     >>> make_checkpoint("1b", "models/1b")
     2471645184
@@ -75,64 +76,29 @@ def make_checkpoint(
     settings, folder = SHAPES[shape] if isinstance(shape, str) else shape, Path(folder)
     tensors = tensor_shapes(ModelConfig.from_dict(settings))
     total = sum(map(_nbytes, tensors.values()))
-    _check_folder(folder, total)
+    needed = total + total // 100 + 2**26  # some room must be left to others
     try:
-        with ExitStack() as undo:  # an interrupt too: half a checkpoint is worth nothing
-            for path in reversed((folder, *folder.parents)):
-                with suppress(FileExistsError):  # it is there, or somebody else makes it just now
-                    path.mkdir()
-                    undo.callback(_remove, path)
-            _write_weights(folder, tensors, shard, tell, undo)
-            _write_text(folder / "config.json", json.dumps(settings, indent=2), undo)
-            _write_text(folder / "tokenizer.json", _byte_tokenizer().to_str(pretty=True), undo)
-            undo.pop_all()
-    except FileExistsError as error:  # another run was at it too, and was faster
-        raise _taken(folder) from error
+        room = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
+        if room < needed:
+            raise OutOfMemory("ssd", needed, room, {})
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder) as work:
+            _check_empty(folder)
+            _write_weights(Path(work), tensors, shard, tell)
+            (Path(work) / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            _byte_tokenizer().save(f"{work}/tokenizer.json")
+            _check_empty(folder)  # still: another run may have been faster
+            for path in Path(work).iterdir():
+                path.rename(folder / path.name)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutOfMemory("ssd", total, _room(folder), {}) from error
+        why = f"found {error.strerror or error}; give another name, or make room"
+        raise MinillmError(f"wanted to write a checkpoint into {folder}, {why}") from error
     return total
 
 
-def _remove(path: Path) -> None:
-    """What we made, and nothing else: a folder into which somebody put something stays."""
-    with suppress(OSError):
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
-def _new_file(path: Path, undo: ExitStack) -> BinaryIO:
-    """To be written. FileExistsError if it is there: then it is not ours."""
-    stream = open(path, "xb")
-    undo.callback(_remove, path)
-    return stream
-
-
-def _write_text(path: Path, text: str, undo: ExitStack) -> None:
-    with _new_file(path, undo) as stream:
-        stream.write(f"{text}\n".encode())
-
-
-def _check_folder(folder: Path, nbytes: int) -> None:
-    lost = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
-    if lost:
-        raise _taken(lost[0], "a link that leads nowhere")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise _taken(folder)
-    needed = nbytes + nbytes // 100 + 2**26  # some room must be left to others
-    if _room(folder) < needed:
-        raise OutOfMemory("ssd", needed, _room(folder), {})
-
-
-def _taken(path: Path, found: str = "something") -> ConfigError:
-    do = "give another name, or delete it first"
-    return ConfigError(f"wanted a new or an empty folder, found {found} at {path}; {do}")
-
-
-def _room(folder: Path) -> int:
-    """Bytes free on the disk that a folder is on, or will be."""
-    real = folder.resolve()  # it may be a link to another disk, or a disk's own top folder
-    return shutil.disk_usage(next(p for p in (real, *real.parents) if p.is_dir())).free
+def _check_empty(folder: Path) -> None:
+    if any(not path.name.startswith(".minillm") for path in folder.iterdir()):
+        raise ConfigError(f"wanted a new or an empty folder, found {folder}; give another name")
 
 
 def tensor_shapes(config: ModelConfig) -> Shapes:
@@ -145,9 +111,7 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
         return {name: p.shape for name, p in Llama(config).named_parameters()}
 
 
-def _write_weights(
-    folder: Path, tensors: Shapes, shard: int, tell: Tell, undo: ExitStack
-) -> None:
+def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> None:
     """Safetensors of random bfloat16 in `folder`, on disk (not only in the page cache) at the end.
 
     Norms are ones, all else normal with deviation 0.02, as at the beginning of a training.
@@ -155,50 +119,32 @@ def _write_weights(
     block = torch.empty(_BLOCK // 2, dtype=torch.bfloat16)
     block.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     noise, ones = (memoryview(t.view(torch.uint8).numpy()) for t in (block, torch.ones_like(block)))
-    shards = _shards(tensors, shard)
-    total, done, weight_map = sum(map(_nbytes, tensors.values())), 0, {}
+    ends = dict(zip(tensors, accumulate(map(_nbytes, tensors.values())), strict=True))
+    shards = [list(names) for _, names in groupby(tensors, lambda name: (ends[name] - 1) // shard)]
+    total, done, weight_map = max(ends.values()), 0, {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
-        with _new_file(folder / file, undo) as stream:
+        with open(folder / file, "xb") as stream:
             stream.write(_header({name: tensors[name] for name in names}))
             for name in names:
-                source, end = noise, done + _nbytes(tensors[name])
-                if name.endswith("norm.weight"):
-                    source = ones
-                while done < end:
+                source = ones if name.endswith("norm.weight") else noise
+                while done < ends[name]:
                     begin = done // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
-                    done += stream.write(source[begin:][: min(_WRITE, end - done)])
+                    done += stream.write(source[begin:][: min(_WRITE, ends[name] - done)])
                     tell(done, total)
-                _to_disk(stream)
+                # Out of the page cache at once: all of it at the end would be a long wait.
+                stream.flush()
+                os.fsync(stream.fileno())
+                drop_cache(stream.fileno())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2), undo)
-
-
-def _to_disk(stream: BinaryIO) -> None:
-    """Out of the page cache at once: all of it at the end would be a wait without end or Ctrl-C."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    drop_cache(stream.fileno())
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _nbytes(shape: torch.Size) -> int:
     return 2 * shape.numel()
-
-
-def _shards(tensors: Shapes, limit: int) -> list[list[str]]:
-    """Names in order, cut where the next tensor would make a file larger than `limit`."""
-    shards: list[list[str]] = []
-    size = 0
-    for name, shape in tensors.items():
-        if not shards or size + _nbytes(shape) > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += _nbytes(shape)
-    return shards
 
 
 def _header(tensors: Shapes) -> bytes:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from minillm.trace.event import RESOURCES, STAGES, Event, bare, link_between
 
@@ -18,30 +20,15 @@ Stamp = tuple[int | None, int | None, int | None, str]  # step, token, request, 
 _BUSY = {"nvme": "ssd", "nvlink": "network"}  # by what a transfer goes over; else "copy"
 
 
+@dataclass
 class Running:
-    """A span under way, as `with trace.span(...) as running` hands it out.
+    """What `with trace.span(...) as running` hands out: what is known only at the block's end.
 
-    What is known only at the end can be set until then: `running.nbytes = len(data)`, and
-    `running.detail`. The event is recorded when the block ends, also if by an exception.
+    >>> running.nbytes = len(data)
     """
 
-    __slots__ = ("nbytes", "detail", "_trace", "_fixed", "_start")
-
-    def __init__(self, trace: Recording, nbytes: int, detail: str, fixed: tuple):
-        self._trace, self.nbytes, self.detail, self._fixed = trace, nbytes, detail, fixed
-
-    def __enter__(self) -> Running:
-        self._start = self._trace.now()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        end = self._trace.now()
-        start = min(self._start, end)  # if the trace was cleared meanwhile, it counts from later on
-        name, stage, resource, label, step, token, request, how, bytes_how = self._fixed
-        self._trace._record(
-            "span", name, stage, resource, start, end - start, self.nbytes, "", "", label, step,
-            token, request, "", how, bytes_how, self.detail,
-        )  # fmt: skip
+    nbytes: int
+    detail: str
 
 
 class At(threading.local):
@@ -49,39 +36,26 @@ class At(threading.local):
 
     Every event that this thread records inside the block is stamped with it. Blocks nest; what
     an inner one leaves out stays as it is. For work that another thread does, or that is recorded
-    later: take `at.stamp` now, and there `with trace.at.exactly(stamp)`.
+    later: take `at.stamp` now, and there `with trace.at(stamp)`.
     """
 
     stamp: Stamp = (None, None, None, "")
 
+    @contextmanager
     def __call__(
-        self, *, step: int | None = None, token: int | None = None, request: int | None = None,
-        model: str = "",
-    ) -> _Stamped:  # fmt: skip
+        self, stamp: Stamp | None = None, *, step: int | None = None, token: int | None = None,
+        request: int | None = None, model: str = "",
+    ) -> Iterator[None]:  # fmt: skip
         before = self.stamp
-        return _Stamped(self, (
-            before[0] if step is None else step, before[1] if token is None else token,
-            before[2] if request is None else request, model or before[3],
-        ))  # fmt: skip
-
-    def exactly(self, stamp: Stamp) -> _Stamped:
-        """A block whose events have this stamp, whatever stood before."""
-        return _Stamped(self, stamp)
-
-
-class _Stamped:
-    """A block of `At`."""
-
-    __slots__ = ("_at", "_stamp", "_before")
-
-    def __init__(self, at: At, stamp: Stamp):
-        self._at, self._stamp = at, stamp
-
-    def __enter__(self) -> None:
-        self._before, self._at.stamp = self._at.stamp, self._stamp
-
-    def __exit__(self, *error: object) -> None:
-        self._at.stamp = self._before
+        old = before if stamp is None else stamp
+        self.stamp = (
+            old[0] if step is None else step, old[1] if token is None else token,
+            old[2] if request is None else request, model or old[3],
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            self.stamp = before
 
 
 class Recording:
@@ -101,32 +75,32 @@ class Recording:
         """Seconds since the trace began."""
         return self.clock() - self.origin
 
+    @contextmanager
     def span(
-        self, name: str, *, stage: str, resource: str, nbytes: int = 0, label: str = "",
-        step: int | None = None, token: int | None = None, request: int | None = None,
-        how: str = "measured", bytes_how: str = "measured", detail: str = "",
-    ) -> Running:  # fmt: skip
-        """Time a `with` block as work on `resource`."""
-        _check(stage, resource)
-        fixed = (name, stage, resource, label, step, token, request, how, bytes_how)
-        return Running(self, nbytes, detail, fixed)
+        self, name: str, *, stage: str, resource: str, nbytes: int = 0, detail: str = "",
+        step: int | None = None, token: int | None = None, request: int | None = None, **more: str,
+    ) -> Iterator[Running]:  # fmt: skip
+        """Time a `with` block as work on `resource`, also if it ends by an exception.
+
+        more: label, how, bytes_how.
+        """
+        record = self.recorder("span", name, stage=stage, resource=resource, **more)
+        running, start = Running(nbytes, detail), self.now()
+        try:
+            yield running
+        finally:
+            end = self.now()
+            start = min(start, end)  # if the trace was cleared meanwhile, it counts from later on
+            record(start, end - start, running.nbytes, step, token, request, running.detail)
 
     def transfer(
-        self, name: str, *, stage: str, source: str, target: str, nbytes: int, start: float,
-        seconds: float, resource: str = "", label: str = "", step: int | None = None,
-        token: int | None = None, request: int | None = None, link: str = "", how: str = "measured",
-        bytes_how: str = "measured", detail: str = "",
-    ) -> None:  # fmt: skip
+        self, name: str, *, stage: str, start: float, seconds: float, nbytes: int, **more: str
+    ) -> None:
         """Record a transfer that is over; `start` counts from the beginning of the trace.
 
-        Its ends say which link and resource it kept busy, unless told.
+        more: as of `recorder`; source and target say which link and resource it kept busy.
         """
-        between = link_between(source, target)
-        resource = resource or _BUSY.get(between, "copy")
-        _check(stage, resource)
-        self._record("transfer", name, stage, resource, start, seconds, nbytes, source, target,
-                     label, step, token, request, link or between, how, bytes_how,
-                     detail)  # fmt: skip
+        self.recorder("transfer", name, stage=stage, **more)(start, seconds, nbytes)
 
     def count(self, tier: str, label: str, nbytes: int) -> None:
         """Record that `label` holds `nbytes` in `tier` from now on."""
@@ -150,7 +124,8 @@ class Recording:
         """
         between = link_between(source, target)
         link, resource = link or between, resource or _BUSY.get(between, "copy")
-        _check(stage, resource)
+        known = resource in RESOURCES or bare(resource) in RESOURCES
+        assert stage in STAGES and known, (stage, resource)
         append, at, listeners, tell = self._rows.append, self.at, self._listeners, self._tell
         usual = detail
 
@@ -169,20 +144,6 @@ class Recording:
 
         return record
 
-    def _record(
-        self, kind: str, name: str, stage: str, resource: str, start: float, seconds: float,
-        nbytes: int, source: str, target: str, label: str, step: int | None, token: int | None,
-        request: int | None, link: str, how: str, bytes_how: str, detail: str,
-    ) -> None:  # fmt: skip
-        at_step, at_token, at_request, model = self.at.stamp
-        row = (kind, name, stage, resource, start, seconds, nbytes, source, target, label,
-               at_step if step is None else step, at_token if token is None else token,
-               at_request if request is None else request, model, None, link, how,
-               bytes_how, detail)  # fmt: skip
-        self._rows.append(row)
-        if self._listeners:
-            self._tell(row)
-
     def _tell(self, row: tuple) -> None:
         event = Event(*row)
         for key, tell in self._listeners.copy().items():
@@ -191,8 +152,3 @@ class Recording:
             except Exception as error:  # a broken chart must not break the engine
                 self._listeners.pop(key, None)
                 warnings.warn(f"a trace subscriber failed and was removed: {error!r}", stacklevel=2)
-
-
-def _check(stage: str, resource: str) -> None:
-    known = resource in RESOURCES or bare(resource) in RESOURCES
-    assert stage in STAGES and known, (stage, resource)

@@ -153,6 +153,10 @@ def test_a_guess_is_held_against_the_measurement(lab: Lab, shots: Path) -> None:
         lab.run(shown)
         lab.show(shown).get_by_text("Your guess of 12,345").first.wait_for()
         lab.page.screenshot(path=shots / f"{lab.stem}_guess_{shown}.png")
+    for last in lab.find("guesses()"):
+        lab.run(last)
+        lab.show(last).get_by_role("cell", name="12,345").first.wait_for()
+        lab.page.screenshot(path=shots / f"{lab.stem}_guesses.png")
     kept = lab.server.home / "progress.json"
     assert not reveals or "12345" in kept.read_text(encoding="utf-8")
 

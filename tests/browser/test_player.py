@@ -187,6 +187,7 @@ def test_nothing_sticks_out_at_any_width(play, shots: Path, width: int) -> None:
         page.wait_for_timeout(200)
         page.screenshot(path=shots / f"player_{width}_{light}.png", full_page=True)
         over = page.evaluate("""() => [...document.querySelectorAll('.minillm .minillm *')]
+          .filter((el) => !el.parentElement.closest(".minillm-machine-pane")) // it scrolls
           .filter((el) => el.getBoundingClientRect().right > innerWidth + 9)
           .map((el) => el.outerHTML.slice(0, 90))""")  # the thumb of the slider may touch the edge
         assert over == []
