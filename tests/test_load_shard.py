@@ -15,9 +15,10 @@ from minillm.load import chunks, stream
 from minillm.load.checkpoint import Checkpoint, bring
 from minillm.load.chunks import BLOCK
 from minillm.load.readers import READERS
-from minillm.load.shard import Split, broadcast, megatron, slices
+from minillm.load.shard import Split, megatron, slices
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
+from minillm.parallel.shards import broadcast, together
 
 FAMILIES = sorted(TINY)
 
@@ -169,7 +170,7 @@ def test_a_split_of_another_model_is_told(tiny):
         )  # fmt: skip
 
 
-# -- one reads for all --------------------------------------------------------------------------
+# -- one reads for all, with parallel/shards.py -------------------------------------------------
 
 
 class Ring:
@@ -193,8 +194,9 @@ class Ring:
         return send
 
 
-def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32):
+def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32, size=2 * BLOCK):
     """What each rank has when rank 0 has read for all; and each rank's machine."""
+    groups = list(together(checkpoint.tensors.values(), size))
     ring, parts, machines = Ring(ranks), [None] * ranks, []
 
     def run(rank: int, machine: Machine) -> None:
@@ -202,7 +204,7 @@ def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32):
             own = slices(checkpoint, rank, ranks, how)
             send = ring.sender(rank)
             fill = lambda places, own, machine, how: broadcast(  # noqa: E731
-                places, checkpoint, own, machine, send, rank == 0, how
+                places, groups, own, machine, send, rank == 0, how
             )
             parts[rank] = read(own, machine, reader, fill, dtype)
         except BaseException:
@@ -227,13 +229,24 @@ def test_broadcast_gives_each_rank_what_it_would_have_read(tiny, machine, cold, 
     checkpoint = Checkpoint.open(tiny(family))
     how = megatron(ModelConfig.from_pretrained(tiny(family)))
     for reader in READERS if ranks == 2 else ("read",):
-        parts, machines, ring = broadcast_all(checkpoint, how, ranks, reader)
+        size = 1 if reader == "direct" else 6 * BLOCK  # each alone; neighbours together
+        parts, machines, ring = broadcast_all(checkpoint, how, ranks, reader, size=size)
         for rank, part in enumerate(parts):
             expected = read(slices(checkpoint, rank, ranks, how), machine)
             assert all(torch.equal(part[name], tensor) for name, tensor in expected.items())
         assert ring.nbytes == checkpoint.nbytes
     read_by = [m.trace.select(kind="transfer", source="ssd") for m in machines]
     assert read_by[0] and not any(read_by[1:])
+
+
+@pytest.mark.parametrize(("size", "groups"), [(1, [[4], [4], [9], [2]]), (8, [[4, 4], [9], [2]]),
+                                              (100, [[4, 4, 9, 2]])])  # fmt: skip
+def test_what_is_sent_together_keeps_order_and_size(tiny, size, groups):
+    """Would catch a tensor that is sent twice or never, and a group larger than was asked for."""
+    info = next(iter(Checkpoint.open(tiny("llama")).tensors.values()))
+    infos = [replace(info, nbytes=nbytes) for nbytes in (4, 4, 9, 2)]
+    assert [[each.nbytes for each in group] for group in together(infos, size)] == groups
+    assert list(together([], size)) == []
 
 
 def test_with_broadcast_nobody_holds_the_whole(tiny):
@@ -277,9 +290,10 @@ def test_a_reader_that_fails_gives_its_staging_back(tiny, machine):
     def send(tensor: torch.Tensor) -> None:
         raise CheckpointError("rank 1 is gone")
 
+    groups = list(together(checkpoint.tensors.values(), 2 * BLOCK))
     places = {name: torch.empty(info.shape) for name, info in checkpoint.tensors.items()}
     for reads in (True, False):
         with pytest.raises(CheckpointError, match="rank 1"):
-            broadcast(places, checkpoint, checkpoint, machine, send, reads)
+            broadcast(places, groups, checkpoint, machine, send, reads)
         assert machine.dram.used == 0
         machine.hbm.release(machine.hbm.used, "weights")

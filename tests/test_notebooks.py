@@ -46,7 +46,6 @@ SAFE = (
     "the fastest product of two",
     "only the slower one counts",
     "Two different things were won",
-    "the SSD is not much slower than PCIe",
     "the first touch may be slower",
     "as its slower rank",
     "the slower sets the time",

@@ -131,10 +131,11 @@ def test_load_time_is_the_slower_leg(name):
     assert (again.bytes, again.how, again.flops) == (nbytes, "predicted", 0)
 
 
-def test_out_of_the_page_cache_into_emulated_hbm_is_one_copy():
-    """Catches a warm load on a laptop predicted with a second copy, which nobody makes."""
+def test_out_of_the_page_cache_into_emulated_hbm_are_two_copies_by_the_same_cores():
+    """Catches a warm load on a laptop predicted in a third of its time: out of the cache into
+    staging, and from there to "HBM", are two copies, and no copy engine makes one of them."""
     here = replace(HARDWARE["H100"], shared=True, page_cache=10e9, pcie=Wire(20e9))
-    assert load_time(10**9, here, cached=True).seconds == pytest.approx(0.1)
+    assert load_time(10**9, here, cached=True).seconds == pytest.approx(0.1 + 0.05)
     assert load_time(10**9, here, cached=True).bound_by == "page cache"
     assert set(load_time(10**9, here).parts) == {"ssd", "copy"}
 

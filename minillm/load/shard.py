@@ -1,30 +1,18 @@
-"""Several ranks, one checkpoint: which bytes each of them needs, and two ways to get them there.
+"""Several ranks, one checkpoint: which bytes each of them needs.
 
-    each reads its own      every rank opens the files and reads its slices: a slice of rows is one
-                            range of bytes, a slice of columns one range in each row
-    one reads for all       one rank reads everything and sends it on, the others cut out theirs:
-                            the files cross the disk once, but everything crosses the network
-
-Nobody ever holds the whole: what is not a rank's own passes through staging, one tensor at a time.
+A slice of rows is one range of bytes in the file, a slice of columns one range in each row. How
+the bytes get there is the business of `minillm.parallel.shards`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
 
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError
 from minillm.load.checkpoint import Checkpoint
-from minillm.load.chunks import Part
-from minillm.load.place import put
 from minillm.load.safetensors import TensorInfo
-from minillm.load.stream import Reader
-from minillm.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -114,40 +102,3 @@ def _slice(info: TensorInfo, rank: int, ranks: int, split: Split) -> TensorInfo:
     stride = info.nbytes // rows
     start = info.start + stride // info.shape[1] * first
     return replace(info, shape=shape, start=start, nbytes=nbytes, rows=rows, stride=stride)
-
-
-def broadcast(
-    places: Mapping[str, Tensor], checkpoint: Checkpoint, own: Checkpoint, machine: Machine,
-    send: Callable[[Tensor], object], reads: bool, reader: str = "read",
-) -> None:  # fmt: skip
-    """One rank (`reads`) reads every tensor of `checkpoint` and sends it on; each keeps its `own`.
-
-    send(bytes): called by every rank equally often with a uint8 tensor in DRAM of equal size; on
-    return all of them hold the reader's bytes (`torch.distributed.broadcast`). If one rank fails,
-    the others wait in `send`, which must give up by itself. Fills `places`, by name, as `bring`.
-    Peak in DRAM: the largest tensor; and for the rank that reads, a Reader's staging.
-
-    >>> own = slices(checkpoint, rank, 2, megatron(config))
-    >>> broadcast(arena.places, checkpoint, own, machine, send, reads=rank == 0)
-    """
-    wholes = list(checkpoint.only(places).tensors.values())
-    with ExitStack() as stack:
-        size = max((whole.nbytes for whole in wholes), default=0)
-        buffer = machine.empty((size,), torch.uint8, "dram", "staging")
-        stack.callback(machine.free, buffer)
-        source = stack.enter_context(Reader(machine, reader, wholes)) if reads else None
-        for whole in wholes:
-            raw, mine = buffer[: whole.nbytes], own.tensors[whole.name]
-            if source is not None:
-                source.fill({whole.name: raw.view(whole.dtype)}, [whole])
-            send(raw)
-            part = Part(mine, 0, mine.start, mine.run, mine.rows)
-            put([(part, _cut(raw, whole, mine))], places, machine)
-
-
-def _cut(raw: Tensor, whole: TensorInfo, own: TensorInfo) -> Tensor:
-    """What of a whole tensor's bytes is in a rank's own slice, one row a run."""
-    at = own.start - whole.start
-    if own.rows == 1:
-        return raw[at : at + own.nbytes]
-    return raw.view(own.rows, own.stride)[:, at : at + own.run]

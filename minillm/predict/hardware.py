@@ -39,7 +39,7 @@ class Hardware:
     nvme, pcie, nvlink, infiniband: None where there is none.
     page_cache: bytes a second out of the kernel's cache of a file; None takes half of DRAM's
     bandwidth, since that copy reads and writes it.
-    shared: HBM is a part of DRAM, so that a copy out of the page cache is the one to HBM.
+    shared: HBM is a part of DRAM, so that the cores that read the page cache also copy to it.
     sources: for each of these figures, where it is from.
     """
 

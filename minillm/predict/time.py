@@ -35,8 +35,8 @@ def load_time(nbytes: int, hardware: Hardware | str, *, cached: bool = False) ->
 
     Two legs: out of the file into DRAM (from SSD or, if `cached`, from the kernel's page cache),
     then the copy to HBM. One chunk is read while the one before is copied, so the slower leg sets
-    the time; in turns, the `parts` would add up. Where HBM is a part of DRAM (`hardware.shared`),
-    the kernel's copy out of its cache is the one to HBM: a single leg.
+    the time; in turns, the `parts` would add up. So they do out of the page cache where HBM is a
+    part of DRAM (`hardware.shared`): both legs are copies then, by the same cores.
 
     >>> load_time(16_060_522_496, "H100").seconds                 # Llama-3-8B in bf16, from SSD
     2.2944603565714288
@@ -48,10 +48,11 @@ def load_time(nbytes: int, hardware: Hardware | str, *, cached: bool = False) ->
         parts = {"page cache": nbytes / (hardware.page_cache or hardware.dram_bandwidth / 2)}
     else:
         parts = {"ssd": hardware.nvme.seconds(nbytes)}
-    if hardware.pcie and not (cached and hardware.shared):
+    if hardware.pcie:
         parts["copy"] = hardware.pcie.seconds(nbytes)
     slower = max(parts, key=parts.__getitem__)
-    return Prediction(parts[slower], nbytes, 0.0, slower, parts)
+    seconds = sum(parts.values()) if cached and hardware.shared else parts[slower]
+    return Prediction(seconds, nbytes, 0.0, slower, parts)
 
 
 def decode_step(

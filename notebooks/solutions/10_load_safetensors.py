@@ -81,46 +81,68 @@ def forgets_the_eight(data):
 @exercise(
     "10.2",
     cases=[
-        Case(1.0, 100.0, 0.5, expect=100.0,
-             because="1 second of waiting and 1 second in which 100 bytes flow: half the rate"),
-        Case(2.0, 100.0, 0.5, expect=200.0,
-             because="twice the waiting takes twice the bytes to make up for it"),
-        Case(1.0, 100.0, 0.75, expect=300.0,
-             because="3 seconds of flow beside 1 of waiting: three quarters of the time is used"),
-        Case(100e-6, 3e9, 0.9, expect=2.7e6,
-             because="an SSD with 100 µs and 3 GB/s wants reads of 2.7 MB for nine tenths"),
+        Case([1, 2, 3, 1, 2, 3], 3, expect=3,
+             because="there is room for all three: the second time each is there"),
+        Case([1, 2, 3, 1, 2, 3], 2, expect=6,
+             because="page 1 was forgotten for page 3, page 2 for page 1: each goes before its "
+                     "turn"),
+        Case([1, 2, 1, 3, 1], 2, expect=3,
+             because="page 3 drives out page 2: page 1 came first, but was used since"),
+        Case([1, 2, 3, 2, 3, 2, 3], 2, expect=3, because="page 1 never comes back: it may go"),
+        Case([], 4, expect=0, because="nothing was asked for"),
     ],
     hints=[
-        "A read of n bytes takes latency + n ÷ bandwidth. Its rate is n ÷ that time.",
-        "The share is the time in which bytes flow ÷ the whole time.",
-        "With t = n ÷ bandwidth: share = t ÷ (latency + t). Solve for t, then go back to n.",
+        "Go through `asked` one by one. Is the page in the cache? If not, that is a read.",
+        "The cache must know in which order its pages were last used. A list will do, or a dict, "
+        "which keeps the order of what was put in.",
+        "A page that is asked for leaves its old place and goes to the end. If it was not found "
+        "and there are `room` pages already, the one at the front goes first.",
     ],
 )  # fmt: skip
-def bytes_for_share(latency, bandwidth, share):
-    """Bytes of one read that reaches `share` (0 to 1) of the bandwidth, one at a time.
+def reads_of_ssd(asked, room):
+    """Reads that go to the SSD, behind a cache of `room` pages.
 
-    latency in seconds, bandwidth in bytes a second. The usual wrong answer stops at latency ·
-    bandwidth, the bytes that could have flowed while one waits. With as many the rate is half:
-    as much waiting as flow.
+    The usual wrong answer forgets the page that came *first*. A page that is found must move to
+    the end of the line, or one that is used all the time is thrown out for having come early.
     """
-    return latency * bandwidth * share / (1 - share)
+    cache, reads = {}, 0  # a dict keeps the order in which its keys were put in
+    for page in asked:
+        if page in cache:
+            del cache[page]
+        else:
+            reads += 1
+            if len(cache) == room:
+                del cache[next(iter(cache))]
+        cache[page] = True
+    return reads
 
 
-@wrong("10.2", says="So much could flow while one waits. A read of that size reaches one half, "
-       "whatever was asked.")  # fmt: skip
-def stops_at_one_half(latency, bandwidth, share):
-    return latency * bandwidth
+@wrong("10.2", says="It forgets the page that came first. A page that is found counts as used: it "
+       "moves to the end of the line.")  # fmt: skip
+def forgets_the_first_that_came(asked, room):
+    cache, reads = [], 0
+    for page in asked:
+        if page not in cache:
+            reads += 1
+            cache = [*cache, page][-room:]
+    return reads
 
 
-@wrong("10.2", says="The share is flow ÷ (waiting + flow). Here it was taken as flow ÷ waiting.")
-def divides_by_the_waiting(latency, bandwidth, share):
-    return latency * bandwidth * share
+@wrong("10.2", says="That cache never forgets. It has room for `room` pages.")
+def never_forgets(asked, room):
+    return len(set(asked))
 
 
-@wrong("10.2", says="Waiting and flow have changed places: this is the read that waits for that "
-       "share.")  # fmt: skip
-def swaps_the_shares(latency, bandwidth, share):
-    return latency * bandwidth * (1 - share) / share
+@wrong("10.2", says="That cache forgets nothing, and takes nothing new when it is full. What was "
+       "just read is kept, and the page used longest ago goes.")  # fmt: skip
+def keeps_the_first(asked, room):
+    cache, reads = set(), 0
+    for page in asked:
+        if page not in cache:
+            reads += 1
+            if len(cache) < room:
+                cache.add(page)
+    return reads
 
 
 @exercise(

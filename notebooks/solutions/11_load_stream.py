@@ -52,12 +52,15 @@ def always_two(wait, fill, carry):
 class Links:
     """Two links on paper: a chunk takes 2 seconds on the first, and 1 on the second."""
 
-    def __init__(self):
+    def __init__(self, chunks):
+        self.chunks = chunks
         self.now, self.free, self.full, self.arrived = 0, 0, {}, []
 
     def fill(self, slot, chunk):
         if slot not in (0, 1):
             raise ValueError(f"there are slots 0 and 1, not {slot}")
+        if chunk not in range(self.chunks):
+            raise ValueError(f"there is no chunk {chunk}: the last is {self.chunks - 1}")
         self.free = max(self.now, self.free) + 2
         self.full[slot] = chunk, self.free
 
@@ -78,10 +81,10 @@ class Links:
 @exercise(
     "11.2",
     cases=[
-        Case(1, Links(), expect=([0], 3), because="one chunk is read for 2 s and copied for 1 s"),
-        Case(2, Links(), expect=([0, 1], 5),
+        Case(1, Links(1), expect=([0], 3), because="one chunk is read for 2 s and copied for 1 s"),
+        Case(2, Links(2), expect=([0, 1], 5),
              because="chunk 1 is read while chunk 0 is copied: 2 + 2 + 1 seconds"),
-        Case(8, Links(), expect=([*range(8)], 17),
+        Case(8, Links(8), expect=([*range(8)], 17),
              because="the first link never rests: 8 · 2 seconds, and one last copy"),
     ],
     hints=[
@@ -110,6 +113,16 @@ def two_buckets(chunks, links):
 def takes_turns(chunks, links):
     for chunk in range(chunks):
         links.fill(chunk % 2, chunk)
+        links.empty(chunk % 2)
+    return links.done()
+
+
+@wrong("11.2", says="At the end there is nothing left to ask for: it asked for a chunk that the "
+       "file does not have.")  # fmt: skip
+def asks_beyond_the_end(chunks, links):
+    links.fill(0, 0)
+    for chunk in range(chunks):
+        links.fill((chunk + 1) % 2, chunk + 1)
         links.empty(chunk % 2)
     return links.done()
 

@@ -61,94 +61,124 @@ def forgets_the_start(start, rows, columns, size, rank, ranks):
 @exercise(
     "12.2",
     cases=[
-        Case([(0, 4)], 8, expect=[(0, 4)], because="a single range has no hole"),
-        Case([(3, 6), (9, 12), (15, 18)], 3, expect=[(3, 18)],
-             because="each hole has 3 bytes, which is not more than the gap: one request"),
-        Case([(3, 6), (9, 12), (15, 18)], 2, expect=[(3, 6), (9, 12), (15, 18)],
-             because="each hole has 3 bytes, more than the gap: nothing is merged"),
-        Case([(0, 4), (6, 8), (100, 104), (105, 110)], 10, expect=[(0, 8), (100, 110)],
-             because="the hole of 92 bytes stays; the two short ones are read over"),
+        Case([("a", 4)], 8, expect=[["a"]], because="a single tensor is one message"),
+        Case([("a", 4), ("b", 4), ("c", 1)], 8, expect=[["a", "b"], ["c"]],
+             because="4 + 4 is 8, which is not more than 8; one more byte would be"),
+        Case([("a", 2), ("b", 9), ("c", 2)], 8, expect=[["a"], ["b"], ["c"]],
+             because="b has more than 8 bytes: it goes alone, and nobody goes with it"),
+        Case([("a", 5), ("b", 6), ("c", 3)], 8, expect=[["a"], ["b"], ["c"]],
+             because="a and c would fit together, but b comes between them"),
+        Case([("a", 9)], 8, expect=[["a"]], because="a large one at the beginning goes alone too"),
     ],
     hints=[
-        "Go through the ranges in order, and keep a list of what you have so far.",
-        "The hole before a range is its begin − the end of the last one in your list.",
-        "If the hole is at most `gap`, the last one in the list gets a new end. Else append.",
+        "Keep the group that grows, and how many bytes it has.",
+        "Would the next tensor make it more than `most`? Then the group is done: begin a new one.",
+        "Only a group that has something in it is done; and the last one is not to be forgotten.",
     ],
 )  # fmt: skip
-def merge(ranges, gap):
-    """The requests that bring `ranges`, where holes of at most `gap` bytes are read over.
+def pack(tensors, most):
+    """The names of the tensors that go in one message: neighbours up to `most` bytes together.
 
-    The usual wrong answer compares each range with its neighbour in the list that was given, and
-    forgets that the neighbour may have grown: of three near ranges it makes two that overlap, and
-    reads the middle one twice.
+    The usual wrong answer looks at the size after adding: a group then ends only when it is too
+    large already, and the buffer that was made for `most` bytes is written past its end.
     """
-    merged = []
-    for begin, end in ranges:
-        if merged and begin - merged[-1][1] <= gap:
-            merged[-1] = (merged[-1][0], end)
+    groups, full = [], most
+    for name, nbytes in tensors:
+        if not groups or full + nbytes > most:
+            groups.append([])
+            full = 0
+        groups[-1].append(name)
+        full += nbytes
+    return groups
+
+
+@wrong("12.2", says="A group may have exactly `most` bytes.")
+def leaves_the_equal(tensors, most):
+    return pack([(name, nbytes) for name, nbytes in tensors], most - 1)
+
+
+@wrong("12.2", says="Look before you add: with this tensor the group would have more than `most`.")
+def looks_too_late(tensors, most):
+    groups, full = [[]], 0
+    for name, nbytes in tensors:
+        if full >= most:
+            groups.append([])
+            full = 0
+        groups[-1].append(name)
+        full += nbytes
+    return groups
+
+
+@wrong("12.2", says="A tensor that comes later may not go first: bytes are sent in the order of "
+       "the file.")  # fmt: skip
+def fills_the_holes(tensors, most):
+    groups = []
+    for name, nbytes in tensors:
+        for group in groups:
+            if sum(n for _, n in group) + nbytes <= most:
+                group.append((name, nbytes))
+                break
         else:
-            merged.append((begin, end))
-    return merged
+            groups.append([(name, nbytes)])
+    return [[name for name, _ in group] for group in groups]
 
 
-@wrong("12.2", says="Three near ranges are one request: the last one in your list has grown.")
-def merges_neighbours(ranges, gap):
-    pairs = zip(ranges, ranges[1:])  # noqa: B905
-    merged = [(one[0], two[1]) for one, two in pairs if two[0] - one[1] <= gap]
-    return merged or list(ranges)
-
-
-@wrong("12.2", says="A hole that is longer than the gap is not read over: there begins a new "
-       "request.")  # fmt: skip
-def reads_everything(ranges, gap):
-    return [(ranges[0][0], ranges[-1][1])]
-
-
-@wrong("12.2", says="A hole of exactly `gap` bytes is read over too.")
-def leaves_the_equal(ranges, gap):
-    return merge(ranges, gap - 1)
+@wrong("12.2", says="The first group begins empty: a large tensor must not leave it so.")
+def leaves_an_empty_group(tensors, most):
+    groups, full = [[]], 0
+    for name, nbytes in tensors:
+        if full + nbytes > most:
+            groups.append([])
+            full = 0
+        groups[-1].append(name)
+        full += nbytes
+    return groups
 
 
 @exercise(
     "12.3",
     cases=[
-        Case(80e9, 0.0, 8, 10e9, 50e9, expect=(8.0, 8.0),
+        Case(80e9, 0.0, 8, 10e9, 0, 0.0, 50e9, expect=(8.0, 8.0),
              because="without stripes the ranks together ask for each byte once, as one rank does"),
-        Case(80e9, 0.5, 8, 10e9, 50e9, expect=(36.0, 8.0),
+        Case(80e9, 0.5, 8, 10e9, 100, 1e-4, 50e9, expect=(36.0, 8.0),
              because="40 GB by rows are read once, 40 GB of stripes 8 times: 360 GB at 10 GB/s"),
-        Case(80e9, 0.5, 2, 100e9, 10e9, expect=(1.2, 8.0),
-             because="on a fast storage the network is the slower link of “one for all”"),
+        Case(80e9, 0.5, 2, 100e9, 100, 1e-2, 10e9, expect=(1.2, 9.0),
+             because="on a fast storage sending counts: 100 times alpha, and 80 GB at 10 GB/s"),
     ],
     hints=[
         "How many bytes do all ranks ask of the storage, if each reads its own?",
         "What is cut by rows is asked for once in all; the stripes once by every rank.",
-        "One for all: nbytes ÷ storage and nbytes ÷ network overlap. Which of them counts?",
+        "One for all: reading and sending overlap. Sending is messages · alpha + nbytes ÷ beta.",
     ],
 )  # fmt: skip
-def two_ways(nbytes, striped, ranks, storage, network):
+def two_ways(nbytes, striped, ranks, storage, messages, alpha, beta):
     """Seconds of "each its own" and of "one for all", from a storage that all ranks share.
 
     The usual wrong answer divides by the number of ranks, as if each had a disk of its own. What
     they share gives to all of them together what it gives to one.
     """
     asked = nbytes * (1 - striped) + ranks * nbytes * striped
-    return asked / storage, max(nbytes / storage, nbytes / network)
+    return asked / storage, max(nbytes / storage, messages * alpha + nbytes / beta)
 
 
 @wrong("12.3", says="The storage is shared: it gives all ranks together what it gives to one.")
-def a_storage_each(nbytes, striped, ranks, storage, network):
+def a_storage_each(nbytes, striped, ranks, storage, messages, alpha, beta):
     asked = nbytes * (1 - striped) / ranks + nbytes * striped
-    return asked / storage, max(nbytes / storage, nbytes / network)
+    return asked / storage, max(nbytes / storage, messages * alpha + nbytes / beta)
 
 
-@wrong("12.3", says="What one rank reads it sends on meanwhile: the slower link counts, not the "
-       "sum.")  # fmt: skip
-def in_turns(nbytes, striped, ranks, storage, network):
+@wrong("12.3", says="Rank 0 reads ahead while it sends: the longer of the two counts, not the sum.")
+def in_turns(nbytes, striped, ranks, storage, messages, alpha, beta):
     asked = nbytes * (1 - striped) + ranks * nbytes * striped
-    return asked / storage, nbytes / storage + nbytes / network
+    return asked / storage, nbytes / storage + messages * alpha + nbytes / beta
 
 
 @wrong("12.3", says="A rank has a stripe in every row, and reads over the holes: every rank asks "
        "for all of what is cut by columns.")  # fmt: skip
-def forgets_the_holes(nbytes, striped, ranks, storage, network):
-    return nbytes / storage, max(nbytes / storage, nbytes / network)
+def forgets_the_holes(nbytes, striped, ranks, storage, messages, alpha, beta):
+    return nbytes / storage, max(nbytes / storage, messages * alpha + nbytes / beta)
+
+
+@wrong("12.3", says="Each message takes alpha, however short it is.")
+def forgets_alpha(nbytes, striped, ranks, storage, messages, alpha, beta):
+    return two_ways(nbytes, striped, ranks, storage, 0, alpha, beta)

@@ -63,53 +63,6 @@ def asks_beyond_the_end(layers):
 @exercise(
     "13.2",
     cases=[
-        Case(4, 10, 100, 100, expect=(4, 0, 0), because="all four fit in HBM, so nothing is left"),
-        Case(4, 10, 25, 100, expect=(2, 2, 0),
-             because="25 bytes hold two whole layers; the other two go to DRAM"),
-        Case(10, 10, 25, 35, expect=(2, 3, 5),
-             because="two in HBM, three in DRAM, and the SSD takes the rest"),
-        Case(3, 10, 9, 0, expect=(0, 0, 3), because="no tier above the SSD has room for a layer"),
-    ],
-    hints=[
-        "How many whole layers fit in HBM? Never more than there are.",
-        "The same question for DRAM, with the layers that are left.",
-        "What is left after that lies on the SSD. The three numbers add up to `layers`.",
-    ],
-)  # fmt: skip
-def place(layers, layer_bytes, hbm_free, dram_free):
-    """How many layers lie in HBM, in DRAM and on the SSD, each as high up as there is room.
-
-    The usual wrong answer gives HBM all it could hold, also when there are fewer layers, and then
-    a tier below ends up with a negative number of them.
-    """
-    in_hbm = min(layers, hbm_free // layer_bytes)
-    in_dram = min(layers - in_hbm, dram_free // layer_bytes)
-    return in_hbm, in_dram, layers - in_hbm - in_dram
-
-
-@wrong("13.2", says="There are not that many layers: take the smaller of what fits and what there "
-       "is.")  # fmt: skip
-def forgets_the_layers(layers, layer_bytes, hbm_free, dram_free):
-    in_hbm, in_dram = hbm_free // layer_bytes, dram_free // layer_bytes
-    return in_hbm, in_dram, layers - in_hbm - in_dram
-
-
-@wrong("13.2", says="A layer is in one place. What does not fit in HBM and DRAM lies on the SSD.")
-def forgets_the_ssd(layers, layer_bytes, hbm_free, dram_free):
-    in_hbm = min(layers, hbm_free // layer_bytes)
-    return in_hbm, layers - in_hbm, 0
-
-
-@wrong("13.2", says="HBM is the fastest: fill it first, and DRAM after it.")
-def fills_dram_first(layers, layer_bytes, hbm_free, dram_free):
-    in_dram = min(layers, dram_free // layer_bytes)
-    in_hbm = min(layers - in_dram, hbm_free // layer_bytes)
-    return in_hbm, in_dram, layers - in_hbm - in_dram
-
-
-@exercise(
-    "13.3",
-    cases=[
         Case(0, 64e9, 1, 64e9, 3200e9, 1e15, expect=1.0,
              because="64 GB over a link of 64 GB/s take a second, and compute is done long before"),
         Case(64e9, 64e9, 1, 64e9, 3200e9, 1e15, expect=1.0,
@@ -137,19 +90,19 @@ def tokens_per_second(resident, streamed, tokens, link, hbm, flops):
     return tokens / max(streamed / link, whole / hbm, whole * tokens / flops)
 
 
-@wrong("13.3", says="They overlap: the slowest sets the time, the others are hidden behind it.")
+@wrong("13.2", says="They overlap: the slowest sets the time, the others are hidden behind it.")
 def adds_them_up(resident, streamed, tokens, link, hbm, flops):
     whole = resident + streamed
     return tokens / (streamed / link + max(whole / hbm, whole * tokens / flops))
 
 
-@wrong("13.3", says="What is resident stays: only the streamed part crosses the link.")
+@wrong("13.2", says="What is resident stays: only the streamed part crosses the link.")
 def streams_it_all(resident, streamed, tokens, link, hbm, flops):
     whole = resident + streamed
     return tokens / max(whole / link, whole / hbm, whole * tokens / flops)
 
 
-@wrong("13.3", says="A pass moves the weights once, whatever number of tokens it computes for.")
+@wrong("13.2", says="A pass moves the weights once, whatever number of tokens it computes for.")
 def moves_for_each_token(resident, streamed, tokens, link, hbm, flops):
     whole = resident + streamed
     return 1 / max(streamed / link, whole / hbm, whole / flops)

@@ -4,20 +4,22 @@
 # <img src="images/strip_load.png" width="672" alt="The five stages of the course. You are here:
 # 1 load, weights come in.">
 #
-# A model that is too large or too slow for one GPU is cut, and each GPU keeps a part. Who reads
-# which bytes, and what crosses the network between them? *Forty-five minutes; the code behind it:
+# A model that is too large or too slow for one GPU is cut, and each GPU keeps a part. Does each
+# read its own, or does one read and send? *Fifty minutes; the code behind it:
 # [`minillm/load/shard.py`](../minillm/load/shard.py),
 # [`minillm/parallel/shards.py`](../minillm/parallel/shards.py) and
 # [`minillm/parallel/ranks.py`](../minillm/parallel/ranks.py).*
 
 # %% tags=["nbval-ignore-output"]
 import inspect
+from functools import cache
+from statistics import fmean
 
 import torch
 
-from minillm import Machine, ModelConfig, charts, format_size
+from minillm import Machine, ModelConfig, charts
 from minillm.files import temporary_folder
-from minillm.lesson import check, compare, guess, hint, knob, recall, reveal
+from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
 from minillm.load import Checkpoint
 from minillm.load.shard import megatron, slices
 from minillm.machine.disk import writable_folder
@@ -30,9 +32,9 @@ print(Machine.here().describe())
 # - **rank**: one of several processes, each of which drives one GPU.
 # - **slice**: the part of a tensor that one rank keeps.
 # - **range**: bytes of a file that follow each other, from `begin` up to and without `end`.
-# - **gap**: a hole between two ranges that is short enough to be read over.
-# - **broadcast**: one rank sends, and all hold the same afterwards.
-# - **digest**: a few letters computed from many bytes; equal bytes have equal digests.
+# - **broadcast**: a message from one rank after which all ranks hold the same bytes.
+# - **alpha**: seconds that a message takes, however short it is.
+# - **beta**: bytes a second of a long message.
 
 # %% [markdown]
 # ## A matrix of 24 bytes, cut in two
@@ -46,97 +48,152 @@ print("rows:   ", " ".join(f"[{b}]" if b // columns >= rows // 2 else f"{b}" for
 print("columns:", " ".join(f"[{b}]" if b % columns >= columns // 2 else f"{b}" for b in file))
 
 # %% [markdown]
-# Count along. By rows, 12 bytes lie in one range. By columns, 12 bytes lie in four ranges of 3,
-# with holes of 3 between them. A request to a disk costs more than a few bytes do, so the holes are
-# read over: from the first wanted byte to the last.
+# By rows, its 12 bytes are one range. By columns they are four ranges of 3, with holes between. One
+# request is better than many for a disk, so short holes are read over: from 3 to 24, 21 bytes.
+# Rank 0 reads 21 as well.
+#
+# Or rank 0 reads all 24 and broadcasts them; each rank cuts out its own. Why all, and not the
+# other's half? One broadcast serves eight ranks as well as two, and nobody has to know who keeps
+# what.
 
 # %%
-begin, end = columns // 2, rows * columns
-print("by rows:    keeps 12 bytes, reads 12")
-print(f"by columns: keeps 12 bytes, reads {end - begin}: {begin} to {end}")
-print(f"one reads for both: reads {len(file)}, sends {len(file)}")
+def each_its_own(read_by_all: int, disk: float) -> float:
+    return read_by_all / disk  # they share one disk
+
+
+def one_for_all(nbytes: int, disk: float, messages: int, alpha: float, beta: float) -> tuple:
+    read, send = nbytes / disk, messages * alpha + nbytes / beta
+    return max(read, send), read + send  # seconds: side by side, and in turns
+
+
+print("each its own, 42 bytes:        ", each_its_own(42, disk=3), "seconds")
+for n, what in ((4, "a row at a time: "), (1, "all in a message:")):
+    least, most = one_for_all(24, disk=3, messages=n, alpha=2, beta=6)
+    print(f"one for all, {what} {least} seconds side by side, {most} in turns")
 
 # %% [markdown]
-# Those three lines are all the arithmetic of this lesson: a slice of rows costs what it keeps; a
-# slice of columns costs nearly the whole matrix; and who reads for all reads each byte once, and
-# sends it.
+# Count along. The disk gives 3 bytes a second: 42 bytes are 14 seconds for both, 24 bytes are 8.
+# Four messages are 4 · 2 seconds of alpha, and 24 ÷ 6 of sending: 12. One message: 6. If rank 0
+# reads ahead while it sends (lesson 11), the longer of the two counts; if not, their sum. Ours
+# reads ahead. But where cores are few, reading and sending share them: we predict the sum.
 
 # %% [markdown]
 # ## Predict
 #
-# A checkpoint of a small Llama's shape, with random weights, for two ranks. In each layer the
-# matrices that *read* the hidden state are cut by rows, and the two that *add* to it, `o_proj` and
-# `down_proj`, by columns (lesson 41 shows why). Norms are everyone's.
+# A checkpoint of a small Llama's shape, with random weights, for two ranks on this machine. In each
+# layer the matrices that *read* the hidden state are cut by rows, and the two that *add* to it,
+# `o_proj` and `down_proj`, by columns (lesson 41 shows why). Norms are everyone's.
 
 # %% tags=["nbval-ignore-output"]
+from minillm.probe import Profile, probe
 from minillm.tools.make_checkpoint import SHAPES, make_checkpoint
 
 shape = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
 disk = temporary_folder(writable_folder())  # goes with the kernel
-folder = disk.name
-nbytes = make_checkpoint(SHAPES["135m"] | shape, folder)
-print(f"{nbytes / 1e6:.1f} MB of weights, for two ranks")
-
-# %%
-keeps = guess("what one rank keeps", unit="MB")
-reads = guess("what both read, if each reads its own", unit="MB")
-sends = guess("what rank 0 sends, if it reads for both", unit="MB")
+make_checkpoint(SHAPES["135m"] | shape, disk.name)
+whole, config = Checkpoint.open(disk.name), ModelConfig.from_pretrained(disk.name)
+ssd = (Profile.here() or probe(seconds=10))["ssd.read"].best
+print(f"{whole.nbytes / 1e6:.1f} MB in {len(whole.tensors)} tensors; "
+      f"the SSD gives {ssd / 1e9:.2f} GB/s at best (measured)")
 
 # %% [markdown]
-# Now as in the toy: half of every matrix; but what is cut by columns is read nearly whole, by both.
+# How long does loading take? If rank 0 reads for both, it may send each tensor alone, or
+# neighbours together until a message has 8 MiB.
+
+# %%
+own = guess("each its own", unit="ms")
+alone = guess("one for all, each tensor alone", unit="ms")
+packed = guess("one for all, 8 MiB a message", unit="ms")
+
+# %% [markdown]
+# The prediction needs alpha and beta. Two processes begin, real ones: what one sends to the other
+# passes through the system's network, by `torch.distributed`. We let them broadcast 4 KiB, and
+# 8 MiB, fifty times, and take the mean.
 
 # %% tags=["nbval-ignore-output"]
-whole, config = Checkpoint.open(folder), ModelConfig.from_pretrained(folder)
+from minillm.parallel.ranks import Ranks
+from minillm.parallel.shards import broadcast, read_for_all, read_own, send_seconds, together
+
+ranks, mib = Ranks(2), 2**20  # two processes, which end with this one
+short, long = (fmean(ranks.run(send_seconds, n, 50)[1]) for n in (4096, 8 * mib))
+alpha, beta = short, (8 * mib - 4096) / max(long - short, 1e-6)
+print(f"alpha {1e6 * alpha:.0f} µs, beta {beta / 1e9:.2f} GB/s (measured)")
+
+# %% [markdown]
+# Now as in the toy: half of every matrix is kept; what is cut by columns is read nearly whole, by
+# both.
+
+# %% tags=["nbval-ignore-output"]
 sizes = dict.fromkeys(("rows", "columns", "all"), 0)
 for name, info in whole.tensors.items():
     by_columns = "o_proj" in name or "down_proj" in name
     sizes["columns" if by_columns else "all" if "norm" in name else "rows"] += info.nbytes
-
 kept = (sizes["rows"] + sizes["columns"]) // 2 + sizes["all"]
 both = sizes["rows"] + 2 * sizes["columns"] + 2 * sizes["all"]
-print(f"a rank keeps {kept / 1e6:.1f} MB, both read {both / 1e6:.1f}, "
-      f"sent are {whole.nbytes / 1e6:.1f} (predicted)")
+messages = {"alone": len(whole.tensors), "packed": round(whole.nbytes / (8 * mib))}
+
+# %% tags=["nbval-ignore-output"]
+least = {"own": each_its_own(both, ssd)}
+predicted = dict(least)
+print(f"each its own: {1e3 * least['own']:.0f} ms (predicted)")
+for way, n in messages.items():
+    least[way], predicted[way] = one_for_all(whole.nbytes, ssd, n, alpha, beta)
+    print(f"one for all, {n:3} messages: {1e3 * predicted[way]:.0f} ms (predicted), "
+          f"side by side {1e3 * least[way]:.0f}")
 
 # %% [markdown]
 # ## Run
 #
-# Two processes, each with a machine of its own. They are real ones: what one sends to the other
-# passes through the system's network, by `torch.distributed`. We ask both to load, in both ways.
+# *Own*, *alone* and *packed*, several rounds of all three; a way takes as long as its slower rank.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.parallel.ranks import Ranks
-from minillm.parallel.shards import link_rate, read_for_all, read_own
+gots = {}
 
-ranks = Ranks(2)  # two processes, which end with this one
-own, sent = ranks.run(read_own, folder), ranks.run(read_for_all, folder)
-for title, gots in (("each reads its own", own), ("one reads for all", sent)):
-    for rank, got in enumerate(gots):
-        print(f"{title:18}  rank {rank} keeps {got.kept / 1e6:5.1f} MB, reads "
-              f"{got.read / 1e6:5.1f}, sends {got.sent / 1e6:5.1f}")
 
-# %% [markdown]
-# Both ways must leave the same bytes in each rank, and the two ranks must hold different ones.
+def load(way: str, *how) -> float:
+    gots[way] = ranks.run(*how)
+    return max(got.seconds for got in gots[way])
 
-# %%
-assert [got.digest for got in own] == [got.digest for got in sent]
-assert own[0].digest != own[1].digest and own[0].kept == kept
-assert sent[0].sent == whole.nbytes and sent[1].read == 0
-print("both ways, the same weights in each rank")
+
+took = compare({"own": lambda: load("own", read_own, disk.name),
+                "alone": lambda: load("alone", read_for_all, disk.name, 1),
+                "packed": lambda: load("packed", read_for_all, disk.name, 8 * mib)},
+               rounds=4, unit="ms")  # fmt: skip
+print(took.sentence)
 
 # %% tags=["nbval-ignore-output"]
-reveal(keeps, predicted=kept / 1e6, measured=own[0].kept / 1e6)
-reveal(reads, predicted=both / 1e6, measured=sum(got.read for got in own) / 1e6)
-reveal(sends, predicted=whole.nbytes / 1e6, measured=sent[0].sent / 1e6)
+for mine, way in ((own, "own"), (alone, "alone"), (packed, "packed")):
+    reveal(mine, predicted=1e3 * predicted[way], measured=[1e3 * s for s in took.seconds[way]],
+           ceiling=1e3 * least[way])  # fmt: skip
 
 # %% [markdown]
-# What is read is a little beside the prediction. The first and the last stripe have a hole on one
-# side only; `O_DIRECT` reads whole blocks; and between the slices of two small matrices that
-# follow each other in the file the hole may be short too, and is read over.
+# What does alpha leave out? It was measured while nothing else ran. In a load both ranks, their
+# readers and their copies share this machine's cores, and a rank that waits for a core lets the
+# other wait too, once a message. The two loads tell what a message took there. The bytes, at least,
+# are exact.
+
+# %% tags=["nbval-ignore-output"]
+more = (took.median("alone") - took.median("packed")) / (messages["alone"] - messages["packed"])
+print(f"a message more: {1e6 * more:.0f} µs in a load, {1e6 * alpha:.0f} while nothing else ran"
+      if took.faster("alone", "packed") == "packed" else "These loads do not tell it.")  # fmt: skip
+for way in gots:
+    for rank, got in enumerate(gots[way]):
+        print(f"{way:6} rank {rank}: keeps {got.kept / 1e6:.1f} MB, reads {got.read / 1e6:5.1f}, "
+              f"sends {sum(got.sent) / 1e6:5.1f} in {len(got.sent):3} messages")
+digests = {way: [got.digest for got in gots[way]] for way in gots}
+assert digests["own"] == digests["alone"] == digests["packed"] and len(set(digests["own"])) == 2
+assert gots["own"][0].kept == kept and sum(gots["packed"][0].sent) == whole.nbytes
+asked, sent = sum(got.read for got in gots["own"]), whole.nbytes
+print(f"own, both: read {asked / 1e6:.1f} MB; predicted {both / 1e6:.1f}, to keep {kept / 1e6:.1f}")
 
 # %% [markdown]
+# The asserts compare *digests*, a few letters computed from all the bytes that a rank kept: each
+# way leaves the same weights. What is read is a little beside the prediction: the first stripe and
+# the last have a hole on one side only, and short holes between two slices are read over too.
+#
 # ## First rung: a slice of rows
 #
-# Now we build it. Rows first: one range. We open the file, go to its beginning, and read.
+# Now we build both ways. A slice of rows is one range: go to its beginning, and read.
 
 # %%
 def read_ranges(path, ranges: list) -> bytes:
@@ -147,7 +204,7 @@ def read_ranges(path, ranges: list) -> bytes:
             parts.append(stream.read(end - begin))
     return b"".join(parts)
 
-# %%
+
 gate = whole.tensors["model.layers.0.mlp.gate_proj.weight"]  # cut by rows
 half = gate.nbytes // 2
 lower = read_ranges(gate.file, [(gate.start + half, gate.start + gate.nbytes)])
@@ -164,13 +221,13 @@ print(f"{list(gate.shape)}: rank 1 keeps {len(lower):,} bytes, in one range")
 def column_ranges(start: int, rows: int, columns: int, size: int, rank: int, ranks: int) -> list:
     raise NotImplementedError  # your lines; without them the lesson goes on with ours
 
-
 column_ranges = check("12.1", column_ranges)
 # hint("12.1")
 
 # %% [markdown]
-# Is it what the package keeps? And the two halves, put together: are they the original, bit for
-# bit?
+# Is it what the package keeps? `megatron` is the usual cut, named after its paper. (The paper
+# stores a matrix the other way round, and calls our cut by columns *row-parallel*.) And the two
+# halves, put together: are they the original, bit for bit?
 
 # %%
 name = "model.layers.0.mlp.down_proj.weight"
@@ -179,123 +236,71 @@ cut = [column_ranges(tensor.start, *tensor.shape, 2, rank, 2) for rank in (0, 1)
 for rank in (0, 1):
     theirs = slices(whole, rank, 2, megatron(config)).tensors[name]
     assert [tuple(pair) for pair in cut[rank]] == [tuple(pair) for pair in theirs.ranges]
-print(f"rank 1 keeps {len(cut[1])} ranges: {cut[1][:2]} …")
-
-# %%
 raw = [read_ranges(tensor.file, mine) for mine in (*cut, [(tensor.start, tensor.end)])]
 left, right, original = (torch.tensor(list(r)).view(tensor.shape[0], -1) for r in raw)
 assert torch.equal(torch.cat([left, right], dim=1), original)
-print("two halves, put side by side, are the original")
+print(f"{len(cut[1])} ranges each, {cut[1][:2]} …; put side by side, they are the original")
 
 # %% [markdown]
-# ## Third rung, yours: read over the holes
+# ## Third rung, yours: what goes together
 #
-# That were hundreds of small requests for one matrix. Return fewer: two ranges become one, if the
-# hole between them has at most `gap` bytes. `ranges` come in order and never touch each other.
+# In the other way alpha counts, so messages should be few. Tensors come in the order of the file,
+# as (name, bytes). Put neighbours together as long as a group has at most `most` bytes. A tensor
+# with more goes alone, and the order stays: bytes are sent as they arrive. Return the names, a list
+# for each message.
 
 # %%
-def merge(ranges: list, gap: int) -> list:
+def pack(tensors: list, most: int) -> list:
     raise NotImplementedError  # your lines
 
-
-merge = check("12.2", merge)
+pack = check("12.2", pack)
 # hint("12.2")
 
 # %%
-for gap in (0, 128 * 2**10):
-    asked = merge(cut[1], gap)
-    total = sum(end - begin for begin, end in asked)
-    print(f"gap {gap:7,}: {len(asked):4} requests, {total:9,} bytes for {tensor.nbytes // 2:,}")
+tensors = [(info.name, info.nbytes) for info in whole.tensors.values()]
+groups, theirs = pack(tensors, 8 * mib), together(whole.tensors.values(), 8 * mib)
+assert groups == [[info.name for info in group] for group in theirs]
+assert len(groups) == len(gots["packed"][0].sent)  # what the ranks did above
+print(f"{len(tensors)} tensors in {len(groups)} messages")
 
 # %% [markdown]
-# ## Fourth rung: one reads, and sends
-#
-# In the other way the cut is made in DRAM: a whole tensor arrives, and each rank copies its rows or
-# columns out of it. This is the core, as the ranks ran it above. `send` is a broadcast: rank 0
-# gives its bytes, the others get them.
+# This is the loop that the ranks ran. `send` is the broadcast: rank 0 gives its bytes, the others
+# get them. Each rank then cuts its own out of whole tensors.
 
 # %%
-print(inspect.getsource(read_for_all))
+print("        for group" + inspect.getsource(broadcast).rpartition("for group")[2].rstrip())
 
 # %% [markdown]
-# And how is a tensor cut in the package? `megatron` says which axis, after the paper of that name.
-# Rows and columns are those of the file. The paper writes X·A with A stored the other way round, so
-# it calls our cut by columns *row-parallel*.
-
-# %%
-for part in ("q_proj", "o_proj", "gate_proj", "down_proj", "input_layernorm"):
-    split = megatron(config)(f"model.layers.0.{part}.weight")
-    print(f"{part:16}", split and ("rows", "columns")[split.axis] or "everyone has all of it")
-
-# %% [markdown]
-# ## Which is faster here?
+# ## Turn the knob: bytes a message
 #
-# Both in turns, several rounds; a way takes as long as its slower rank. What could it be at best?
-# One SSD has to give all that is asked for; and what one reads it sends on meanwhile. So we need
-# the link's own speed: `link_rate` lets the ranks broadcast a chunk of DRAM, and nothing else.
+# The dashed lines are the toy's. The black point is a real load, with the messages that you chose.
+# Drag: from where on does alpha no longer matter?
 
 # %% tags=["nbval-ignore-output"]
-ways = {"each its own": lambda: max(got.seconds for got in ranks.run(read_own, folder)),
-        "one for all": lambda: max(got.seconds for got in ranks.run(read_for_all, folder))}
-side_by_side = compare(ways, rounds=5, unit="ms")
-print(side_by_side.sentence)
+def bounds(kib: int) -> tuple:
+    return one_for_all(whole.nbytes, ssd, len(pack(tensors, 1024 * kib)), alpha, beta)
 
-# %% tags=["nbval-ignore-output"]
-from minillm.probe import Profile, probe
 
-profile = Profile.here() or probe(seconds=10)
-ssd, link = profile["ssd.read"].best, ranks.run(link_rate)[1]
-print(f"the SSD gives {ssd / 1e9:.2f} GB/s at best, a broadcast {link / 1e9:.2f} (measured)")
-least = {"each its own": both / ssd, "one for all": max(nbytes / ssd, nbytes / link)}
-for title, seconds in least.items():
-    print(side_by_side.against(f"{title}, predicted", seconds, title))
+@cache
+def loaded(kib: int) -> float:
+    return min(load("knob", read_for_all, disk.name, 1024 * kib) for _ in range(3))
+
+
+def draw(kib: int = 2048):
+    return charts.curve(
+        f"{kib:,} KiB a message: {1e3 * loaded(kib):.0f} ms",
+        {"in turns": lambda k: bounds(k)[1], "side by side": lambda k: bounds(k)[0]},
+        [2**n for n in range(6, 16)], x="a message (KiB)", y="time to load", unit="s", at=kib,
+        points=[(kib, loaded(kib), "loaded")], span=(0, 2.5 * bounds(64)[1]),
+        note="measured: black, the best of 3; predicted: dashed")  # fmt: skip
+
+
+knob(draw, kib=(64, 32768))
 
 # %% [markdown]
-# Where a way stays far below its ceiling, look at what the ceiling leaves out. Both ranks, their
-# readers and their copies share the cores of this machine; and a checkpoint has many small tensors,
-# each of which is a broadcast of its own, where all ranks wait for each other.
-
-# %% [markdown]
-# ## Turn the knob: how many ranks?
+# A message of alpha · beta bytes takes alpha twice: once to begin, once for its bytes. Shorter ones
+# are mostly alpha; of much longer ones it is a small part.
 #
-# Llama-3-70B on servers with an H100's links. A third of its bytes is cut by columns. Three ways:
-# an SSD for each rank; one storage for all that gives what one such SSD gives; or one rank reads
-# from it and sends over InfiniBand. Drag, and watch which curve grows.
-
-# %% tags=["nbval-ignore-output"]
-from minillm.predict.hardware import HARDWARE
-
-h100 = HARDWARE["H100"]
-layer = 2 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)  # bytes
-striped = 80 * 2 * (8192 * 8192 + 8192 * 28672)  # bytes cut by columns
-total = 80 * layer + 2 * 2 * 128256 * 8192
-
-
-def seconds_of(ranks: int) -> dict[str, float]:
-    each = (total - striped) / ranks + striped
-    return {"an SSD each": each / h100.nvme.bandwidth,
-            "one storage": ranks * each / h100.nvme.bandwidth,
-            "one for all": max(total / h100.nvme.bandwidth, total / h100.infiniband.bandwidth)}
-
-# %% tags=["nbval-ignore-output"]
-def draw(ranks: int = 8):
-    here = seconds_of(ranks)
-    best = min(here, key=here.get)
-    chart = charts.Chart(f"{ranks} ranks: {best} takes {here[best]:.0f} s", note="predicted")
-    ax = chart.add_axes((0.1, 0.17, 0.68, 0.6))
-    marks = dict(zip(here, (("#D55E00", "-"), ("#D55E00", ":"), ("#CC79A7", "-")), strict=True))
-    for way, (colour, style) in marks.items():
-        ax.plot(range(1, 65), [seconds_of(n)[way] for n in range(1, 65)], style, color=colour)
-        ax.plot(ranks, here[way], "o", color=colour)
-        ax.annotate(f"{way} {here[way]:.0f} s", (1.02, min(0.95, seconds_of(64)[way] / 120)),
-                    xycoords="axes fraction", size=8, va="center", color=colour)
-    ax.set(xlabel="ranks", ylabel="time to load (s)", xlim=(1, 64), ylim=(0, 120))
-    return chart
-
-
-knob(draw, ranks=(1, 64))
-
-# %% [markdown]
 # ## Break it: count in numbers, not in bytes
 #
 # The usual slip: a range that forgets how many bytes a number has. We cut so, and look whether
@@ -310,8 +315,7 @@ print(f"{len(broken):,} bytes, wanted {tensor.nbytes // 2:,}; finite: {values.is
 # %% [markdown]
 # Every value is a valid weight, of another place. Only the number of bytes gives it away. That is
 # why a load checks shapes before it reads a byte, and why we compared digests.
-
-# %% [markdown]
+#
 # ## Where it loses: thin stripes
 #
 # With more ranks a stripe gets thinner, and what is read for nothing grows. How much of what a rank
@@ -324,31 +328,32 @@ for count in (2, 4):
           f"{mine.nbytes:,}: {mine.nbytes / (mine.end - mine.start):.0%}")
 
 # %% [markdown]
-# So servers often cut a checkpoint once, ahead of time, into one file a rank: then every rank reads
-# what it keeps, and nothing else. It costs a second copy on disk for each number of ranks.
-
-# %% [markdown]
+# So servers often cut a checkpoint ahead of time, into one file a rank, which reads it whole. That
+# takes another copy on disk for each number of ranks.
+#
 # ## On paper: eight GPUs, one storage
 #
-# A node of eight H100 loads a model from storage that all share. Give the seconds of both ways, as
-# a pair: *each its own* (a part `striped` of the bytes is read whole by every rank, of the rest
-# each reads its share), and *one for all* (reading and sending overlap, the slower sets the time).
-# `storage` and `network` are bytes a second.
+# A node of eight H100 loads from storage that all share. Give the seconds of both ways, as a pair.
+# *Each its own*: a share `striped` of the bytes is read whole by every rank, of the rest each
+# reads its part. *One for all*: `messages` broadcasts, and rank 0 reads ahead.
 
 # %%
-def two_ways(nbytes, striped, ranks, storage, network) -> tuple[float, float]:
-    raise NotImplementedError  # your lines: striped is a share, 0 to 1
-
+def two_ways(nbytes, striped, ranks, storage, messages, alpha, beta) -> tuple[float, float]:
+    raise NotImplementedError  # striped: 0 to 1; storage and beta in bytes a second
 
 two_ways = check("12.3", two_ways)
 # hint("12.3")
 
 # %%
-own_way, one_way = two_ways(total, striped / total, 8, 10e9, 50e9)
-print(f"Llama-3-70B, storage 10 GB/s, network 50 GB/s: {own_way:.0f} s or {one_way:.0f} s "
-      "(predicted)")
+for storage, count in ((10e9, 723), (100e9, 723), (100e9, 16_800)):
+    apart, one = two_ways(141e9, 0.34, 8, storage, count, 50e-6, 50e9)
+    print(f"Llama-3-70B, storage {storage / 1e9:3.0f} GB/s, {count:6,} messages: "
+          f"each its own {apart:4.1f} s, one for all {one:4.1f} s (predicted)")
 
 # %% [markdown]
+# The 70B model has 723 tensors, most of them large: alpha is small change, unless they are cut into
+# messages of 8 MiB. And with a drive for each rank, each reads 42 % of the bytes, and nobody sends.
+#
 # ## Five questions
 #
 # Answer each in your head, then open it.
@@ -357,10 +362,10 @@ print(f"Llama-3-70B, storage 10 GB/s, network 50 GB/s: {own_way:.0f} s or {one_w
 recall(
     ("Why is a slice of columns more work to read than one of rows?",
      "It is a stripe in every row: many small ranges in place of one long."),
-    ("Why does a rank read bytes that it does not keep?",
-     "A hole that is short takes less time to read over than another request does."),
     ("Each reads its own, from one SSD. Does twice the number of ranks halve the time?",
      "No: the SSD gives all that they ask for together, and stripes are asked for by everyone."),
+    ("272 messages became 25. What was saved, and what was not?",
+     "247 times alpha. The bytes are the same, and so is their time, bytes ÷ beta."),
     ("When is it better that one rank reads and sends on?",
      "When the ranks share a disk that is slower than the network between them."),
     ("A slice was cut at the wrong byte. Who complains?",
@@ -371,11 +376,19 @@ recall(
 # ## Three takeaways, with the numbers of your run
 
 # %% tags=["nbval-ignore-output", "folded"]
-asked = sum(got.read for got in own)
-print(f"1. Two ranks kept {own[0].kept / 1e6:.1f} MB each, and read {asked / 1e6:.1f} together.")
-print(f"2. One for all read {sent[0].read / 1e6:.1f} MB, and sent {sent[0].sent / 1e6:.1f}.")
-print(f"3. {side_by_side.sentence}.")
-ranks.close()
+print(f"1. Two ranks kept {kept / 1e6:.1f} MB each. On their own they read {asked / 1e6:.1f}; "
+      f"one for all read {gots['packed'][0].read / 1e6:.1f} and sent {sent / 1e6:.1f}.")
+print(f"2. A message took {1e6 * alpha:.0f} µs, however short: as long as the bytes of "
+      f"{alpha * beta / 1024:.0f} KiB. {len(tensors)} messages became {len(groups)}.")
+print(f"3. {took.sentence}.")
+
+# %% [markdown]
+# ## Your guesses
+#
+# How far were they, here and in the lessons before?
+
+# %%
+guesses()
 
 # %% [markdown]
 # **Next:** `13_load_larger`. What if there is one GPU only, and the model does not fit?
