@@ -44,7 +44,6 @@ SAFE = (
     "if memory is the slower side",
     "may be read faster than DRAM",
     "the fastest product of two",
-    "may be slower than one of float32",
     "only the slower one counts",
     "Two different things were won",
     "the first touch may be slower",

@@ -69,61 +69,87 @@ def asks_for_all_at_once(count, in_flight, latency, flows):
     return latency + count * flows
 
 
+class Disk:
+    """A disk that gives so many bytes a second, by requests in flight: 1, 2, 4, …"""
+
+    def __init__(self, *rates):
+        self.rates = {2**i: rate for i, rate in enumerate(rates)}
+
+    def __call__(self, in_flight):
+        if in_flight not in self.rates:
+            raise ValueError(f"{in_flight} in flight: try 1, 2, 4, … up to `most`")
+        return self.rates[in_flight]
+
+    def __repr__(self):
+        return f"disk({', '.join(f'{k}: {rate}' for k, rate in self.rates.items())})"
+
+
 @exercise(
     "01.2",
     cases=[
-        Case(2.0, 5.0, 10, expect=2,
-             because="10 litres flow for 2 seconds, as long as the next 10 wait: two take turns"),
-        Case(2.0, 5.0, 2, expect=6,
-             because="while one cup of 2 flows, the 2 seconds' wait has room for 5 more"),
-        Case(2.0, 5.0, 3, expect=5,
-             because="10 litres could flow in the wait: 3 cups of 3 are not enough, so 4, and one "
-             "more that flows"),
-        Case(2.0, 5.0, 1_000, expect=2,
-             because="a barrel flows for long, but the next must be asked for before it is empty"),
-        Case(0.5, 3e9, 1_500_000, expect=1_001,
-             because="half a second at 3 GB/s is 1.5 GB that wait, a thousand times 1.5 MB, and "
-             "one flows"),
+        Case(Disk(10, 20, 30, 30), 8, expect=4,
+             because="8 in flight give no more than 4"),
+        Case(Disk(10, 9, 20, 40), 8, expect=8,
+             because="2 gave less than 1, and 8 gave most: a real disk's rates go up and down"),
+        Case(Disk(28, 30, 29), 4, expect=1,
+             because="28 is more than nine tenths of 30"),
+        Case(Disk(26, 40, 28), 4, expect=2,
+             because="the best is 40, and 26 is less than nine tenths of that"),
+        Case(Disk(10, 20, 30, 60), 4, expect=4,
+             because="no more than `most` may be tried"),
+        Case(Disk(7), 1, expect=1, because="with one, there is nothing to choose from"),
     ],
     hints=[
-        "While one request flows, the others wait. How long does one wait?",
-        "How many bytes could flow in that time? That many must be waiting. How many requests of "
-        "`nbytes` are they?",
-        "Divide, add the one that flows, and round up: half a request cannot be made.",
+        "First measure, then choose: keep each rate in a dict by k.",
+        "A loop from k = 1 that doubles k as long as it is not above `most`.",
+        "Of all k whose rate is at least 0.9 times the largest rate, the smallest.",
     ],
 )  # fmt: skip
+def fewest_in_flight(rate, most):
+    """The smallest of 1, 2, 4, … up to `most` whose rate is at least nine tenths of the best.
+
+    rate: a function of the requests in flight; bytes a second.
+
+    The usual wrong answer climbs as long as it gets better. Rates are noisy, and often two in
+    flight give no more than one, since both wait for the same processor; so it stops at the foot
+    of the hill.
+    """
+    rates, k = {}, 1
+    while k <= most:
+        rates[k] = rate(k)
+        k *= 2
+    return min(k for k in rates if rates[k] >= 0.9 * max(rates.values()))
+
+
+@wrong("01.2", says="This stops at the first that is no better. There may be a hill behind it: try "
+       "all of them, then choose.")  # fmt: skip
+def stops_at_the_first_dip(rate, most):
+    k = 1
+    while 2 * k <= most and rate(2 * k) > rate(k) / 0.9:
+        k *= 2
+    return k
+
+
+@wrong("01.2", says="That is the best one. A smaller one that gives nearly as much makes each "
+       "request wait less.")  # fmt: skip
+def takes_the_best(rate, most):
+    return max((2**i for i in range(most.bit_length())), key=rate)
+
+
+@wrong("01.2", says="Nine tenths of the last one. The best may have been before it.")
+def compares_with_the_last(rate, most):
+    tried = [2**i for i in range(most.bit_length())]
+    return min(k for k in tried if rate(k) >= 0.9 * rate(tried[-1]))
+
+
 def requests_in_flight(latency, bandwidth, nbytes):
     """How many requests of `nbytes` must be under way so that the link is never idle.
 
     latency in seconds, bandwidth in bytes a second. A request takes latency + nbytes / bandwidth
     in all, and the link can finish one every nbytes / bandwidth: Little's law says how many are in
     the queue.
-
-    The usual wrong answer forgets the one that flows. With requests as large as
-    latency · bandwidth it asks for a single one, and the link rests half of the time.
     """
     return math.ceil(1 + latency * bandwidth / nbytes)
-
-
-@wrong("01.2", says="So many must be waiting. And one more flows meanwhile: add it.")
-def forgets_the_one_that_flows(latency, bandwidth, nbytes):
-    return max(1, math.ceil(latency * bandwidth / nbytes))
-
-
-@wrong("01.2", says="Rounded down: a part of the time nothing is on its way. Round up.")
-def rounds_down(latency, bandwidth, nbytes):
-    return int(1 + latency * bandwidth / nbytes)
-
-
-@wrong("01.2", says="So many bytes must be on their way. How many requests are they?")
-def gives_bytes(latency, bandwidth, nbytes):
-    return math.ceil(latency * bandwidth)
-
-
-@wrong("01.2", says="That is how long the bytes flow, compared with the wait. It is the other way "
-       "round.")  # fmt: skip
-def turns_it_over(latency, bandwidth, nbytes):
-    return max(1, math.ceil(nbytes / (latency * bandwidth)))
 
 
 @exercise(
@@ -144,7 +170,7 @@ def turns_it_over(latency, bandwidth, nbytes):
     hints=[
         "How many bytes a second are wanted in all? How many drives give them? A part of a drive "
         "cannot be bought.",
-        "How many requests keep one drive busy? Exercise 2 knows.",
+        "How many requests keep one drive busy? `requests_in_flight` knows.",
         "The drives each have that many in flight, and each request has a place of its own in "
         "DRAM for its answer.",
     ],

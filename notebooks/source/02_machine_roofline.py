@@ -14,8 +14,12 @@ import inspect
 from statistics import median
 
 from minillm import Engine, EngineConfig, Machine, SamplingParams, charts, format_size
-from minillm.lesson import check, compare, guess, hint, knob, recall, reveal
+from minillm.files import temporary_folder
+from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
+from minillm.machine.disk import writable_folder
 from minillm.predict import HARDWARE
+from minillm.probe import Profile, probe
+from minillm.tools.make_checkpoint import SHAPES, make_checkpoint
 
 machine = Machine.here(hbm="2 GiB")
 print(machine.describe())
@@ -48,32 +52,26 @@ for each in (1, 2, 4, 12):
 
 # %% [markdown]
 # One cut or two: the boy sets the time, and a faster cook would change nothing. At 3 cuts a potato,
-# 6 ÷ 2, both are busy all the time: that is the *ridge*. Beyond it the cook holds everything back.
+# 6 ÷ 2, both are busy: the *ridge*. Beyond it the cook holds everything back. For potatoes read
+# bytes and for cuts FLOP: cuts a potato are the intensity.
 #
-# Now read bytes for potatoes and FLOP for cuts. Cuts a potato are FLOP per byte, the intensity. The
-# function stays as it is.
-
-# %% [markdown]
 # ## Predict
 #
-# In a decode step each weight is read, multiplied with one number and added: 2 FLOP for 2 bytes,
-# an intensity of 1. So a step takes at least bytes ÷ bandwidth, if memory is the slower side.
-#
-# Three models: `town`, the one of this course, and two with the shape of SmolLM2-135M, random
-# weights, one cut down to 8 layers. How long does one of their decode steps take on your machine?
+# In a decode step each weight is read, multiplied with one number and added: 2 FLOP for 2 bytes. So
+# it takes at least bytes ÷ bandwidth, if memory is the slower side. How long here, for 12, 113, 269
+# MB?
 
 # %%
 names = {"town": "12 MB", "135m, 8 layers": "113 MB", "135m": "269 MB"}
 mine = {n: guess(f"decode step, {n} ({size})", unit="ms") for n, size in names.items()}
 
 # %% [markdown]
-# The ceilings were measured in lesson 01 and kept. (Without a profile this cell takes some fifteen
-# seconds and measures them.) A model that fits a cache may be read faster than DRAM: its ceiling is
-# that of a block of its size.
+# `town` is the model of this course. The two others have the shape of SmolLM2-135M and random
+# weights, one cut down to 8 layers; they are written to disk now and loaded. The ceilings are those
+# of lesson 01. (Without a profile this cell measures them, in some fifteen seconds.) A model that
+# fits a cache may be read faster than DRAM: its ceiling is that of a block of its size.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.probe import Profile, probe
-
 profile = Profile.here() or probe(seconds=10)
 here = profile.hardware(machine.device.type)
 
@@ -82,14 +80,7 @@ def bandwidth(nbytes: float) -> float:
     """The most bytes a second at which so many are read, again and again."""
     return profile.read_ceiling(nbytes) if machine.emulated else here.hbm_bandwidth
 
-# %% [markdown]
-# The two larger models are written to disk, a second or two, and all three loaded:
-
 # %% tags=["nbval-ignore-output"]
-from minillm.files import temporary_folder
-from minillm.machine.disk import writable_folder
-from minillm.tools.make_checkpoint import SHAPES, make_checkpoint
-
 shapes = {"135m, 8 layers": SHAPES["135m"] | {"num_hidden_layers": 8}, "135m": SHAPES["135m"]}
 engines = {"town": Engine.load("data/town", machine)}
 for name, shape in shapes.items():
@@ -97,7 +88,6 @@ for name, shape in shapes.items():
         make_checkpoint(shape, f"{folder}/model")
         engines[name] = Engine.load(f"{folder}/model", machine)
 
-# %% tags=["nbval-ignore-output"]
 nbytes = {n: sum(p.nbytes for p in e.model.parameters()) for n, e in engines.items()}
 floor = {n: size / bandwidth(size) for n, size in nbytes.items()}
 for n, size in nbytes.items():
@@ -126,64 +116,39 @@ for _ in range(3):
 
 # %% tags=["nbval-ignore-output"]
 for n, seconds in steps.items():
-    reveal(mine[n], predicted=1e3 * floor[n], measured=1e3 * median(seconds))
+    reveal(mine[n], predicted=1e3 * floor[n], measured=[1e3 * second for second in seconds])
 
 # %% [markdown]
-# How near does each come to its ceiling, and what is left over? All three on one axis:
+# How near does each come to its ceiling, and what is left over? A part of that does not depend on
+# the model's size: Python, the start of each layer, cores that wait for each other. A part does:
+# other programs use the memory too, and a kernel need not reach the ceiling.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.charts.style import INK, TEXT, amount, log_axis, quiet
-
-over = {n: median(steps[n]) / floor[n] for n in engines}
-best = min(over, key=over.get)
-chart = charts.Chart(f"{best} comes nearest to its ceiling: {100 / over[best]:.0f} % of it",
-                     note="measured: points; predicted, bytes ÷ bandwidth: dashed")  # fmt: skip
-ax = chart.add_axes((0.12, 0.13, 0.8, 0.63))
-quiet(ax, "weights (MB, log axis)")
-x, least = [nbytes[n] / 1e6 for n in engines], [1e3 * floor[n] for n in engines]
-took = [1e3 * median(steps[n]) for n in engines]
-ax.plot(x, least, "--", color=INK["prediction"].colour)
-log_axis(ax.xaxis, min(x) / 1.5, max(x) * 2.5, lambda v: f"{v:,.0f}")
-log_axis(ax.yaxis, min(least + took) / 2, max(least + took) * 2, lambda v: f"{v:,.4g} ms")
-
-# %% tags=["nbval-ignore-output"]
-for n, at, high in zip(engines, x, took, strict=True):
-    ax.plot(at, high, "o", color=TEXT, markersize=7)
-    ax.annotate(f"{n}\n{over[n]:.1f} × the prediction", (at, high), xytext=(8, 6), size=8,
-                textcoords="offset points", color=TEXT)  # fmt: skip
-chart
-
-# %% [markdown]
-# What is left over of each step? A part does not depend on the model's size: Python, the start of
-# each layer, cores that wait for each other. A part does: other programs use the memory too, and a
-# kernel need not reach the ceiling.
-
-# %% tags=["nbval-ignore-output"]
+took = {n: median(seconds) for n, seconds in steps.items()}
 for n in engines:
-    whole = 1e3 * median(steps[n])
-    print(f"{n:14} {whole - 1e3 * floor[n]:7.2f} of {whole:7.2f} ms are left over")
+    print(f"{n:14} {1e3 * (took[n] - floor[n]):7.2f} of {1e3 * took[n]:7.2f} ms are left over")
+over = {n: took[n] / floor[n] for n in engines}
 nearer = "nearer to" if over["135m"] < over["town"] else "no nearer to"
-more = nbytes["135m"] / nbytes["town"]
-print(f"135m has {more:.0f} × the bytes of town, and is {nearer} its ceiling")
+charts.curve(
+    f"135m, {nbytes['135m'] / nbytes['town']:.0f} × the bytes of town, is {nearer} its ceiling",
+    {"": lambda mb: 1e6 * mb / bandwidth(1e6 * mb)}, [6 * 1.1**i for i in range(46)],
+    x="weights (MB)", y="a decode step", unit="s", log="xy",
+    points=[(nbytes[n] / 1e6, took[n], f"{n}\n{over[n]:.1f} ×") for n in engines],
+    span=(min(floor.values()) / 2, 8 * max(took.values())),
+    note="dashed: bytes ÷ bandwidth of a block of that size; points: measured, so many × that",
+)  # fmt: skip
 
 # %% [markdown]
 # ## Build it: count the work
 #
-# Where does a pass stand under the roof? We count. A layer is a handful of matrices; one of N rows
-# and K columns takes each token's K numbers and makes N of them: a multiplication and an addition
-# for each weight, for each token. It is read once for all tokens, 2 bytes a weight.
-
-# %%
-toy = [(4, 3), (2, 4)]  # two matrices, (N, K)
-print("weights:", sum(N * K for N, K in toy), "· bytes:", sum(2 * N * K for N, K in toy))
-print("FLOP for 5 tokens:", sum(2 * N * K * 5 for N, K in toy))
-
-# %% [markdown]
+# Where does a pass stand under the roof? A layer is a handful of matrices; one of N rows and K
+# columns makes N numbers of each token's K: a multiplication and an addition for each weight. Two
+# of them, (4, 3) and (2, 4), are 20 weights, 40 bytes, 200 FLOP for 5 tokens.
+#
 # ## Exercise 1: the work of a pass
 #
-# Given the matrices of all layers, the one of the output, and how many tokens are read: FLOP and
-# bytes of a pass. The output matrix scores the words that may come next. It is read once too, and
-# it is used for the last token only.
+# Given the matrices of all layers, and the output matrix, used for the last token only: FLOP and
+# bytes of a pass.
 
 # %%
 def work(layers: list[tuple[int, int]], output: tuple[int, int], tokens: int) -> tuple[int, int]:
@@ -211,8 +176,7 @@ for n, engine in engines.items():
 
 # %% [markdown]
 # FLOP = bytes: an intensity of 1, whatever the model. With T tokens it is nearly T.
-
-# %% [markdown]
+#
 # ## The roofline
 #
 # Both ceilings in one picture, and three passes of the largest model: a decode step, one for eight
@@ -253,22 +217,19 @@ for name, (flops, read, seconds) in points.items():
 
 # %% [markdown]
 # A pass whose bytes come from DRAM cannot stand above the roof. (If one does, other programs kept
-# the probe from measuring the ceiling: probe again when it is quiet.)
+# the probe from measuring the ceiling: probe again when it is quiet.) Below it lies what the last
+# part of this lesson names.
 #
 # ## The package's roof
 #
-# The flat roof is the fastest product of two matrices that was found: both layouts of the weight,
-# few tokens and many, several sizes. The heart of that search:
+# The flat roof is the fastest product of two matrices that was found, with `F.linear`, which a
+# model calls, and with `mm`, in several sizes. On a CPU without bf16 instructions float32 may give
+# more; then the engine converts its weights, and that is the roof.
 
 # %%
 from minillm.probe import compute
 
 print(inspect.getsource(compute._ways).split('"""')[-1].strip("\n"))
-
-# %% [markdown]
-# `F.linear` is what a model calls. On a processor without bf16 instructions a product of bf16
-# may be slower than one of float32, so both are measured, and the better is the roof: the engine
-# converts its weights where that pays.
 
 # %% tags=["nbval-ignore-output"]
 for name in ("gemm float32", "gemm bfloat16"):
@@ -304,33 +265,27 @@ for kv in (0, 10**6, 10**8):
 # %% tags=["nbval-ignore-output"]
 servers = {"this machine": (here.bf16_flops, bandwidth(2 * eight)),
            "H100": (h100.bf16_flops, h100.hbm_bandwidth)}  # fmt: skip
-batches = [2**i for i in range(12)]
 
 
-def rate(batch: int, flops: float, memory: float) -> float:
+def tokens_a_second(batch: float, flops: float, memory: float) -> float:
     return batch / seconds_at_least(2 * eight * batch, 2 * eight, flops, memory)
 
-# %% tags=["nbval-ignore-output"]
+
 def batch_curve(batch: int = 8) -> charts.Chart:
-    rates = {name: rate(batch, *server) for name, server in servers.items()}
-    said = ", ".join(f"{n} {amount(tokens, 'tokens/s')}" for n, tokens in rates.items())
-    chart = charts.Chart(f"Batch {batch}: {said}", note="predicted, at most; 8 billion weights")
-    ax = chart.add_axes((0.12, 0.13, 0.72, 0.63))
-    quiet(ax, "batch (log axis)")
-    log_axis(ax.xaxis, 0.8, 2600, lambda v: f"{v:,.0f}")
-    every = [rate(b, *server) for b in batches for server in servers.values()]
-    log_axis(ax.yaxis, min(every) / 2, max(every) * 2, lambda v: amount(v, "/s"))
-    for name, server in servers.items():
-        line = [rate(b, *server) for b in batches]
-        ax.plot(batches, line, "--", color=INK["prediction"].colour)
-        ax.plot(batch, rates[name], "o", color=INK["compute"].colour, markersize=8)
-        ax.text(2700, line[-1], name, size=8, color=TEXT, va="center")
-    return chart
+    rates = {n: lambda b, of=of: tokens_a_second(b, *of) for n, of in servers.items()}
+    said = ", ".join(f"{n} {rate(batch):,.0f} tokens/s" for n, rate in rates.items())
+    return charts.curve(
+        f"Batch {batch}: {said}", rates, [2 ** (i / 4) for i in range(45)], x="batch",
+        y="tokens/s, at most", at=batch, log="xy", note="predicted; 8 billion weights",
+    )  # fmt: skip
 
 
 knob(batch_curve, batch=(1, 2048))
 
 # %% [markdown]
+# Each line bends at its ridge. From there on arithmetic sets the rate, and a larger batch only
+# makes every step longer.
+#
 # ## Break it: take the kernel away
 #
 # The engine computes decode steps in C, in an order that reads each weight once, as one stream, by
@@ -358,8 +313,7 @@ for name in ways:
 # %% [markdown]
 # A roofline says what is possible, not what a program does. Between the two lies the work of those
 # who write kernels. (Without a C compiler both ways are torch's.)
-
-# %% [markdown]
+#
 # ## Where it loses
 #
 # Two numbers cannot say everything. The roof leaves out each start of an operation (the smallest
@@ -369,16 +323,17 @@ for name in ways:
 # %% tags=["nbval-ignore-output"]
 size = nbytes["town"]
 for where, most in (("a block of its size", bandwidth(size)), ("DRAM", here.hbm_bandwidth)):
-    share = size / most / median(steps["town"])
+    share = size / most / took["town"]
     print(f"town from {where:19}: at least {1e3 * size / most:5.2f} ms (predicted), "
-          f"measured {1e3 * median(steps['town']):.2f} ms: {share:.0%} of that ceiling")
+          f"measured {1e3 * took['town']:.2f} ms: {share:.0%} of that ceiling")
 
 # %% [markdown]
 # ## Exercise 3: a server, on paper
 #
 # Eight H100 hold a model together: their memories and their arithmetic add up. Each user wants a
-# token every `seconds`, and has `kv` bytes of keys and values. How many users fit? Three things can
-# run out: the memory's size, its bandwidth, the arithmetic.
+# token every `seconds`, and has `kv` bytes of keys and values. All are decoded in one batch, so a
+# step reads the weights once, and the keys and values of every user. How many users fit? Three
+# things can run out: the memory's size, its bandwidth, the arithmetic.
 
 # %%
 def most_users(
@@ -415,14 +370,17 @@ recall(
 )
 
 # %% [markdown]
-# ## Three takeaways, with the numbers of your run
+# ## Three takeaways, with the numbers of your run, and your guesses
 
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. Time is at least bytes ÷ bandwidth: 135m {1e3 * floor['135m']:.1f} ms predicted, "
-      f"{1e3 * median(steps['135m']):.1f} ms measured.")  # fmt: skip
+      f"{1e3 * took['135m']:.1f} ms measured.")  # fmt: skip
 print(f"2. The ridge is at {ridge:.0f} FLOP per byte here, at "
       f"{h100.bf16_flops / h100.hbm_bandwidth:.0f} on an H100 (predicted).")
 print("3. Decode stands at 1, at b with a batch of b; prefill at its number of tokens.")
+
+# %%
+guesses()
 
 # %% [markdown]
 # **Next:** `10_load_safetensors`. We follow the weights from the start: what is in a checkpoint,
