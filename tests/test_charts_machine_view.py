@@ -331,6 +331,16 @@ def test_the_finding_of_a_warm_load_says_that_the_ssd_was_not_asked() -> None:
     assert "page cache" not in machine(Trace.of([cold, warm, move(None)], {})).finding
 
 
+def test_the_finding_of_a_file_half_in_the_page_cache_counts_all_of_it() -> None:
+    """Catches a load told as no larger than what the SSD had to give of it."""
+    cold = Event("transfer", "read", "load", "ssd", 0.0, 1e-3, MIB, "ssd", "dram", "weights")
+    step = Event("span", "decode step", "model", "compute", 2.0, 1e-3, 27 * MIB, token=0, request=0)
+    assert machine(Trace.of([cold, move(None), step], {})).finding == (
+        "9 MiB of weights came in once (1 MiB off the SSD); "
+        "compute then read 27 MiB from HBM, 3.0 × as much"
+    )
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_compute_is_drawn_pale_while_it_has_nothing_to_do(busy: bool) -> None:
     """Catches a dark grid under the word "idle"."""
