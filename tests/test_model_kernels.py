@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minillm import compile as compiled
 from minillm.config import ModelConfig
 from minillm.kv import PagedKV, Step
 from minillm.machine import Machine
-from minillm.model import Llama, compiled, kernels, products
+from minillm.model import Llama, kernels, products
 from minillm.model.attention import causal
 from minillm.model.kernels import install
 from minillm.model.products import Choice
@@ -40,7 +41,7 @@ BOTH = [torch.float32, torch.bfloat16]
 def has_compiler() -> bool:
     try:
         return bool(compiled.find_compiler())
-    except compiled.NoKernels:
+    except compiled.NoLibrary:
         return False
 
 
@@ -499,7 +500,7 @@ def fresh(monkeypatch, tmp_path):
 
     compiler()
     calls = lambda: len((tmp_path / "calls").read_text().splitlines())  # noqa: E731
-    return SimpleNamespace(folder=tmp_path / "home" / "kernels", compiler=compiler, calls=calls)
+    return SimpleNamespace(folder=tmp_path / "home" / "compiled", compiler=compiler, calls=calls)
 
 
 def forget(monkeypatch) -> None:
@@ -510,9 +511,9 @@ def forget(monkeypatch) -> None:
 @needs_compiler
 def test_what_was_compiled_is_kept_and_what_is_damaged_is_made_again(fresh, monkeypatch):
     """Catches a second of compiling at every start, and a library cut off by a full disk."""
-    compiled.library(torch.float32)
+    kernels.load(torch.float32)
     forget(monkeypatch)
-    compiled.library(torch.float32)
+    kernels.load(torch.float32)
     assert fresh.calls() == 1
     (kept,) = fresh.folder.glob("*.so")
     whole = kept.read_bytes()
@@ -521,7 +522,7 @@ def test_what_was_compiled_is_kept_and_what_is_damaged_is_made_again(fresh, monk
         kept.write_bytes(damage)
         forget(monkeypatch)
         before = fresh.calls()
-        compiled.library(torch.float32)
+        kernels.load(torch.float32)
         assert fresh.calls() == before + 1
     assert [p.suffix for p in fresh.folder.iterdir()] == [".so"]
 
@@ -531,7 +532,7 @@ def test_a_home_that_cannot_be_written_costs_a_second_and_no_more(fresh, monkeyp
     """Catches an engine that needs a folder of its own to start."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path / "file" / "home"))
-    assert compiled.library(torch.float32) is compiled.library(torch.float32)
+    assert kernels.load(torch.float32) is kernels.load(torch.float32)
     assert fresh.calls() == 1
 
 
@@ -544,13 +545,13 @@ def test_two_processes_compile_at_once(fresh):
         children.append(os.fork())
         if not children[-1]:
             try:
-                compiled.library(torch.float32)
+                kernels.load(torch.float32)
             except BaseException:
                 os._exit(1)
             os._exit(0)
     assert [_status(child) for child in children] == [0, 0]
     assert {p.suffix for p in fresh.folder.iterdir()} == {".so"}
-    compiled.library(torch.float32)
+    kernels.load(torch.float32)
     assert fresh.calls() == 2
 
 

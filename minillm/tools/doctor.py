@@ -108,13 +108,14 @@ def _kernels() -> list[Finding]:
     try:
         import torch
 
-        from minillm.model.compiled import NoKernels, find_compiler, library
+        from minillm.compile import NoLibrary, find_compiler
+        from minillm.model.kernels import load
     except ImportError:
         return []
     try:
-        library(torch.bfloat16)
+        load(torch.bfloat16)
         return [Finding("kernels", f"in C, by {Path(find_compiler()[0]).name}")]
-    except NoKernels as error:
+    except NoLibrary as error:
         advice = "install gcc or clang for faster decoding"
         return [Finding("kernels", f"none: {error}", advice, needed=False)]
 
