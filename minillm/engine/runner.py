@@ -63,7 +63,7 @@ class Runner:
         While C computes torch has one thread, for two pools on the same cores fight.
         """
         cores = max(1, torch.get_num_threads() - (step.tokens <= self._weights.few))
-        if self._kernels is None or step.tokens > self._kernels.choice.most:
+        if self._kernels is None or step.tokens > self._kernels.most:
             return torch_threads(cores)
         self._kernels.threads = cores
         return torch_threads(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import le
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +35,11 @@ class Step:
     def tokens(self) -> int:
         """ΣT: how many tokens the pass runs."""
         return sum(self.counts)
+
+    @property
+    def stops(self) -> list[int]:
+        """How many tokens of each request are in the cache after the pass."""
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
 
     @property
     def rows(self) -> list[int]:
@@ -88,6 +94,8 @@ class Plan:
     def token_tables(self) -> Tensor:
         """int32 (ΣT, width): for each token the pages of its sequence, for a kernel."""
         if self._token_tables is None:
+            rooms = (len(table) * self.page_size for table in self.tables)
+            assert all(map(le, self.step.stops, rooms)), "not reserved"
             width = max(map(len, self.tables))
             rows = [table + [0] * (width - len(table)) for table in self.tables]
             array = np.repeat(np.array(rows, np.int32), self.step.counts, axis=0)

@@ -71,9 +71,13 @@ typedef struct {
   const T *norm, *ffn_norm, *q_norm, *k_norm, *o_bias, *down_bias;
   T *pages;
 } Layer;
-// One pass: token m stands at place[m] of the sequence whose pages row m of `tables` names.
-typedef struct { const int *tables, *place; const float *angles; float *scratch; long M, width, P, E, threads; double eps; } Step;
-_Static_assert(sizeof(Layer) == 8 * 42 && sizeof(Step) == 8 * 10, "");
+// One pass: token m stands at place[m] of the sequence whose pages row m of `tables` names. Sequences are looked through
+// in parts of PART tokens, `parts` of them at most. scratch: of M rows, as long as the largest half needs.
+typedef struct {
+  float *scratch; long M, threads; const double *eps;
+  const int *tables, *place; const float *angles; long width, P, E, parts;
+} Step;
+_Static_assert(sizeof(Layer) == 8 * 42 && sizeof(Step) == 8 * 11, "");
 
 static long items(long n) { return (n + ROWS - 1) / ROWS; }
 INLINE const T *row_of(const Linear *l, long r) { return l->w + (l->packed ? r / 4 * 4 * l->k + r % 4 * 16 : r * l->k); }
@@ -96,11 +100,10 @@ INLINE void tile(const int C, const T *const *row, long piece, long ahead, const
   for (int c = 0; c < C; c++) for (int j = 0; j < UNIT; j++) y[c * ldy + j] = sum(s[j][c]);
 }
 #define CONSTANT(C, f, ...) ((C) == 1 ? f(1, __VA_ARGS__) : (C) == 2 ? f(2, __VA_ARGS__) : (C) == 3 ? f(3, __VA_ARGS__) : f(4, __VA_ARGS__))
-// The same for M vectors: in groups as equal as can be, so that few are alone.
+// The same for M vectors.
 static void unit(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy, long M) {
   for (long c; M; M -= c, x += c * k, y += c * ldy) {
-    long groups = (M + MOST - 1) / MOST;
-    c = (M + groups - 1) / groups;
+    c = smaller(MOST, M);
     CONSTANT(c, tile, row, piece, ahead, x, k, y, ldy);
   }
 }
@@ -131,19 +134,21 @@ static void norm(const float *x, const T *w, float eps, float *y, long d) {
   for (long i = 0; i < d; i++) y[i] = x[i] * s * get(w[i]);
 }
 static float *normed(const float *x, const T *w, const Step *s, long d) { // in lanes, at the beginning of the scratch
-  for (long m = 0; m < s->M; m++) { norm(x + m * d, w, s->eps, s->scratch + m * d, d); to_lanes(s->scratch + m * d, s->scratch + m * d, d); }
+  for (long m = 0; m < s->M; m++) { norm(x + m * d, w, *s->eps, s->scratch + m * d, d); to_lanes(s->scratch + m * d, s->scratch + m * d, d); }
   return s->scratch + s->M * d;
 }
-static void turn(float *q, const float *angle, long E) { // angle: a row (2, E) of the table: cos, cos; -sin, sin
+// Norm a head, if there is a norm, and turn it. angle: a row (2, E) of the table: cos, cos; -sin, sin.
+static void turn(float *q, const T *w, float eps, const float *angle, long E) {
+  if (w) norm(q, w, eps, q, E);
   for (long i = 0, h = E / 2; i < h; i++) {
     float a = q[i], b = q[i + h], c = angle[i], s = angle[E + h + i];
     q[i] = a * c - b * s; q[i + h] = b * c + a * s;
   }
 }
 
-// The attention half: q, k, v; turned and written to their pages; looked up; multiplied with o. A sequence is looked
-// through in parts of PART tokens, which the threads share out.
-typedef struct { const Layer *l; const Step *s; long H, K, E, W, parts; float *qkv, *seen, *marks; } Look;
+// The attention half: q, k, v; turned and written to their pages; looked up, in parts; multiplied with o.
+// seen (M, parts, H, E + 2): what a part gave to a head, in lanes; its largest score and its sum.
+typedef struct { const Layer *l; const Step *s; long H, K, E, W, parts; float *qkv, *seen; } Look;
 static T *key_of(const Look *j, long m, long k, long at) { // of kv head k; its value lies K * P * E further
   const Step *s = j->s;
   return j->l->pages + ((2L * j->K * s->tables[m * s->width + at / s->P] + k) * s->P + at % s->P) * j->E;
@@ -154,29 +159,26 @@ static void place(void *job, int item) {
   float *q = j->qkv + m * j->W + k * G * E, *key = j->qkv + m * j->W + (j->H + k) * E, *value = key + j->K * E;
   const float *angle = s->angles + 2 * at * E;
   for (long g = 0; g < G; g++, q += E) {
-    if (j->l->q_norm) norm(q, j->l->q_norm, s->eps, q, E);
-    turn(q, angle, E);
+    turn(q, j->l->q_norm, *s->eps, angle, E);
     for (long e = 0; e < E; e++) q[e] *= 1 / sqrtf(E);
     to_lanes(q, q, E);
   }
-  if (j->l->k_norm) norm(key, j->l->k_norm, s->eps, key, E);
-  turn(key, angle, E);
+  turn(key, j->l->k_norm, *s->eps, angle, E);
   T *to = key_of(j, m, k, at);
   for (long e = 0; e < E; e++) { to[e] = put(key[e]); to[j->K * s->P * E + e] = put(value[e]); }
 }
 static float softmax(float *p, int n, float *top) { // in place, up to the next 8; not yet divided by the sum it returns
   v8 most = all(-INFINITY), s = {0};
   int end = (n + 7) / 8 * 8;
-  for (int t = n; t < end; t++) p[t] = -INFINITY;
+  for (int t = n; t < end; t++) p[t] = -INFINITY; // they will add less than e^-86 to a sum of 1 or more
   for (int t = 0; t < end; t += 8) most = larger(load(p + t), most);
   *top = most[0];
   for (int j = 1; j < 8; j++) if (most[j] > *top) *top = most[j];
   for (int t = 0; t < end; t += 8) { v8 e = exp8(load(p + t) - *top); store(p + t, e); s += e; }
-  for (int t = n; t < end; t++) p[t] = 0; // they added less than e^-86 to a sum of 1 or more
   return sum(s);
 }
 // out[c] (E, in lanes) = Σ p[c][t] · the value of token t, for C heads of a group.
-INLINE void values(const int C, const T *const *row, long half, int n, const float *p, long E, float *out) {
+INLINE void values(const int C, const T *const *row, long half, int n, const float *p, long E, float *out, long ldo) {
   for (long i = 0; i < E; i += 16) {
     v8 e[4][2] = {{{0}}}, o[4][2] = {{{0}}}; // even and odd tokens apart: more sums under way
     for (int t = 0; t < n; t += 2)
@@ -185,7 +187,7 @@ INLINE void values(const int C, const T *const *row, long half, int n, const flo
         v8 a = first(v), b = second(v);
         _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { float w = p[c * PART + t + z]; e[c][z] += a * w; o[c][z] += b * w; }
       }
-    for (int c = 0; c < C; c++) { store(out + c * E + i, e[c][0] + e[c][1]); store(out + c * E + i + 8, o[c][0] + o[c][1]); }
+    for (int c = 0; c < C; c++) { store(out + c * ldo + i, e[c][0] + e[c][1]); store(out + c * ldo + i + 8, o[c][0] + o[c][1]); }
   }
 }
 static void look(void *job, int item) {
@@ -201,39 +203,35 @@ static void look(void *job, int item) {
   for (long pad = n; pad % UNIT; pad++) row[pad] = row[n - 1];
   for (long g = 0, c; g < G; g += c) {
     c = smaller(MOST, G - g);
-    long at = (m * j->parts + i) * j->H + k * G + g;
+    float *to = j->seen + ((m * j->parts + i) * j->H + k * G + g) * (E + 2);
     for (long u = 0; u < n; u += UNIT) { // the keys after next may lie in another page; values come when all scores are there
       long ahead = (const char *)row[smaller(u + 16, n - 1)] - (const char *)row[u];
       for (long b = 0; g == 0 && b < UNIT * E * (long)sizeof(T); b += 64) __builtin_prefetch((const char *)(row[u] + half) + b);
       unit(row + u, 16, ahead, j->qkv + m * j->W + (k * G + g) * E, E, p + u, PART, c);
     }
-    for (long h = 0; h < c; h++) j->marks[2 * (at + h) + 1] = softmax(p + h * PART, n, j->marks + 2 * (at + h));
-    CONSTANT(c, values, row, half, n, p, E, j->seen + at * E);
+    for (long h = 0; h < c; h++) to[h * (E + 2) + E + 1] = softmax(p + h * PART, n, to + h * (E + 2) + E);
+    CONSTANT(c, values, row, half, n, p, E, to, E + 2);
   }
 }
 static void join(const Look *j, long m, float *to) { // the parts of a row: (H, E)
-  long parts = j->s->place[m] / PART + 1;
-  for (long h = 0; h < j->H; h++, to += j->E) {
-    const float *part = j->seen + (m * j->parts * j->H + h) * j->E, *mark = j->marks + 2 * (m * j->parts * j->H + h);
+  long E = j->E, step = j->H * (E + 2), end = (j->s->place[m] / PART + 1) * step;
+  for (long h = 0; h < j->H; h++, to += E) {
+    const float *part = j->seen + m * j->parts * step + h * (E + 2);
     float top = -INFINITY, total = 0;
-    for (long i = 0; i < parts; i++) if (mark[2 * i * j->H] > top) top = mark[2 * i * j->H];
-    for (long i = 0; i < parts; i++) total += expf(mark[2 * i * j->H] - top) * mark[2 * i * j->H + 1];
-    memset(to, 0, sizeof(float) * j->E);
-    for (long i = 0; i < parts; i++) {
-      float w = expf(mark[2 * i * j->H] - top) / total;
-      for (long e = 0; e < j->E; e++) to[e] += w * part[i * j->H * j->E + e];
+    for (long i = 0; i < end; i += step) if (part[i + E] > top) top = part[i + E];
+    memset(to, 0, sizeof(float) * E);
+    for (long i = 0; i < end; i += step) {
+      float w = expf(part[i + E] - top);
+      total += w * part[i + E + 1];
+      for (long e = 0; e < E; e++) to[e] += w * part[i + e];
     }
+    for (long e = 0; e < E; e++) to[e] /= total;
   }
 }
-static long parts_of(const Step *s) {
-  long most = 0;
-  for (long m = 0; m < s->M; m++) if (s->place[m] > most) most = s->place[m];
-  return most / PART + 1;
-}
 void attention(const Layer *l, const Step *s, const float *x, float *out) {
-  long E = s->E, H = l->q.n / E, K = l->k.n / E, W = (H + 2 * K) * E, parts = parts_of(s), D = l->q.k;
-  float *qkv = normed(x, l->norm, s, D), *seen = qkv + s->M * W, *joined = seen + s->M * parts * H * E;
-  Look j = {l, s, H, K, E, W, parts, qkv, seen, joined + s->M * H * E};
+  long E = s->E, H = l->q.n / E, K = l->k.n / E, W = (H + 2 * K) * E, parts = s->parts;
+  float *qkv = normed(x, l->norm, s, l->q.k), *seen = qkv + s->M * W, *joined = seen + s->M * parts * H * (E + 2);
+  Look j = {l, s, H, K, E, W, parts, qkv, seen};
   multiply(&l->q, 3, s, s->scratch, qkv);
   parallel(place, s->M * K, &j, s->threads);
   parallel(look, s->M * K * parts, &j, s->threads);
@@ -251,27 +249,19 @@ void ffn(const Layer *l, const Step *s, const float *x, float *out) {
   }
   multiply(&l->down, 1, s, inner, out);
 }
-// How many floats of scratch a pass takes in any half.
-long scratch(const Layer *l, const Step *s) {
-  long q = l->q.n, attended = q + 2 * l->k.n + q + parts_of(s) * (q + 2 * q / s->E), fed = 3 * l->gate.n;
-  return s->M * (l->q.k + (attended > fed ? attended : fed));
-}
 
 // Layers between which nothing has to happen outside: no sum over ranks, no pages to fetch. x is added to in place;
-// stamps: when each half began, and the end (2 n + 1 seconds), so that a trace still sees the halves.
-static void add(float *x, const float *part, const T *bias, long M, long D) {
-  for (long m = 0; m < M; m++) for (long d = 0; d < D; d++) x[m * D + d] += part[m * D + d] + (bias ? get(bias[d]) : 0);
-}
+// stamps: when each half began, and the end (2 n + 1), in seconds since the call, so that a trace still sees the halves.
 void layers(const Layer *l, long n, const Step *s, float *x, float *part, double *stamps) {
-  for (long i = 0; i < n; i++, l++) {
-    *stamps++ = now();
-    attention(l, s, x, part);
-    add(x, part, l->o_bias, s->M, l->q.k);
-    *stamps++ = now();
-    ffn(l, s, x, part);
-    add(x, part, l->down_bias, s->M, l->q.k);
+  double began = now();
+  for (long i = 0, D = l->q.k; i < 2 * n; i++) {
+    const Layer *at = l + i / 2; const T *bias = i % 2 ? at->down_bias : at->o_bias;
+    *stamps++ = now() - began;
+    (i % 2 ? ffn : attention)(at, s, x, part);
+    for (long m = 0; m < s->M; m++)
+      for (long d = 0; d < D; d++) x[m * D + d] += part[m * D + d] + (bias ? get(bias[d]) : 0);
   }
-  *stamps = now();
+  *stamps = now() - began;
 }
 
 // Logits (M, n), and of each row the first of its largest, that one's value, and log Σ e^logit: not finite if one is not.
@@ -297,14 +287,13 @@ void head(const Linear *l, const T *w, const Step *s, const float *x, float *log
 }
 
 // Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row. Workers wake meanwhile, for the layers.
-typedef struct { const Linear *l; const int64_t *ids; float *out; } Rows;
-static void copy(void *job, int m) {
-  const Rows *r = job; const T *a = row_of(r->l, r->ids[m]); float *out = r->out + m * r->l->k;
-  for (long i = 0; i < r->l->k; i += 16, a += piece_of(r->l)) for (int c = 0; c < 16; c++) out[i + c] = get(a[c]);
-}
+static void nothing(void *job, int item) { (void)job, (void)item; }
 int embed(const Linear *l, const int64_t *ids, long M, float *out, long threads) {
-  Rows r = {l, ids, out};
-  for (long m = 0; m < M; m++) if (ids[m] < 0 || ids[m] >= l->n) return 0;
-  parallel(copy, M, &r, threads);
+  parallel(nothing, 1, 0, threads);
+  for (long m = 0; m < M; m++) {
+    if (ids[m] < 0 || ids[m] >= l->n) return 0;
+    const T *a = row_of(l, ids[m]);
+    for (long i = 0; i < l->k; i++) *out++ = get(a[i / 16 * piece_of(l) + i % 16]);
+  }
   return 1;
 }

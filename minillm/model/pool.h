@@ -10,36 +10,25 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <time.h>
-#if defined(__x86_64__)
-#define PAUSE() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define PAUSE() __asm__ volatile("yield")
-#else
-#define PAUSE() ((void)0)
-#endif
-#ifdef __APPLE__
-#define CLOCK CLOCK_UPTIME_RAW
-#else
-#define CLOCK CLOCK_MONOTONIC
-#endif
 
 enum { THREADS = 64 };
 #define SPIN 100e-6 // seconds that a worker looks out before it sleeps
 
-static struct {
+#define FRESH {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER}
+static struct Pool {
   pthread_mutex_t busy; // held by the one caller whose job is under way: of any engine, from any thread
   pthread_mutex_t lock; // of those that sleep
   pthread_cond_t wake;
-  atomic_int round, threads, asleep, done;
+  atomic_int round, threads, done, asleep[THREADS];
   struct { _Alignas(64) _Atomic uint64_t v; } left[THREADS]; // of each thread's run of items: first << 32 | stop
   void (*run)(void *job, int item);
   void *job;
   int workers;
-} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = FRESH;
 
-static double now(void) { // the clock of Python's perf_counter
+static double now(void) { // to read a clock is also the pause between two looks
   struct timespec t;
-  clock_gettime(CLOCK, &t);
+  clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
@@ -59,13 +48,12 @@ static void take(int t) {
 static void *worker(void *number) {
   int t = (int)(intptr_t)number;
   for (int seen = 0;;) {
-    double until = now() + SPIN; // how long a pause is, no two processors agree
-    for (int i = 1; atomic_load(&pool.round) == seen && (i % 64 || now() < until); i++) PAUSE();
+    for (double until = now() + SPIN; atomic_load(&pool.round) == seen && now() < until;) {}
     if (atomic_load(&pool.round) == seen || t >= atomic_load(&pool.threads)) {
       pthread_mutex_lock(&pool.lock);
-      atomic_fetch_add(&pool.asleep, 1);
+      atomic_store(&pool.asleep[t], 1);
       while (atomic_load(&pool.round) == seen || t >= atomic_load(&pool.threads)) pthread_cond_wait(&pool.wake, &pool.lock);
-      atomic_fetch_sub(&pool.asleep, 1);
+      atomic_store(&pool.asleep[t], 0);
       pthread_mutex_unlock(&pool.lock);
     }
     seen = atomic_load(&pool.round);
@@ -74,25 +62,18 @@ static void *worker(void *number) {
   return 0;
 }
 
-static void start_workers(int number) { // they leave signals to Python's threads
-  sigset_t all, before;
+static void start_worker(int t) { // it leaves signals to Python's threads
+  sigset_t all, before; pthread_t id;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  for (pthread_t id; pool.workers < number; pool.workers++) {
-    if (pthread_create(&id, 0, worker, (void *)(intptr_t)(pool.workers + 1))) break; // then with those that are there
-    pthread_detach(id);
-  }
+  if (!pthread_create(&id, 0, worker, (void *)(intptr_t)t)) pthread_detach(id), pool.workers = t;
   pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
 // Run items 0 … items - 1 of the job on at most `threads` threads; when it returns, all of them were run.
 static void parallel(void (*run)(void *job, int item), int items, void *job, int threads) {
-  if (threads == 1) {
-    for (int i = 0; i < items; i++) run(job, i);
-    return;
-  }
   pthread_mutex_lock(&pool.busy);
-  if (pool.workers < threads - 1) start_workers(threads - 1);
+  for (int t = pool.workers + 1; t < threads && t < THREADS && t == pool.workers + 1; t++) start_worker(t);
   if (threads > pool.workers + 1) threads = pool.workers + 1;
   pool.run = run;
   pool.job = job;
@@ -101,21 +82,19 @@ static void parallel(void (*run)(void *job, int item), int items, void *job, int
   for (uint64_t t = 0, n = items; t < (uint64_t)threads; t++)
     atomic_store(&pool.left[t].v, n * t / threads << 32 | n * (t + 1) / threads);
   atomic_fetch_add(&pool.round, 1);
-  if (atomic_load(&pool.asleep)) {
+  for (int t = 1; t < threads; t++) if (atomic_load(&pool.asleep[t])) {
     pthread_mutex_lock(&pool.lock);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
+    break;
   }
   take(0);
-  for (int i = 0; atomic_load(&pool.done) < items; i++) if (i < 1000) PAUSE(); else sched_yield();
+  for (double until = now() + SPIN; atomic_load(&pool.done) < items;) if (now() > until) sched_yield();
   pthread_mutex_unlock(&pool.busy);
 }
 
 static void forked(void) { // in the child only the thread that forked lives on, and a lock may be held by another
-  pthread_mutex_init(&pool.busy, 0);
-  pthread_mutex_init(&pool.lock, 0);
-  pthread_cond_init(&pool.wake, 0);
-  atomic_store(&pool.asleep, 0);
-  pool.workers = 0;
+  struct Pool fresh = FRESH;
+  pool = fresh;
 }
 __attribute__((constructor)) static void loaded(void) { pthread_atfork(0, 0, forked); }

@@ -106,14 +106,12 @@ def _disk() -> list[Finding]:
 def _kernels() -> list[Finding]:
     """Whether this machine's compiler makes the C kernels; without them torch computes, slower."""
     try:
-        import torch
-
-        from minillm.compile import NoLibrary, find_compiler
-        from minillm.model.kernels import load
+        from minillm.compile import NoLibrary, find_compiler, library
+        from minillm.model.kernels import SOURCE
     except ImportError:
         return []
     try:
-        load(torch.bfloat16)
+        library(SOURCE)
         return [Finding("kernels", f"in C, by {Path(find_compiler()[0]).name}")]
     except NoLibrary as error:
         advice = "install gcc or clang for faster decoding"
