@@ -19,7 +19,8 @@ static struct Pool {
   pthread_mutex_t busy; // held by the one caller whose job is under way: of any engine, from any thread
   pthread_mutex_t lock; // of those that sleep
   pthread_cond_t wake;
-  atomic_int round, threads, done, asleep[THREADS];
+  atomic_int threads, asleep[THREADS];
+  _Alignas(64) atomic_int round, done; // done: items of this round
   struct { _Alignas(64) _Atomic uint64_t v; } left[THREADS]; // of each thread's run of items: first << 32 | stop
   void (*run)(void *job, int item);
   void *job;
@@ -33,16 +34,16 @@ static double now(void) { // to read a clock is also the pause between two looks
 }
 
 static void take(int t) {
-  int N = atomic_load(&pool.threads);
+  int N = atomic_load(&pool.threads), done = 0; // until it tells what it did, this round goes on
   for (int k = 0; k < N; k++) {
     _Atomic uint64_t *left = &pool.left[(t + k) % N].v;
     for (uint64_t v = atomic_load(left); v >> 32 < (v & 0xffffffff);) {
       if (!atomic_compare_exchange_weak(left, &v, k ? v - 1 : v + (1L << 32))) continue;
       pool.run(pool.job, (int)(k ? v - 1 : v >> 32)); // another's last; of its own the first
-      atomic_fetch_add(&pool.done, 1);
-      v = atomic_load(left);
+      done++, v = atomic_load(left);
     }
   }
+  if (done) atomic_fetch_add(&pool.done, done);
 }
 
 static void *worker(void *number) {
@@ -75,12 +76,11 @@ static void parallel(void (*run)(void *job, int item), int items, void *job, int
   pthread_mutex_lock(&pool.busy);
   for (int t = pool.workers + 1; t < threads && t < THREADS && t == pool.workers + 1; t++) start_worker(t);
   if (threads > pool.workers + 1) threads = pool.workers + 1;
-  pool.run = run;
-  pool.job = job;
-  atomic_store(&pool.done, 0);
-  atomic_store(&pool.threads, threads);
+  pool.run = run, pool.job = job; // seen by whoever takes an item
+  atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.threads, threads, memory_order_relaxed);
   for (uint64_t t = 0, n = items; t < (uint64_t)threads; t++)
-    atomic_store(&pool.left[t].v, n * t / threads << 32 | n * (t + 1) / threads);
+    atomic_store_explicit(&pool.left[t].v, n * t / threads << 32 | n * (t + 1) / threads, memory_order_release);
   atomic_fetch_add(&pool.round, 1);
   for (int t = 1; t < threads; t++) if (atomic_load(&pool.asleep[t])) {
     pthread_mutex_lock(&pool.lock);
