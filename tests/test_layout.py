@@ -48,7 +48,7 @@ PATH_LINES, GROUND_LINES = 5_300, 1_900
 SHOWS, SHOWING_LINES = {"charts": 5_000, "lesson": 850, "tools": 750}, 6_500
 NOT_PATH = {"trace/perfetto.py", "predict/hardware.py"}  # a file format, data sheets
 # What is over its law still: it may shrink, and no more.
-STILL = {"machine": 890, "model": 757, "charts": 5_360, "lesson": 935, "tools": 990,
+STILL = {"machine": 890, "model": 756, "charts": 5_360, "lesson": 935, "tools": 990,
          "showing": 7_280}  # fmt: skip
 LONG_FILES = {"minillm/model/kernels.c": 320}
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 260, 120, 40

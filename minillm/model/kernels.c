@@ -293,10 +293,9 @@ void head(const Linear *l, const T *w, const Step *s, const float *x, float *log
   parallel(top, s->M, &t, s->threads);
 }
 
-// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row. Workers wake meanwhile, for the layers.
-static void nothing(void *job, int item) { (void)job, (void)item; }
+// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row.
 int embed(const Linear *l, const int64_t *ids, long M, float *out, long threads) {
-  parallel(nothing, 1, 0, threads);
+  parallel(0, 0, 0, threads); // no job yet: workers wake meanwhile, for the layers
   for (long m = 0; m < M; m++) {
     if (ids[m] < 0 || ids[m] >= l->n) return 0;
     const T *a = row_of(l, ids[m]);
