@@ -8,6 +8,7 @@ So whatever is temporary has its owner in its name, and whoever comes next sweep
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -18,10 +19,10 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minillm.errors import MinillmError
 
@@ -31,6 +32,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+T = TypeVar("T")
 StrPath = str | os.PathLike[str]
 
 _WEEK = 7 * 24 * 3600.0  # seconds, after which something nobody can ask about is a leftover
@@ -107,6 +109,24 @@ def write_json(path: StrPath, value: Any, what: str = "a file", indent: int | No
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     # Half of a surrogate pair has no UTF-8 form: its backslash form is JSON's own.
     save(path, f"{text}\n".encode("utf-8", "backslashreplace"), what)
+
+
+def kept(folder: str, key: str, parse: Callable[[Any], T], make: Callable[[], Any]) -> T:
+    """What takes a while to find, found once: `parse` of the JSON that `make` made for this key.
+
+    It is kept below `home`; what is damaged, which `parse` must refuse, is made again.
+
+    >>> kept("primes", "below 10", tuple, lambda: [2, 3, 5, 7])   # a slow sieve, the first time
+    (2, 3, 5, 7)
+    """
+    path = home() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        return parse(read_json(path))
+    found = make()
+    with suppress(OSError, MinillmError):  # where it cannot be kept it is made again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+    return parse(found)
 
 
 @contextmanager

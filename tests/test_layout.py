@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Each part of the package, and the parts it may import beside itself: the arrow of the design,
-# errors, units, files, config <- trace <- machine, predict, probe <- load, tokens, model, kv <-
-# parallel <- decode <- engine <- tools. Stages meet only in engine.
-GROUND = {"errors", "units", "files", "config"}
+# errors, units, files, config, compile <- trace <- machine, predict, probe <- load, tokens, model,
+# kv <- parallel <- decode <- engine <- tools. Stages meet only in engine.
+GROUND = {"errors", "units", "files", "config", "compile"}
 BASE = GROUND | {"trace", "machine", "predict", "probe"}
 STAGES = {"load", "tokens", "model", "kv"}
 ENGINE_SIDE = BASE | STAGES | {"parallel", "decode", "engine"}
@@ -49,8 +49,8 @@ PATH_LINES, GROUND_LINES = 5_300, 1_900
 SHOWS, SHOWING_LINES = {"charts": 5_000, "lesson": 850, "tools": 750}, 6_500
 NOT_PATH = {"trace/perfetto.py", "predict/hardware.py"}  # a file format, data sheets
 # What is over its law still: it may shrink, and no more.
-STILL = {"model": 1200}
-LONG_FILES = {"minillm/model/kernels.c": 420}
+STILL = {"model": 756}
+LONG_FILES = {"minillm/model/kernels.c": 320}
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 260, 120, 40
 LONG_CLASSES = {"Engine", "Machine", "Trace", "Reader"}  # at most 150 lines
 TEXT = {".py", ".md", ".toml", ".txt", ".cfg", ".json", ".jsonl", ".js", ".ipynb", ""}

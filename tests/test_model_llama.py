@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import TINY, ours, random_ids, reference
@@ -12,7 +14,7 @@ from minillm.config import ModelConfig
 from minillm.kv import PagedKV, Step
 from minillm.kv.plan import Hidden
 from minillm.model import Llama
-from minillm.model.attention import causal_rows
+from minillm.model.attention import causal
 from minillm.model.layers import Linear
 
 NAMES = sorted(TINY)
@@ -86,7 +88,7 @@ def test_logits_equal_transformers(name, pair):
     theirs, model = pair(name)
     ids = random_ids(2, 200)
     model.prepare(200)
-    packed = model(ids.flatten(), torch.arange(200).repeat(2), causal_rows(2))
+    packed = model(ids.flatten(), torch.arange(200).repeat(2), partial(causal, rows=2))
     assert_close(packed.view(2, 200, -1), theirs(ids).logits)
     assert_close(model(ids[1]), theirs(ids[1:]).logits[0])
 
@@ -196,7 +198,7 @@ def test_training_compiles_in_one_graph_and_reaches_every_weight(tiny):
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager", dynamic=True)
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
         for T in (16, 24, 32):
-            batch = random_ids(2, T).flatten(), torch.arange(T).repeat(2), causal_rows(2)
+            batch = random_ids(2, T).flatten(), torch.arange(T).repeat(2), partial(causal, rows=2)
             loss = compiled(*batch).logsumexp(-1).mean()
             assert abs(loss.item() - model(*batch).logsumexp(-1).mean().item()) < 0.05
         loss.backward()

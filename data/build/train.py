@@ -19,6 +19,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from data.build import corpus
 from data.build.tokenizer import BOS, EOS, VOCAB_SIZE, save, train_tokenizer
 from minillm.config import ModelConfig
 from minillm.machine.host import n_cores
-from minillm.model.attention import causal_rows
+from minillm.model.attention import causal
 from minillm.model.llama import Llama
 
 SHAPES = {  # 6.1 M and 1.0 M parameters
@@ -205,7 +206,7 @@ class Trainer:
         rows, width = ids.shape
         positions = torch.arange(width, device=ids.device).repeat(rows)
         with torch.autocast(self.device, torch.bfloat16):
-            logits = self.model(ids.flatten(), positions, causal_rows(rows), at)
+            logits = self.model(ids.flatten(), positions, partial(causal, rows=rows), at)
         each = F.cross_entropy(logits, targets, reduction="none")
         answers = (weights == 1.0).float()
         answers_loss = (each * answers).sum().detach() / answers.sum().clamp(min=1)

@@ -66,7 +66,7 @@ class Runner:
         """
         before, kernels, tokens = torch.get_num_threads(), self._kernels, sum(step.counts)
         cores = max(1, before - (tokens <= self._weights.few))
-        if kernels is not None and tokens <= kernels.choice.most:
+        if kernels is not None and tokens <= kernels.most:
             kernels.threads, cores = cores, 1
         torch.set_num_threads(cores)
         try:

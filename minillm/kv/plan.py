@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import le
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +30,11 @@ class Step:
     starts: tuple[int, ...]  # tokens that are in the cache already
     counts: tuple[int, ...]  # tokens to run now
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
+
+    @property
+    def stops(self) -> list[int]:
+        """How many tokens of each request are in the cache after the pass."""
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
 
     @property
     def rows(self) -> list[int]:
@@ -83,6 +89,8 @@ class Plan:
     def token_tables(self) -> Tensor:
         """int32 (ΣT, width): for each token the pages of its sequence, for a kernel."""
         if self._token_tables is None:
+            rooms = (len(table) * self.page_size for table in self.tables)
+            assert all(map(le, self.step.stops, rooms)), "not reserved"
             width = max(map(len, self.tables))
             rows = [table + [0] * (width - len(table)) for table in self.tables]
             array = np.repeat(np.array(rows, np.int32), self.step.counts, axis=0)

@@ -3,7 +3,8 @@
 layers.py     Linear, RMSNorm, rotary positions, the FFN
 attention.py  grouped-query attention; the past is a function put on from outside
 llama.py      a layer, and the whole model or a stage of it
-kernels.py    the same halves in C (kernels.c), for machines that compute on their CPU
+kernels.py    the same halves in C (kernels.c, pool.h), for machines that compute on their CPU
+products.py   what torch then multiplies with
 """
 
 from minillm.model.llama import Llama

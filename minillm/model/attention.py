@@ -51,16 +51,8 @@ class Attention(nn.Module):
         return self.o_proj(seen.reshape(len(x), -1))
 
 
-def causal_rows(rows: int) -> Attend:
-    """`Attend` of `rows` texts of equal length, one after the other, each seen from its start."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)
-
-    return attend
-
-
-causal = causal_rows(1)
-"""The default `attend`: the ΣT tokens are one whole text."""
+def causal(layer: int, q: Tensor, k: Tensor, v: Tensor, rows: int = 1) -> Tensor:
+    """The default `attend`: the ΣT tokens are `rows` whole texts of equal length, one by one."""
+    q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2).flatten(0, 1)

@@ -9,7 +9,7 @@
 typedef float v8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
-enum { MAX = 8, UNIT = 4, ROWS = 32, PART = 256, PARTS = 32, AHEAD = 2048 };
+enum { UNIT = 4, ROWS = 32, PART = 256, AHEAD = 2048 };
 #if defined(__AVX512VL__) || defined(__aarch64__)
 enum { MOST = 4 }; // vectors that share a read of four rows: as many sums as there are registers for
 #else
@@ -22,7 +22,7 @@ INLINE v8 all(float f) { return (v8){0} + f; }
 INLINE v8 pick(u8 where, v8 a, v8 b) { return (v8)(((u8)a & where) | ((u8)b & ~where)); }
 INLINE v8 larger(v8 a, v8 b) { return pick((u8)(a > b), a, b); }
 INLINE float sum(v8 t) { return ((t[0] + t[4]) + (t[1] + t[5])) + ((t[2] + t[6]) + (t[3] + t[7])); }
-static int smaller(int a, int b) { return a < b ? a : b; }
+static long smaller(long a, long b) { return a < b ? a : b; }
 
 // 16 numbers of a row are read as two vectors. A pair of bf16 in 32 bits takes one shift and one mask: the vectors hold
 // the even and the odd columns. What meets them is put in that order before: "in lanes".
@@ -63,320 +63,243 @@ INLINE v8 exp8(v8 x) { // e^x, x held to -87 … 88: 2^n times a polynomial; a N
   return (v8)((u8)(y * r * r + r + 1.f) + bits);
 }
 
+// What Python fills in: every field has 8 bytes.
 // W (n, k), as a `Linear` of layers.py has it: plain rows, or packed: the 16-column pieces of four rows in turn.
-typedef struct { const T *w, *bias; int n, k, packed; } Linear;
+typedef struct { const T *w, *bias; long n, k, packed; } Linear;
+typedef struct {
+  Linear q, k, v, o, gate, up, down;
+  const T *norm, *ffn_norm, *q_norm, *k_norm, *o_bias, *down_bias;
+  T *pages;
+} Layer;
+// One pass: token m stands at place[m] of the sequence whose pages row m of `tables` names. Sequences are looked through
+// in parts of PART tokens, `parts` of them at most. scratch: of M rows, as long as the largest half needs.
+typedef struct {
+  float *scratch; long M, threads; const double *eps;
+  const int *tables, *place; const float *angles; long width, P, E, parts;
+} Step;
+_Static_assert(sizeof(Layer) == 8 * 42 && sizeof(Step) == 8 * 11, "");
+
+static long items(long n) { return (n + ROWS - 1) / ROWS; }
 INLINE const T *row_of(const Linear *l, long r) { return l->w + (l->packed ? r / 4 * 4 * l->k + r % 4 * 16 : r * l->k); }
 INLINE long piece_of(const Linear *l) { return l->packed ? 64 : 16; }
 
-// y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is written out, or the sums would lie
-// in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams would be read.
-#define TILE(C)                                                                                                 \
-  INLINE void tile##C(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy) { \
-    v8 s[UNIT][C] = {{{0}}};                                                                                    \
-    for (long i = 0, at = 0; i < k; i += 16, at += piece) {                                                     \
-      v8 a[C], b[C];                                                                                            \
-      for (int c = 0; c < C; c++) { a[c] = load(x + c * k + i); b[c] = load(x + c * k + i + 8); }               \
-      for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[0] + UNIT * i) + ahead + n); \
-      _Pragma("GCC unroll 4") for (int j = 0; j < UNIT; j++) {                                                  \
-        v8 e = first(row[j] + at), o = second(row[j] + at);                                                     \
-        _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { s[j][c] += e * a[c]; s[j][c] += o * b[c]; }       \
-      }                                                                                                         \
-    }                                                                                                           \
-    for (int c = 0; c < C; c++) for (int j = 0; j < UNIT; j++) y[c * ldy + j] = sum(s[j][c]);                   \
+// y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is a constant where this is inlined,
+// or the sums would lie in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams
+// would be read. What lies `ahead` bytes on is sent for.
+INLINE void tile(const int C, const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy) {
+  v8 s[UNIT][4] = {{{0}}};
+  for (long i = 0, at = 0; i < k; i += 16, at += piece) {
+    v8 a[4], b[4];
+    for (int c = 0; c < C; c++) { a[c] = load(x + c * k + i); b[c] = load(x + c * k + i + 8); }
+    for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) __builtin_prefetch((const char *)(row[0] + UNIT * i) + ahead + n);
+    _Pragma("GCC unroll 4") for (int j = 0; j < UNIT; j++) {
+      v8 e = first(row[j] + at), o = second(row[j] + at);
+      _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { s[j][c] += e * a[c]; s[j][c] += o * b[c]; }
+    }
   }
-TILE(1) TILE(2) TILE(3) TILE(4)
-// UNIT rows and M vectors, with what lies `ahead` bytes on sent for: these in groups as equal as can be, so that few are alone.
-static void unit(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy, int M) {
-  for (int c; M; M -= c, x += c * k, y += c * ldy) {
-    int groups = (M + MOST - 1) / MOST;
-    c = (M + groups - 1) / groups;
-    if (c == 4) tile4(row, piece, ahead, x, k, y, ldy); else if (c == 3) tile3(row, piece, ahead, x, k, y, ldy);
-    else if (c == 2) tile2(row, piece, ahead, x, k, y, ldy); else tile1(row, piece, ahead, x, k, y, ldy);
+  for (int c = 0; c < C; c++) for (int j = 0; j < UNIT; j++) y[c * ldy + j] = sum(s[j][c]);
+}
+#define CONSTANT(C, f, ...) ((C) == 1 ? f(1, __VA_ARGS__) : (C) == 2 ? f(2, __VA_ARGS__) : (C) == 3 ? f(3, __VA_ARGS__) : f(4, __VA_ARGS__))
+// The same for M vectors.
+static void unit(const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy, long M) {
+  for (long c; M; M -= c, x += c * k, y += c * ldy) {
+    c = smaller(MOST, M);
+    CONSTANT(c, tile, row, piece, ahead, x, k, y, ldy);
   }
 }
-// Rows r … r + UNIT of x (M, k) Wᵀ + b, to columns 0 … of y; x in lanes. n need not be a multiple of anything.
-static void product(const Linear *l, int r, const float *x, float *y, long ldy, int M) {
-  int n = smaller(UNIT, l->n - r);
-  const T *row[UNIT]; float s[MAX * UNIT];
-  for (int j = 0; j < UNIT; j++) row[j] = row_of(l, r + smaller(j, n - 1));
-  unit(row, piece_of(l), AHEAD, x, l->k, s, UNIT, M);
-  for (int m = 0; m < M; m++)
-    for (int j = 0; j < n; j++) y[m * ldy + j] = s[m * UNIT + j] + (l->bias ? get(l->bias[r + j]) : 0);
-}
-static void rows(const Linear *l, int item, const float *x, float *y, long ldy, int M) { // ROWS of them
-  for (int r = item * ROWS; r < smaller(l->n, (item + 1) * ROWS); r += UNIT) product(l, r, x, y + r, ldy, M);
-}
-static int items(int n) { return (n + ROWS - 1) / ROWS; }
 
-static void norm(const float *x, const T *w, float eps, float *y, int d) {
-  v8 t = {0};
-  for (int i = 0; i < d; i += 8) t += load(x + i) * load(x + i);
-  float s = 1 / sqrtf(sum(t) / d + eps);
-  for (int i = 0; i < d; i++) y[i] = x[i] * s * get(w[i]);
+// y (M, Σn) = x (M, k) Wᵀ + b, x in lanes, of `count` weights that take the same x: one beside the other.
+typedef struct { const Linear *l; const float *x; float *y; long ldy, M; } Product;
+static void rows(void *job, int item) { // ROWS of one weight; n need not be a multiple of anything
+  const Product *p = job; const Linear *l = p->l; float *y = p->y, s[p->M * UNIT];
+  for (; item >= items(l->n); l++) { item -= items(l->n); y += l->n; }
+  for (long r = item * ROWS; r < smaller(l->n, (item + 1) * ROWS); r += UNIT) {
+    const T *row[UNIT]; long n = smaller(UNIT, l->n - r);
+    for (int j = 0; j < UNIT; j++) row[j] = row_of(l, r + smaller(j, n - 1));
+    unit(row, piece_of(l), AHEAD, p->x, l->k, s, UNIT, p->M);
+    for (long m = 0; m < p->M; m++)
+      for (int j = 0; j < n; j++) y[m * p->ldy + r + j] = s[m * UNIT + j] + (l->bias ? get(l->bias[r + j]) : 0);
+  }
 }
-static void turn(float *q, const float *angle, int E) { // angle: a row (2, E) of the table: cos, cos; -sin, sin
-  for (int i = 0, h = E / 2; i < h; i++) {
+static void multiply(const Linear *l, int count, const Step *s, const float *x, float *y) {
+  Product p = {l, x, y, 0, s->M}; int n = 0;
+  for (int i = 0; i < count; i++) { p.ldy += l[i].n; n += items(l[i].n); }
+  parallel(rows, n, &p, s->threads);
+}
+
+static void norm(const float *x, const T *w, float eps, float *y, long d) {
+  v8 t = {0};
+  for (long i = 0; i < d; i += 8) t += load(x + i) * load(x + i);
+  float s = 1 / sqrtf(sum(t) / d + eps);
+  for (long i = 0; i < d; i++) y[i] = x[i] * s * get(w[i]);
+}
+static float *normed(const float *x, const T *w, const Step *s, long d) { // in lanes, at the beginning of the scratch
+  for (long m = 0; m < s->M; m++) { norm(x + m * d, w, *s->eps, s->scratch + m * d, d); to_lanes(s->scratch + m * d, s->scratch + m * d, d); }
+  return s->scratch + s->M * d;
+}
+// Norm a head, if there is a norm, and turn it. angle: a row (2, E) of the table: cos, cos; -sin, sin.
+static void turn(float *q, const T *w, float eps, const float *angle, long E) {
+  if (w) norm(q, w, eps, q, E);
+  for (long i = 0, h = E / 2; i < h; i++) {
     float a = q[i], b = q[i + h], c = angle[i], s = angle[E + h + i];
     q[i] = a * c - b * s; q[i + h] = b * c + a * s;
   }
 }
 
-typedef struct { Linear q, k, v, o; const T *norm, *qnorm, *knorm; float eps; int D, H, K, E; } Attention;
-typedef struct { Linear gate, up, down; const T *norm; float eps; int D, I; } Ffn;
-// One pass: token m stands at place[m] of the sequence whose pages row m of `tables` names.
-typedef struct { const int *tables, *place; int M, width, P, threads; const float *angles; } Step;
-typedef struct {
-  const void *w; const Step *s; T *pages; const float *x; float *out;
-  int M, parts, ready[THREADS];
-} Job;
-static float *own(int t) { return pool.own + t * pool.own_each; }
-// Each thread norms for itself, when it first takes an item: that needs no barrier.
-static float *normed(Job *j, int t, const T *w, float eps, int d) {
-  float *mine = own(t);
-  for (int m = 0; !j->ready[t] && m < j->M; m++) { norm(j->x + m * d, w, eps, mine + m * d, d); to_lanes(mine + m * d, mine + m * d, d); }
-  j->ready[t] = 1;
-  return mine;
+// The attention half: q, k, v; turned and written to their pages; looked up, in parts; multiplied with o.
+// seen (M, parts, H, E + 2): what a part gave to a head, in lanes; its largest score and its sum.
+typedef struct { const Layer *l; const Step *s; long H, K, E, W, parts; float *qkv, *seen; } Look;
+static T *key_of(const Look *j, long m, long k, long at) { // of kv head k; its value lies K * P * E further
+  const Step *s = j->s;
+  return j->l->pages + ((2L * j->K * s->tables[m * s->width + at / s->P] + k) * s->P + at % s->P) * j->E;
 }
-
-// The attention half: q, k, v; turned and written to their pages; looked up; multiplied with o.
-static long width_of(const Attention *a) { return (a->H + 2 * a->K) * a->E; }
-static void project(void *job, int item, int t) {
-  Job *j = job; const Attention *a = j->w;
-  int q = a->H * a->E, k = a->K * a->E, nq = items(q), nk = items(k);
-  float *x = normed(j, t, a->norm, a->eps, a->D), *y = pool.shared;
-  if (item < nq) rows(&a->q, item, x, y, width_of(a), j->M);
-  else if (item < nq + nk) rows(&a->k, item - nq, x, y + q, width_of(a), j->M);
-  else rows(&a->v, item - nq - nk, x, y + q + k, width_of(a), j->M);
-}
-static T *page_of(const Job *j, int m, int page) {
-  const Attention *a = j->w;
-  return j->pages + 2L * a->K * j->s->P * a->E * j->s->tables[(long)m * j->s->width + page];
-}
-static void place(void *job, int item, int t) {
-  Job *j = job; const Attention *a = j->w; const Step *s = j->s;
-  int K = a->K, E = a->E, G = a->H / K, m = item / K, k = item % K, at = s->place[m];
-  float *q = pool.shared + m * width_of(a) + k * G * E, *key = pool.shared + m * width_of(a) + (a->H + k) * E, *value = key + K * E;
-  const float *angle = s->angles + 2L * at * E;
-  for (int g = 0; g < G; g++, q += E) {
-    if (a->qnorm) norm(q, a->qnorm, a->eps, q, E);
-    turn(q, angle, E);
-    for (int e = 0; e < E; e++) q[e] *= 1 / sqrtf(E);
+static void place(void *job, int item) {
+  const Look *j = job; const Step *s = j->s;
+  long E = j->E, G = j->H / j->K, m = item / j->K, k = item % j->K, at = s->place[m];
+  float *q = j->qkv + m * j->W + k * G * E, *key = j->qkv + m * j->W + (j->H + k) * E, *value = key + j->K * E;
+  const float *angle = s->angles + 2 * at * E;
+  for (long g = 0; g < G; g++, q += E) {
+    turn(q, j->l->q_norm, *s->eps, angle, E);
+    for (long e = 0; e < E; e++) q[e] *= 1 / sqrtf(E);
     to_lanes(q, q, E);
   }
-  if (a->knorm) norm(key, a->knorm, a->eps, key, E);
-  turn(key, angle, E);
-  T *to = page_of(j, m, at / s->P) + ((long)k * s->P + at % s->P) * E;
-  for (int e = 0; e < E; e++) { to[e] = put(key[e]); to[(long)K * s->P * E + e] = put(value[e]); }
+  turn(key, j->l->k_norm, *s->eps, angle, E);
+  T *to = key_of(j, m, k, at);
+  for (long e = 0; e < E; e++) { to[e] = put(key[e]); to[j->K * s->P * E + e] = put(value[e]); }
 }
-// A sequence is looked through in parts, which the threads share out: how long they are, its length alone decides.
-static int part_of(int S) { int n = (S + PARTS - 1) / PARTS; return n < PART ? PART : n; }
-static int parts_of(int S) { return (S + part_of(S) - 1) / part_of(S); }
 static float softmax(float *p, int n, float *top) { // in place, up to the next 8; not yet divided by the sum it returns
   v8 most = all(-INFINITY), s = {0};
   int end = (n + 7) / 8 * 8;
-  for (int t = n; t < end; t++) p[t] = -INFINITY;
+  for (int t = n; t < end; t++) p[t] = -INFINITY; // they will add less than e^-86 to a sum of 1 or more
   for (int t = 0; t < end; t += 8) most = larger(load(p + t), most);
   *top = most[0];
   for (int j = 1; j < 8; j++) if (most[j] > *top) *top = most[j];
   for (int t = 0; t < end; t += 8) { v8 e = exp8(load(p + t) - *top); store(p + t, e); s += e; }
-  for (int t = n; t < end; t++) p[t] = 0; // they added less than e^-86 to a sum of 1 or more
   return sum(s);
 }
-#define VALUES(C)                                                                                               \
-  INLINE void values##C(const T *const *row, long half, int n, const float *p, long ldp, int E, float *out) {   \
-    for (int i = 0; i < E; i += 16) {                                                                           \
-      v8 e[C][2] = {{{0}}}, o[C][2] = {{{0}}}; /* even and odd tokens apart: more sums under way */             \
-      for (int t = 0; t < n; t += 2)                                                                            \
-        _Pragma("GCC unroll 2") for (int z = 0; z < 2; z++) {                                                   \
-          const T *v = row[t + z] + half + i;                                                                   \
-          v8 a = first(v), b = second(v);                                                                       \
-          _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { float w = p[c * ldp + t + z]; e[c][z] += a * w; o[c][z] += b * w; } \
-        }                                                                                                       \
-      for (int c = 0; c < C; c++) { store(out + c * E + i, e[c][0] + e[c][1]); store(out + c * E + i + 8, o[c][0] + o[c][1]); } \
-    }                                                                                                           \
+// out[c] (E, in lanes) = Σ p[c][t] · the value of token t, for C heads of a group.
+INLINE void values(const int C, const T *const *row, long half, int n, const float *p, long E, float *out, long ldo) {
+  for (long i = 0; i < E; i += 16) {
+    v8 e[4][2] = {{{0}}}, o[4][2] = {{{0}}}; // even and odd tokens apart: more sums under way
+    for (int t = 0; t < n; t += 2)
+      _Pragma("GCC unroll 2") for (int z = 0; z < 2; z++) {
+        const T *v = row[t + z] + half + i;
+        v8 a = first(v), b = second(v);
+        _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { float w = p[c * PART + t + z]; e[c][z] += a * w; o[c][z] += b * w; }
+      }
+    for (int c = 0; c < C; c++) { store(out + c * ldo + i, e[c][0] + e[c][1]); store(out + c * ldo + i + 8, o[c][0] + o[c][1]); }
   }
-VALUES(1) VALUES(2) VALUES(3) VALUES(4)
-// What part i of row m gave to head h lies at seen: (M, parts, H, E), in lanes; its largest score and sum at marks (…, 2).
-static float *seen(const Job *j) { return pool.shared + MAX * width_of(j->w); }
-static float *marks(const Job *j) { const Attention *a = j->w; return seen(j) + (long)j->M * j->parts * a->H * a->E; }
-static void look(void *job, int item, int t) {
-  Job *j = job; const Attention *a = j->w; const Step *s = j->s;
-  int K = a->K, E = a->E, P = s->P, G = a->H / K, i = item % j->parts, k = item / j->parts % K, m = item / j->parts / K;
-  int S = s->place[m] + 1, from = i * part_of(S), n = smaller(part_of(S), S - from), most = part_of(S) + 8;
+}
+static void look(void *job, int item) {
+  const Look *j = job; const Step *s = j->s;
+  long K = j->K, E = j->E, G = j->H / K, half = K * s->P * E, i = item % j->parts, k = item / j->parts % K, m = item / j->parts / K;
+  long from = i * PART, n = smaller(PART, s->place[m] + 1 - from);
   if (n <= 0) return;
-  const T **row = (const T **)own(t); float *p = own(t) + 2 * most;
-  int page = from / P, in = from % P; const T *key = page_of(j, m, page) + (long)k * P * E;
-  for (int n_ = 0; n_ < n; n_++) {
-    row[n_] = key + (long)in * E;
-    if (++in == P && n_ + 1 < n) { in = 0; key = page_of(j, m, ++page) + (long)k * P * E; }
+  const T *row[PART], *key = 0; float p[MOST * PART];
+  for (long t = 0, until = 0; t < n; t++, key += E) {
+    if (t == until) { key = key_of(j, m, k, from + t); until += s->P - (from + t) % s->P; }
+    row[t] = key;
   }
-  for (int pad = n; pad % UNIT; pad++) row[pad] = row[n - 1];
-  for (int g = 0, c; g < G; g += c) {
-    int head = k * G + g; c = smaller(MOST, G - g);
-    const float *q = pool.shared + m * width_of(a) + head * E;
-    long at = ((long)m * j->parts + i) * a->H + head, half = (long)K * P * E; float *to = seen(j) + at * E, *mark = marks(j) + at * 2;
-    for (int u = 0; u < n; u += UNIT) { // the keys after next may lie in another page; values come when all scores are there
+  for (long pad = n; pad % UNIT; pad++) row[pad] = row[n - 1];
+  for (long g = 0, c; g < G; g += c) {
+    c = smaller(MOST, G - g);
+    float *to = j->seen + ((m * j->parts + i) * j->H + k * G + g) * (E + 2);
+    for (long u = 0; u < n; u += UNIT) { // the keys after next may lie in another page; values come when all scores are there
       long ahead = (const char *)row[smaller(u + 16, n - 1)] - (const char *)row[u];
       for (long b = 0; g == 0 && b < UNIT * E * (long)sizeof(T); b += 64) __builtin_prefetch((const char *)(row[u] + half) + b);
-      unit(row + u, 16, ahead, q, E, p + u, most, c);
+      unit(row + u, 16, ahead, j->qkv + m * j->W + (k * G + g) * E, E, p + u, PART, c);
     }
-    for (int h = 0; h < c; h++) mark[2 * h + 1] = softmax(p + h * most, n, mark + 2 * h);
-    if (c == 4) values4(row, half, n, p, most, E, to); else if (c == 3) values3(row, half, n, p, most, E, to);
-    else if (c == 2) values2(row, half, n, p, most, E, to); else values1(row, half, n, p, most, E, to);
+    for (long h = 0; h < c; h++) to[h * (E + 2) + E + 1] = softmax(p + h * PART, n, to + h * (E + 2) + E);
+    CONSTANT(c, values, row, half, n, p, E, to, E + 2);
   }
 }
-static void join(const Job *j, int m, float *to) { // the parts of a row: (H, E)
-  const Attention *a = j->w;
-  int H = a->H, E = a->E, parts = parts_of(j->s->place[m] + 1);
-  const float *part = seen(j) + (long)m * j->parts * H * E, *mark = marks(j) + (long)m * j->parts * H * 2;
-  for (int h = 0; h < H; h++, to += E) {
-    float top = -INFINITY, total = 0, w[PARTS];
-    for (int i = 0; i < parts; i++) if (mark[2 * (i * H + h)] > top) top = mark[2 * (i * H + h)];
-    for (int i = 0; i < parts; i++) { w[i] = expf(mark[2 * (i * H + h)] - top); total += w[i] * mark[2 * (i * H + h) + 1]; }
+static void join(const Look *j, long m, float *to) { // the parts of a row: (H, E)
+  long E = j->E, step = j->H * (E + 2), end = (j->s->place[m] / PART + 1) * step;
+  for (long h = 0; h < j->H; h++, to += E) {
+    const float *part = j->seen + m * j->parts * step + h * (E + 2);
+    float top = -INFINITY, total = 0;
+    for (long i = 0; i < end; i += step) if (part[i + E] > top) top = part[i + E];
     memset(to, 0, sizeof(float) * E);
-    for (int i = 0; i < parts; i++) for (int e = 0; e < E; e++) to[e] += w[i] / total * part[(i * H + h) * E + e];
+    for (long i = 0; i < end; i += step) {
+      float w = expf(part[i + E] - top);
+      total += w * part[i + E + 1];
+      for (long e = 0; e < E; e++) to[e] += w * part[i + e];
+    }
+    for (long e = 0; e < E; e++) to[e] /= total;
   }
 }
-static void gather(void *job, int item, int t) {
-  Job *j = job; const Attention *a = j->w; float *mine = own(t);
-  for (int m = 0; j->ready[t] < 2 && m < j->M; m++) join(j, m, mine + m * a->H * a->E);
-  j->ready[t] = 2;
-  rows(&a->o, item, mine, j->out, a->D, j->M);
-}
-static int attend(const Attention *a, const Step *s, T *pages, const float *x, float *out) { // at most MAX tokens
-  int parts = 1, longest = 0, M = s->M;
-  for (int m = 0; m < M; m++) { int S = s->place[m] + 1; if (S > longest) longest = S; if (parts_of(S) > parts) parts = parts_of(S); }
-  Job j = {a, s, pages, x, out, M, parts, {0}};
-  long wide = (long)MAX * (a->D > a->H * a->E ? a->D : a->H * a->E), far = (2L + MOST) * (part_of(longest) + 8);
-  if (!pool_enter(s->threads, MAX * width_of(a) + (long)M * parts * a->H * (a->E + 2), wide > far ? wide : far)) return 0;
-  Phase phases[] = {{project, items(a->H * a->E) + 2 * items(a->K * a->E)}, {place, M * a->K}, {look, M * a->K * parts}, {gather, items(a->D)}};
-  in_phases(phases, 4, &j, s->threads);
-  pool_leave();
-  return 1;
+void attention(const Layer *l, const Step *s, const float *x, float *out) {
+  long E = s->E, H = l->q.n / E, K = l->k.n / E, W = (H + 2 * K) * E, parts = s->parts;
+  float *qkv = normed(x, l->norm, s, l->q.k), *seen = qkv + s->M * W, *joined = seen + s->M * parts * H * (E + 2);
+  Look j = {l, s, H, K, E, W, parts, qkv, seen};
+  multiply(&l->q, 3, s, s->scratch, qkv);
+  parallel(place, s->M * K, &j, s->threads);
+  parallel(look, s->M * K * parts, &j, s->threads);
+  for (long m = 0; m < s->M; m++) join(&j, m, joined + m * H * E);
+  multiply(&l->o, 1, s, joined, out);
 }
 
-// The FFN half: the same rows of gate and up in one item, so that silu needs no barrier.
-static void gate_up(void *job, int item, int t) {
-  Job *j = job; const Ffn *f = j->w;
-  float *x = normed(j, t, f->norm, f->eps, f->D), g[MAX * 16], u[MAX * 16];
-  for (int r = 0; r < 16; r += UNIT) {
-    product(&f->gate, item * 16 + r, x, g + r, 16, j->M);
-    product(&f->up, item * 16 + r, x, u + r, 16, j->M);
+// The FFN half: down(silu(gate) · up). The same rows of gate and up in one item, so that silu needs no turn of its own.
+static void inner(void *job, int item) {
+  const Product *p = job; long n = smaller(ROWS, p->l->n - item * ROWS); float both[2 * ROWS * p->M];
+  for (long i = 0; i < 2; i++) {
+    Product one = {p->l + i, p->x, both + (i - item) * ROWS, 2 * ROWS, p->M};
+    rows(&one, item);
   }
-  for (int m = 0; m < j->M; m++) {
-    for (int i = 16 * m; i < 16 * m + 16; i += 8) store(u + i, load(u + i) * load(g + i) / (1.f + exp8(-load(g + i))));
-    to_lanes(u + 16 * m, pool.shared + (long)m * f->I + item * 16, 16);
+  for (float *g = both, *to = p->y + item * ROWS; g < both + 2 * ROWS * p->M; g += 2 * ROWS, to += p->ldy) {
+    for (long i = 0; i < n; i += 8) store(g + i, load(g + ROWS + i) * load(g + i) / (1.f + exp8(-load(g + i))));
+    to_lanes(g, to, n);
   }
 }
-static void down(void *job, int item, int t) {
-  Job *j = job; const Ffn *f = j->w;
-  rows(&f->down, item, pool.shared, j->out, f->D, j->M);
-}
-static int feed(const Ffn *f, const Step *s, const float *x, float *out) {
-  Job j = {f, s, 0, x, out, s->M, 0, {0}};
-  if (!pool_enter(s->threads, (size_t)MAX * f->I, (size_t)MAX * f->D)) return 0;
-  Phase phases[] = {{gate_up, f->I / 16}, {down, items(f->D)}};
-  in_phases(phases, 2, &j, s->threads);
-  pool_leave();
-  return 1;
+void ffn(const Layer *l, const Step *s, const float *x, float *out) {
+  Product p = {&l->gate, s->scratch, normed(x, l->ffn_norm, s, l->gate.k), l->gate.n, s->M};
+  parallel(inner, items(l->gate.n), &p, s->threads);
+  multiply(&l->down, 1, s, p.y, out);
 }
 
-// What Python calls. 0: there was no memory. More than MAX tokens go in groups, in their order: what a token wrote, those after it see.
-static Step group(const Step *s, int m) {
-  Step g = *s;
-  g.tables += (long)m * s->width; g.place += m; g.M = smaller(MAX, s->M - m);
-  return g;
-}
-int attention(const Attention *a, const Step *s, T *pages, const float *x, float *out) {
-  for (int m = 0; m < s->M; m += MAX) { Step g = group(s, m); if (!attend(a, &g, pages, x + (long)m * a->D, out + (long)m * a->D)) return 0; }
-  return 1;
-}
-int ffn(const Ffn *f, const Step *s, const float *x, float *out) {
-  for (int m = 0; m < s->M; m += MAX) { Step g = group(s, m); if (!feed(f, &g, x + (long)m * f->D, out + (long)m * f->D)) return 0; }
-  return 1;
-}
-static void add(float *x, const float *part, const T *bias, int M, int D) {
-  for (int m = 0; m < M; m++) for (int d = 0; d < D; d++) x[(long)m * D + d] += part[(long)m * D + d] + (bias ? get(bias[d]) : 0);
-}
 // Layers between which nothing has to happen outside: no sum over ranks, no pages to fetch. x is added to in place;
-// stamps: when each half began, and the end (2 n + 1 seconds), so that a trace still sees the halves.
-typedef struct { Attention a; Ffn f; const T *o_bias, *down_bias; T *pages; } Layer;
-int layers(const Layer *l, int n, const Step *s, float *x, float *part, double *stamps) {
-  for (int i = 0; i < n; i++, l++) {
-    *stamps++ = now();
-    if (!attention(&l->a, s, l->pages, x, part)) return 0;
-    add(x, part, l->o_bias, s->M, l->a.D);
-    *stamps++ = now();
-    if (!ffn(&l->f, s, x, part)) return 0;
-    add(x, part, l->down_bias, s->M, l->a.D);
+// stamps: when each half began, and the end (2 n + 1), in seconds since the call, so that a trace still sees the halves.
+void layers(const Layer *l, long n, const Step *s, float *x, float *part, double *stamps) {
+  double began = now();
+  for (long i = 0, D = l->q.k; i < 2 * n; i++) {
+    const Layer *at = l + i / 2; const T *bias = i % 2 ? at->down_bias : at->o_bias;
+    *stamps++ = now() - began;
+    (i % 2 ? ffn : attention)(at, s, x, part);
+    for (long m = 0; m < s->M; m++)
+      for (long d = 0; d < D; d++) x[m * D + d] += part[m * D + d] + (bias ? get(bias[d]) : 0);
   }
-  *stamps = now();
-  return 1;
+  *stamps = now() - began;
 }
 
 // Logits (M, n), and of each row the first of its largest, that one's value, and log Σ e^logit: not finite if one is not.
-typedef struct { Linear l; const T *norm; float eps; } Output;
-static void vocabulary(void *job, int item, int t) {
-  Job *j = job; const Output *o = j->w; int n = o->l.n, N = items(n), from = item * ROWS;
-  rows(&o->l, item, normed(j, t, o->norm, o->eps, o->l.k), j->out, n, j->M);
-  for (int m = 0; m < j->M; m++) {
-    float p[ROWS], *mark = pool.shared + 2L * m * N + item; int count = smaller(ROWS, n - from);
-    memcpy(p, j->out + (long)m * n + from, sizeof(float) * count);
-    mark[N] = softmax(p, count, mark);
+typedef struct { const float *logits; long n; int64_t *ids; float *tops, *sums; } Tops;
+static void top(void *job, int m) {
+  const Tops *t = job; const float *logits = t->logits + m * t->n;
+  float best = -INFINITY, most, p[PART]; double total = 0; long at = 0;
+  for (long i = 0; i < t->n; i += PART) {
+    int n = smaller(PART, t->n - i);
+    memcpy(p, logits + i, sizeof(float) * n);
+    double part = softmax(p, n, &most);
+    if (most > best) { total *= exp(best - most); best = most; at = i; }
+    total += part * exp(most - best);
   }
+  while (at + 1 < t->n && logits[at] != best) at++;
+  t->ids[m] = at; t->tops[m] = best; t->sums[m] = best + log(total);
 }
-static void best(const float *logits, const float *tops, int n, int64_t *id, float *top, float *lse) {
-  int N = items(n), at = 0; double total = 0;
-  for (int i = 1; i < N; i++) if (tops[i] > tops[at]) at = i;
-  *top = tops[at];
-  for (int i = 0; i < N; i += 8) {
-    float p[8];
-    for (int k = 0; k < 8; k++) p[k] = i + k < N ? tops[i + k] - *top : -INFINITY;
-    v8 e = exp8(load(p));
-    for (int k = 0; k < 8 && i + k < N; k++) total += e[k] * tops[N + i + k];
-  }
-  *lse = *top + log(total);
-  for (*id = at * ROWS; *id + 1 < n && logits[*id] != *top;) ++*id;
-}
-static int vocabularies(const Output *o, int threads, int M, const float *x, float *logits, int64_t *ids, float *tops, float *lse) {
-  Step s = {.M = M, .threads = threads};
-  Job j = {o, &s, 0, x, logits, M, 0, {0}};
-  int N = items(o->l.n);
-  if (!pool_enter(threads, 2UL * M * N, (size_t)M * o->l.k)) return 0;
-  Phase phases[] = {{vocabulary, N}};
-  in_phases(phases, 1, &j, threads);
-  for (int m = 0; m < M; m++) best(logits + (long)m * o->l.n, pool.shared + 2L * m * N, o->l.n, ids + m, tops + m, lse + m);
-  pool_leave();
-  return 1;
-}
-int head(const Output *o, int threads, int M, const float *x, float *logits, int64_t *ids, float *tops, float *lse) {
-  for (int m = 0; m < M; m += MAX)
-    if (!vocabularies(o, threads, smaller(MAX, M - m), x + (long)m * o->l.k, logits + (long)m * o->l.n, ids + m, tops + m, lse + m)) return 0;
-  return 1;
-}
-// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row. Layers come next: workers wake meanwhile.
-int embed(const Linear *l, const int64_t *ids, int M, float *out) {
-  if (M <= 4 * MAX) call_workers();
-  for (int m = 0; m < M; m++, out += l->k) {
-    if (ids[m] < 0 || ids[m] >= l->n) return 0;
-    const T *a = row_of(l, ids[m]);
-    for (long i = 0; i < l->k; i += 16, a += piece_of(l)) for (int c = 0; c < 16; c++) out[i + c] = get(a[c]);
-  }
-  return 1;
+void head(const Linear *l, const T *w, const Step *s, const float *x, float *logits, int64_t *ids, float *tops, float *sums) {
+  Tops t = {logits, l->n, ids, tops, sums};
+  normed(x, w, s, l->k);
+  multiply(l, 1, s, s->scratch, logits);
+  parallel(top, s->M, &t, s->threads);
 }
 
-// Plain rows into packed ones, where they lie. n is a multiple of 4.
-static void pack_rows(void *job, int item, int t) {
-  const Linear *l = job; long k = l->k; T *rows4 = (T *)l->w + item * ROWS * k, *copy = (T *)own(t);
-  for (int r = item * ROWS; r < smaller(l->n, (item + 1) * ROWS); r += 4, rows4 += 4 * k) {
-    memcpy(copy, rows4, 4 * k * sizeof(T));
-    for (long i = 0; i < k; i += 16) for (int q = 0; q < 4; q++) memcpy(rows4 + 4 * i + 16 * q, copy + q * k + i, 16 * sizeof(T));
+// Rows ids[m] of a weight, as an embedding takes them. 0: there is no such row.
+int embed(const Linear *l, const int64_t *ids, long M, float *out, long threads) {
+  parallel(0, 0, 0, threads); // no job yet: workers wake meanwhile, for the layers
+  for (long m = 0; m < M; m++) {
+    if (ids[m] < 0 || ids[m] >= l->n) return 0;
+    const T *a = row_of(l, ids[m]);
+    for (long i = 0; i < l->k; i++) *out++ = get(a[i / 16 * piece_of(l) + i % 16]);
   }
-}
-int pack(const Linear *l, int threads) {
-  Phase phases[] = {{pack_rows, items(l->n)}};
-  if (!pool_enter(threads, 0, 4UL * l->k)) return 0;
-  in_phases(phases, 1, (void *)l, threads);
-  pool_leave();
   return 1;
 }

@@ -13,20 +13,24 @@ Shapes: ΣT packed tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import CDLL, byref, c_double
+from ctypes import Array, addressof, c_double, c_long
+from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from minillm.compile import NoLibrary, library, processor
 from minillm.model.attention import Attend
-from minillm.model.compiled import NoKernels, library, processor
 from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
-from minillm.model.products import Choice, Products, choose, keep_freed_memory
-from minillm.model.structs import CLayer, COutput, Pass, bind, call, declare, linear_at
+from minillm.model.products import choose, keep_freed_memory
 
-MAX_THREADS, MAX_ROWS, MAX_HEADS = 64, 2**20, 255  # of pool.h: threads; items of a phase: 2^16
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = {torch.bfloat16: (), torch.float32: ("-DF32",)}
+LAYER, PART = 42, 256  # of kernels.c: fields of a `Layer`, of 8 bytes each; tokens of a part
+TAKES = {"attention": 4, "ffn": 4, "layers": 6, "head": 8, "embed": 5}  # arguments, of 8 bytes each
 
 
 class Tops(NamedTuple):
@@ -52,36 +56,34 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
     if weight.device.type not in ("cpu", "meta"):
         return None, "torch, on the card"
     keep_freed_memory()
+    kernels, told = None, "torch, not C: switched off"
+    if c:
+        try:
+            _check(model)
+            kernels = Kernels(model, weight.dtype, threads)
+        except NoLibrary as error:
+            told = f"torch, not C: {error}"
     where = f"{processor()} · {threads} threads"
-    try:
-        if not c:
-            raise NoKernels("switched off")
-        _check(model)
-        kernels = Kernels(model, library(weight.dtype), min(threads, MAX_THREADS), where)
-        return kernels, f"C, up to {kernels.choice.most} tokens at once"
-    except NoKernels as error:
-        product = Products(choose(*weight.shape, weight.dtype, where))
-        for linear in _linears(model):
-            linear.product = product
-        return None, f"torch, not C: {error}"
+    products = choose(*weight.shape, weight.dtype, where, kernels and kernels.alone)
+    for linear in model.modules():
+        if isinstance(linear, Linear):
+            linear.product = products
+            if kernels and weight.device.type == "cpu" and linear.packable and not linear.packed:
+                linear.pack()
+    if kernels:
+        kernels.put_on(products.most)
+        told = f"C, up to {products.most} tokens at once"
+    return kernels, told
 
 
 def _check(model: Llama) -> None:
-    """NoKernels if the C does not know such a model."""
-    c, dtypes = model.config, {p.dtype for p in model.parameters()}
-    sizes = {n: getattr(c, n) for n in ("hidden_size", "intermediate_size", "head_dim")}
+    """NoLibrary if the C does not know such a model."""
+    sizes = {n: getattr(model.config, n) for n in ("hidden_size", "intermediate_size", "head_dim")}
     odd = [f"{name} = {size}" for name, size in sizes.items() if size % 16]
-    if odd:
-        raise NoKernels(f"they want sizes that are multiples of 16, found {', '.join(odd)}")
-    if len(dtypes) > 1:
-        raise NoKernels(f"they want weights of one type, found {len(dtypes)}")
-    most = max(linear.weight.shape[0] for linear in _linears(model))
-    if most > MAX_ROWS or c.num_key_value_heads > MAX_HEADS:
-        raise NoKernels(f"they know {MAX_ROWS:,} rows and {MAX_HEADS} heads, found more")
-
-
-def _linears(model: Llama) -> list[Linear]:
-    return [module for module in model.modules() if isinstance(module, Linear)]
+    types = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    if odd or types not in ({"bfloat16"}, {"float32"}):
+        found = ", ".join(odd or types)
+        raise NoLibrary(f"it wants bfloat16 or float32 alone, and multiples of 16, found {found}")
 
 
 class Kernels:
@@ -89,166 +91,161 @@ class Kernels:
 
     stamps: after a pass whose layers ran in one call: when each half began (attention, FFN, layer
     by layer) and when the last ended, 2 n + 1 seconds of `time.perf_counter`; else None.
+    tops: of the logits that the last pass gave; None where torch computed them.
     """
 
-    def __init__(self, model: Llama, lib: CDLL, threads: int, where: str):
-        self.model, self.lib, self.threads = model, lib, threads
-        declare(lib)
-        ends = self._ends = _Ends(model, lib, threads)
-        gate = model.blocks[0].mlp.gate_proj.weight
-        self.choice: Choice = choose(*gate.shape, gate.dtype, where, ends.alone)
-        ends.most = self.choice.most
+    def __init__(self, model: Llama, dtype: torch.dtype, threads: int):
+        self.model, self.threads = model, threads
+        self._lib = library(SOURCE, *FLAGS[dtype])
+        for name, n in TAKES.items():  # without it ctypes loses half of each address
+            getattr(self._lib, name).argtypes = [c_long] * n
         self.stamps: list[float] | None = None
-        self._last: tuple[Attend | None, Pass | None] = (None, None)
-        product = Products(self.choice)
-        for linear in _linears(model):
-            linear.product = product
-            if linear.packable and not linear.packed and linear.weight.device.type == "cpu":
-                call(lib.pack, byref(linear_at(linear)), threads)
-                linear.packed = True
-        self._blocks = model.blocks
-        self._layers = (CLayer * len(self._blocks))()
+        self.tops: Tops | None = None
+        self.eps, self._blocks = c_double(model.config.rms_norm_eps), model.blocks
+        self._layers = _Layers(self._blocks)
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        self._holders = [_holders(block) for block in self._blocks]
-        self._lie: list[list[int]] = [[] for _ in self._blocks]  # where weights were when bound
-        self._pages: list[int] = []  # and pages
-        self._halves: list[Callable] = []  # of each layer attention, then FFN
-        for i, block in enumerate(self._blocks):
-            self._halves += self._put_on(i, block)
-        self._plain_layers, model.run_layers = model.run_layers, self.run_layers
-        if model.first:
-            model.embed = ends.embed
-        if model.last:
-            model.output = ends.output
+        self._last: tuple[Attend | None, Pass | None] = (None, None)
 
-    @property
-    def tops(self) -> Tops | None:
-        """Of the logits that the last pass gave; None where torch computed them."""
-        return self._ends.tops
+    def put_on(self, most: int) -> None:
+        """Take the place of the model's parts, for passes of at most so many tokens."""
+        model, self.most = self.model, most
+        names, n = ("attention", "ffn"), len(self._blocks)
+        self._halves = [self._half(i, name) for i in range(n) for name in names]
+        model.embed, model.run_layers, model.output = self.embed, self.run_layers, self.output
 
-    def _follow(self, i: int) -> None:
-        """Take in where the weights of a layer lie now, if one of them has moved."""
-        lie = _lie(self._holders[i])
-        if lie != self._lie[i]:
-            bind(self._layers[i], self._blocks[i])
-            self._lie[i] = lie
+    def _half(self, i: int, name: str) -> Callable:
+        """The half of a layer in C, put in the place of the plain one."""
+        block, place, run = self._blocks[i], f"{name}_half", getattr(self._lib, name)
+        plain, looks = getattr(block, place), name == "attention"
 
-    def _follow_all(self, pools: list[Tensor]) -> None:
-        """The same for all layers, and for their pages: as a rule, one comparison."""
-        lie = [*map(_lie, self._holders)], [pool.data_ptr() for pool in pools]
-        if lie == (self._lie, self._pages):
-            return
-        for i, pages in enumerate(lie[1]):
-            self._follow(i)
-            self._layers[i].pages = pages
-        self._pages = lie[1]
-
-    def _put_on(self, i: int, block: Block) -> tuple[Callable, Callable]:
-        """C halves in the place of the plain ones of `block`."""
-        plain, number = (block.attention_half, block.ffn_half), block.layer
-        attention, ffn, layer = self.lib.attention, self.lib.ffn, self._layers[i]
-        layer_at, ffn_at = byref(layer), byref(layer, CLayer.f.offset)
-
-        def attention_half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
-            step = self._step(attend)
+        def half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
+            step = self._pass(attend)
             if step is None:
-                return plain[0](x, positions, angles, attend)
-            self._follow(i)
-            pool = attend.store.enter(number, attend)
-            call(attention, layer_at, step.at, pool.data_ptr(), x.data_ptr(), step.out_at)
-            attend.store.leave(number, attend)
+                return plain(x, positions, angles, attend)
+            pages = attend.store.enter(block.layer, attend) if looks else None
+            run(self._layers.at(i, pages), step.at, x.data_ptr(), step.out.data_ptr())
+            if looks:
+                attend.store.leave(block.layer, attend)
             return step.out
 
-        def ffn_half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
-            step = self._step(attend)
-            if step is None:
-                return plain[1](x, positions, angles, attend)
-            self._follow(i)
-            call(ffn, ffn_at, step.at, x.data_ptr(), step.out_at)
-            return step.out
+        setattr(block, place, half)
+        return half
 
-        block.attention_half, block.ffn_half = attention_half, ffn_half
-        return attention_half, ffn_half
-
-    def _step(self, attend: Attend) -> Pass | None:
+    def _pass(self, attend: Attend) -> Pass | None:
         """The C side of a plan, made once a pass; None if torch is to do it."""
         if self._last[0] is not attend:
             known = hasattr(attend, "token_tables") and not attend.hidden
-            few = known and 0 < len(attend.place) <= self.choice.most
-            few = few and attend.place.device.type == "cpu"
-            self._last = attend, Pass(self.model, attend, self.threads) if few else None
+            few = known and 0 < len(attend.place) <= self.most
+            self._last = attend, Pass(self, attend) if few else None
         return self._last[1]
 
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
-        self.stamps = self._ends.tops = None
-        step, x = self._step(attend), x.contiguous()
-        resident = getattr(getattr(attend, "store", None), "resident", None)
-        if step is None or resident is None or not self._alone_between():
-            return self._plain_layers(x, positions, attend)
-        if not self.model.first:
-            x = x.clone()  # it is added to in place
-        self._follow_all(resident)
-        n = len(self._blocks)
-        call(self.lib.layers, self._layers, n, step.at, x.data_ptr(), step.out_at, self._stamps)
-        self.stamps = self._stamps[:]
+        step, self.stamps = self._pass(attend), None
+        hooks = any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks)
+        halves = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
+        # More than a watch, which says what it `watches`, is for the plain way.
+        alone = [getattr(half, "watches", half) for half in halves] == self._halves and not hooks
+        alone = alone and self.model.reduce is identity
+        if step is None or attend.store.resident is None or not alone:
+            return Llama.run_layers(self.model, x.contiguous(), positions, attend)
+        x = x.clone(memory_format=torch.contiguous_format)  # it is added to in place
+        at = [self._layers.at(i, pages) for i, pages in enumerate(attend.store.resident)]
+        to, began = (x.data_ptr(), step.out.data_ptr(), addressof(self._stamps)), perf_counter()
+        self._lib.layers(at[0], len(at), step.at, *to)
+        self.stamps = [began + seconds for seconds in self._stamps]
         return x
-
-    def _alone_between(self) -> bool:
-        """Whether nobody put more round a half than a watch: one that says what it `watches`."""
-        if self.model.reduce is not identity:
-            return False
-        if any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks):
-            return False
-        found = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
-        return [getattr(half, "watches", half) for half in found] == self._halves
-
-
-class _Ends:
-    """What is before and after the layers: the embedding, and the product with the vocabulary."""
-
-    def __init__(self, model: Llama, lib: CDLL, threads: int):
-        self.model, self.lib, self.threads, self.most = model, lib, threads, 0
-        self.tops: Tops | None = None
-        self._plain = model.output
 
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: ids (ΣT,) -> x (ΣT, D) float32. IndexError for an id that is none."""
-        table = linear_at(self.model.model.embed_tokens)
-        ids, x = ids.long().contiguous(), torch.empty(len(ids), table.k)
-        if not self.lib.embed(byref(table), ids.data_ptr(), len(ids), x.data_ptr()):
-            raise IndexError(f"wanted ids below {table.n}, found {ids.min()} to {ids.max()}")
+        table, ids = self.model.model.embed_tokens, ids.long().contiguous()
+        N, K = table.weight.shape
+        x, struct = torch.empty(len(ids), K), _struct(*_linear(table))
+        to = ids.data_ptr(), len(ids), x.data_ptr(), self.threads
+        if not self._lib.embed(addressof(struct), *to):
+            raise IndexError(f"wanted ids below {N}, found {ids.min()} to {ids.max()}")
         return x
 
     def output(self, x: Tensor) -> Tensor:
         """`Llama.output`: x (N, D) -> logits (N, V); and their tops."""
-        N = len(x)
-        if not 0 < N <= self.most or x.dtype != torch.float32:
-            self.tops = None
-            return self._plain(x)
-        head, norm = self.model.head, self.model.model.norm
-        output = COutput(linear_at(head), norm.weight.data_ptr(), norm.eps)
-        return self.multiplied(output, x.contiguous())
+        self.tops = None
+        if not 0 < len(x) <= self.most or x.dtype != torch.float32:
+            return Llama.output(self.model, x)
+        return self._head(x.contiguous(), self.model.head, self.model.model.norm.weight)
 
-    def multiplied(self, output: COutput, x: Tensor) -> Tensor:
-        """The logits of x (N, D), by C; `tops` are theirs."""
-        N, logits = len(x), torch.empty(len(x), output.l.n)
-        tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
-        to = (t.data_ptr() for t in (x, logits, *tops))
-        call(self.lib.head, byref(output), self.threads, N, *to)
-        self.tops = tops
+    def _head(self, x: Tensor, head: Linear, norm: Tensor) -> Tensor:
+        N, scratch, logits = len(x), torch.empty_like(x), torch.empty(len(x), len(head.weight))
+        self.tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
+        struct = _struct(*_linear(head))
+        step = _struct(scratch.data_ptr(), N, self.threads, addressof(self.eps))  # it needs no more
+        to = (t.data_ptr() for t in (x, logits, *self.tops))
+        self._lib.head(addressof(struct), norm.data_ptr(), addressof(step), *to)
         return logits
 
     def alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
         """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
-        x, norm = torch.zeros(tokens, linear.weight.shape[1]), linear.weight[0]
-        return lambda: self.multiplied(COutput(linear_at(linear), norm.data_ptr(), 1.0), x)
+        x = torch.zeros(tokens, linear.weight.shape[1])
+        return lambda: self._head(x, linear, linear.weight[0])
 
 
-def _holders(block: Block) -> list[dict[str, Tensor]]:
-    """What holds the weights of a block, under "weight"; whoever replaces one does it there."""
-    return [module._parameters for module in block.modules() if module._parameters]
+class Pass:
+    """One plan as the C sees it: a `Step` at `at`; and where a half puts its part (ΣT, D)."""
+
+    def __init__(self, kernels: Kernels, plan: Attend):
+        model, tables, longest = kernels.model, plan.token_tables(), max(plan.step.stops)
+        c, angles, (M, width) = model.config, model.angles, tables.shape
+        assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
+        q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
+        row = c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
+        self.out, scratch = torch.empty(M, c.hidden_size), torch.empty(M * row)
+        step = _struct(
+            scratch.data_ptr(), M, kernels.threads, addressof(kernels.eps), tables.data_ptr(),
+            plan.place.data_ptr(), angles.data_ptr(), width, plan.page_size, c.head_dim, parts,
+        )  # fmt: skip
+        self.at, self._kept = addressof(step), (step, tables, plan.place, angles, scratch)
 
 
-def _lie(holders: list[dict[str, Tensor]]) -> list[int]:
-    return [parameters["weight"].data_ptr() for parameters in holders]
+class _Layers:
+    """The array of `Layer` of kernels.c: each is filled anew when one of its weights has moved."""
+
+    def __init__(self, blocks: list[Block]):
+        self._blocks, self._array = blocks, (c_long * (LAYER * len(blocks)))()
+        # What holds the weights, under "weight": whoever replaces one does it there.
+        self._holders = [[m._parameters for m in b.modules() if m._parameters] for b in blocks]
+        self._lie: list[list[int]] = [[] for _ in blocks]  # where weights were
+
+    def at(self, i: int, pages: Tensor | None = None) -> int:
+        """The address of layer i, and of those after it."""
+        begin, lie = LAYER * i, [held["weight"].data_ptr() for held in self._holders[i]]
+        if lie != self._lie[i]:
+            self._array[begin : begin + LAYER - 1] = _fields(self._blocks[i])
+            self._lie[i] = lie
+        if pages is not None:
+            self._array[begin + LAYER - 1] = pages.data_ptr()
+        return addressof(self._array) + 8 * begin
+
+
+def _struct(*fields: int) -> Array[c_long]:
+    """A struct of kernels.c: of each, all fields have 8 bytes."""
+    return (c_long * len(fields))(*fields)
+
+
+def _fields(block: Block) -> list[int]:
+    """`Layer` of kernels.c but for its pages: where the weights of a block lie now."""
+    a, f = block.self_attn, block.mlp
+    linears = a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj
+    norms = block.input_layernorm, block.post_attention_layernorm, a.q_norm, a.k_norm
+    others = *(norm and norm.weight for norm in norms), a.o_proj.bias, f.down_proj.bias
+    return [field for linear in linears for field in _linear(linear)] + [*map(_at, others)]
+
+
+def _linear(linear: Linear) -> list[int]:
+    """`Linear` of kernels.c. A deferred bias is not the product's business."""
+    bias = None if linear.deferred else linear.bias
+    return [_at(linear.weight), _at(bias), *linear.weight.shape, linear.packed]
+
+
+def _at(tensor: Tensor | None) -> int:
+    at = 0 if tensor is None else tensor.data_ptr()
+    assert at or tensor is None, "the weights are not there: closed, or not loaded yet"
+    return at

@@ -49,26 +49,23 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Rearrange the weight in place; once. `packable` says whether its sizes allow it."""
         assert self.packable and not self.packed, (tuple(self.weight.shape), self.packed)
-        N, K = self.weight.shape
-        pieces = self.weight.data.view(N // ROWS, ROWS, K // COLUMNS, COLUMNS)
-        self.weight.data.copy_(pieces.transpose(1, 2).reshape(N, K))
+        for rows in self.weight.data.split(64 * ROWS):  # so many stay in the cache
+            pieces = rows.view(-1, ROWS, rows.shape[1] // COLUMNS, COLUMNS)
+            rows.copy_(pieces.transpose(1, 2).reshape(rows.shape))
         self.packed = True
 
-    def rows(self) -> Tensor:
-        """The weight as plain rows (N, K), in its own dtype: itself, or a copy if packed."""
-        N, K = self.weight.shape
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start … stop of the weight as plain ones, in its own dtype: a view, or a copy of
+        packed ones, of which start and stop are multiples of four."""
+        rows = self.weight[start:stop]
         if not self.packed:
-            return self.weight
-        pieces = self.weight.view(N // ROWS, K // COLUMNS, ROWS, COLUMNS)
-        return pieces.transpose(1, 2).reshape(N, K)
+            return rows
+        pieces = rows.view(-1, rows.shape[1] // COLUMNS, ROWS, COLUMNS)
+        return pieces.transpose(1, 2).reshape(rows.shape)
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K)."""
-        N, K = self.weight.shape
-        if not self.packed:
-            return F.embedding(ids, self.weight)
-        pieces = self.weight.view(N // ROWS, K // COLUMNS, ROWS, COLUMNS)
-        return pieces[ids // ROWS, :, ids % ROWS].reshape(len(ids), K)
+        """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K). Slow if packed."""
+        return F.embedding(ids, self.rows())
 
     def forward(self, x: Tensor) -> Tensor:
         """x (ΣT, K) -> (ΣT, N), in the dtype of x; without the bias if it is deferred."""

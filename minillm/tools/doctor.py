@@ -99,14 +99,13 @@ def _disk() -> list[Finding]:
 
 def _kernels() -> list[Finding]:
     """Whether this machine's compiler makes the C kernels; without them torch computes, slower."""
-    import torch
-
-    from minillm.model.compiled import NoKernels, find_compiler, library
+    from minillm.compile import NoLibrary, find_compiler, library
+    from minillm.model.kernels import SOURCE
 
     try:
-        library(torch.bfloat16)
+        library(SOURCE)
         return [Finding("kernels", f"in C, by {Path(find_compiler()[0]).name}")]
-    except NoKernels as error:
+    except NoLibrary as error:
         advice = "install gcc or clang for faster decoding"
         return [Finding("kernels", f"none: {error}", advice, needed=False)]
 
