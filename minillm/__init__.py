@@ -20,26 +20,25 @@ whole story in ten lines.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minillm.config import EngineConfig, ModelConfig, SamplingParams, parse_size
+    from minillm.config import EngineConfig, ModelConfig, SamplingParams
     from minillm.engine.engine import Engine
     from minillm.engine.request import Completion, Piece
-    from minillm.errors import (
-        CheckpointError,
-        ConfigError,
-        MinillmError,
-        OutOfMemory,
-        PromptError,
-        format_size,
-    )
+    from minillm.errors import CheckpointError, ConfigError, MinillmError, OutOfMemory, PromptError
     from minillm.machine import Machine, Tier
     from minillm.tokens.tokenizer import Tokenizer
     from minillm.trace import Event, Trace
+    from minillm.units import format_size, parse_size
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm/process.py
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Each public name and the module it comes from. A module is imported when a name of it is first
 # used: `import minillm` costs nothing, and `python -m minillm doctor` can run without torch.

@@ -25,7 +25,8 @@ from minillm.compile import NoLibrary, library, processor
 from minillm.model.attention import Attend
 from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
-from minillm.model.products import choose, keep_freed_memory
+from minillm.model.products import choose
+from minillm.process import settle
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = {torch.bfloat16: (), torch.float32: ("-DF32",)}
@@ -55,7 +56,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
     weight = model.blocks[0].mlp.gate_proj.weight
     if weight.device.type not in ("cpu", "meta"):
         return None, "torch, on the card"
-    keep_freed_memory()
+    settle()
     kernels, told = None, "torch, not C: switched off"
     if c:
         try:

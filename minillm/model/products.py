@@ -13,8 +13,6 @@ torch's, taking turns at every product, would wait for each other, too.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -56,17 +54,6 @@ class Products:
             step = max(PIECE * min(max(1, len(x) // 64), 8) // K // 32, 1) * 32
         parts = [F.linear(x, linear.rows(a, a + step).to(dtype)) for a in range(0, N, step)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).float()
-
-
-def keep_freed_memory() -> None:
-    """Have the process keep 64 MiB that were freed, where its allocator is glibc's.
-
-    Else each product's result is new memory from Linux, page by page: half the time of a prefill.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-1, 2**26)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: it takes no more
 
 
 def choose(

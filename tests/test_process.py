@@ -1,0 +1,38 @@
+"""Settings of the process: made once, and no more than that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import os, sys, threading
+{first}
+import minillm
+from minillm.process import settle
+import torch
+before = torch.get_num_threads()
+settle(), settle()
+print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads() == before,
+      [t.name for t in threading.enumerate()].count("minillm-openmp"))
+"""
+
+
+@pytest.mark.parametrize("first, environment, said", [
+    ("", {}, "1000 True 0"),
+    ("import torch", {}, "None True 1"),
+    ("import torch", {"OMP_WAIT_POLICY": "ACTIVE"}, "None True 0"),
+    ("", {"GOMP_SPINCOUNT": "7"}, "7 True 0"),
+])  # fmt: skip
+def test_torchs_threads_do_not_spin_whoever_came_first(first, environment, said, monkeypatch):
+    """Catches a prompt that takes a hundred times longer beside a busy browser, where a notebook
+    imports torch before us; a setting of the user's overruled; a second team of threads."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-c", RUN.format(first=first)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said
