@@ -17,7 +17,7 @@ def settle() -> None:
     _keep_freed_memory()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         before, made = torch.get_num_threads(), threading.Event()
-        team = threading.Thread(None, _keep_a_team, "minillm-openmp", (made,), daemon=True)
+        team = threading.Thread(None, _keep_a_team, "openmp-team", (made,), daemon=True)
         team.start()
         made.wait()
         torch.set_num_threads(before)

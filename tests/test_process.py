@@ -16,7 +16,7 @@ import torch
 before = torch.get_num_threads()
 settle(), settle()
 print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads() == before,
-      [t.name for t in threading.enumerate()].count("minillm-openmp"))
+      [t.name for t in threading.enumerate()].count("openmp-team"))
 """
 
 
