@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm/process.py
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # Each public name and the module it comes from. A module is imported when a name of it is first
 # used: `import minillm` costs nothing, and `python -m minillm doctor` can run without torch.

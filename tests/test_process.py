@@ -21,7 +21,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads() == before,
 
 
 @pytest.mark.parametrize("first, environment, said", [
-    ("", {}, "1000 True 0"),
+    ("", {}, "3000 True 0"),
     ("import torch", {}, "None True 1"),
     ("import torch", {"OMP_WAIT_POLICY": "ACTIVE"}, "None True 0"),
     ("", {"GOMP_SPINCOUNT": "7"}, "7 True 0"),

@@ -49,9 +49,10 @@ class Products:
         if x.dtype != torch.float32 or weight.device.type != "cpu":
             return layers.product(x, linear)
         dtype, (N, K) = weight.dtype if len(x) < self.own else torch.float32, weight.shape
-        x, step = x.to(dtype), N
-        if linear.packed or dtype != weight.dtype:
-            step = max(PIECE * min(max(1, len(x) // 64), 8) // K // 32, 1) * 32
+        x = x.to(dtype)
+        if dtype == weight.dtype and not linear.packed:
+            return F.linear(x, weight).float()
+        step = max(PIECE * min(max(1, len(x) // 64), 8) // K // 32, 1) * 32
         parts = [F.linear(x, linear.rows(a, a + step).to(dtype)) for a in range(0, N, step)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).float()
 
