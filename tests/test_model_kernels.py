@@ -407,15 +407,15 @@ def test_torchs_product_is_the_same_by_parts(own, packed, dtype, monkeypatch):
 def test_the_measured_choice_is_kept(monkeypatch, tmp_path):
     """Catches measuring at every load, and a damaged file that stops one."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path))
-    first = products.choose(64, 32, torch.bfloat16, "here")
+    first = products.choose(64, 32, torch.bfloat16, "here", None)
     monkeypatch.setattr(products, "_measure", lambda *_: pytest.fail("measured again"))
-    assert products.choose(64, 32, torch.bfloat16, "here") == first
+    assert products.choose(64, 32, torch.bfloat16, "here", None) == first
     monkeypatch.setattr(products, "_measure", lambda *_: (3, 7))
-    assert products.choose(64, 32, torch.bfloat16, "there") == Products(3, 7)
+    assert products.choose(64, 32, torch.bfloat16, "there", None) == Products(3, 7)
     for damage in ("{", "[]", '{"here": 3}'):
         for kept in (tmp_path / "choices").iterdir():
             kept.write_text(damage)
-        assert products.choose(64, 32, torch.bfloat16, "here") == Products(3, 7)
+        assert products.choose(64, 32, torch.bfloat16, "here", None) == Products(3, 7)
 
 
 # -- the threads ---------------------------------------------------------------------------------

@@ -57,9 +57,7 @@ class Products:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).float()
 
 
-def choose(
-    N: int, K: int, dtype: torch.dtype, where: str, kernel: Kernel | None = None
-) -> Products:  # fmt: skip
+def choose(N: int, K: int, dtype: torch.dtype, where: str, kernel: Kernel | None) -> Products:
     """The fastest ways for weights (N, K): known from before, or measured now.
 
     where: names processor and threads. kernel: the C, if there is any.
