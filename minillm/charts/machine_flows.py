@@ -163,7 +163,8 @@ def _figures(
         over.append([f"{flow.label or 'bytes'} {arrow}"])
         under = [[flow.how]]
         if flow.ceiling and flow.rate:
-            under.append([f"{percent(flow.rate, flow.ceiling)} of ceiling"])
+            share = percent(flow.rate, flow.ceiling)
+            under.append([f"{share} of ceiling", share])
             if flow.rate > CACHED * flow.ceiling and link.kind == "disk":
                 under.append(["(page cache)"])
     return over, under
