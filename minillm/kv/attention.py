@@ -95,8 +95,8 @@ def _varlen(q: Tensor, pool: Tensor, plan: Plan) -> Tensor:
     if "varlen" not in plan.cached:
         step, width = plan.step, max(map(len, plan.tables))
         plan.cached["varlen"] = (
-            plan.ints(np.cumsum((0, *step.counts))), max(step.counts), max(step.stops),
-            plan.ints(step.stops), plan.ints([t + [0] * (width - len(t)) for t in plan.tables]),
+            plan.ints(np.cumsum((0, *step.counts))), max(step.counts), max(plan.stops),
+            plan.ints(plan.stops), plan.ints([t + [0] * (width - len(t)) for t in plan.tables]),
         )  # fmt: skip
     ends, most_new, most_seen, seen, tables = plan.cached["varlen"]
     keys, values = pool[:, 0].transpose(1, 2), pool[:, 1].transpose(1, 2)  # (pages, P, K, E)

@@ -97,7 +97,7 @@ class PagedKV:
         table, first = self.tables[request], self.length[request] // self.page_size
         count, known = self.pool.count, self.pool.known.key_of
         shared = [i for i in range(first, len(table)) if count[table[i]] > 1 or table[i] in known]
-        more = max(0, self.pages_for(stop) - len(table))
+        more = max(0, -(-stop // self.page_size) - len(table))
         if more + len(shared) > len(self.pool.free) + len(self.pool.known.unused):
             return False
         for at in shared:  # copy on write

@@ -32,11 +32,6 @@ class Step:
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
 
     @property
-    def stops(self) -> list[int]:
-        """How many tokens of each request are in the cache after the pass."""
-        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
-
-    @property
     def rows(self) -> list[int]:
         """Which of the ΣT packed tokens give logits."""
         ends = zip(accumulate(self.counts), self.wanted, strict=True)
@@ -54,7 +49,8 @@ class Plan:
     """A Step over the pages of one store: what the layers call as `attend`.
 
     tables: the pages of each sequence, in the order of its text. place: int32 (ΣT,), the position
-    of each token. hidden: of each sequence, what was forgotten, or None.
+    of each token. stops: of each sequence, its tokens after the pass. hidden: of each sequence,
+    what was forgotten, or None.
 
     Made once a pass, on the host; nothing is read back from a device.
     """
@@ -66,7 +62,8 @@ class Plan:
         self.step, self.tables, self.store, self.page_size = step, tables, store, page_size
         self.device = device
         self.hidden = tuple(hidden) if any(hidden) else ()
-        spans = zip(step.starts, step.counts, strict=True)
+        spans = list(zip(step.starts, step.counts, strict=True))
+        self.stops = [start + count for start, count in spans]
         self._places = [p for start, count in spans for p in range(start, start + count)]
         self.place = self.ints(self._places)
         self._token_tables: Tensor | None = None
@@ -90,7 +87,7 @@ class Plan:
         """int32 (ΣT, width): for each token the pages of its sequence, for a kernel."""
         if self._token_tables is None:
             rooms = (len(table) * self.page_size for table in self.tables)
-            assert all(map(le, self.step.stops, rooms)), "not reserved"
+            assert all(map(le, self.stops, rooms)), "not reserved"
             width = max(map(len, self.tables))
             rows = [table + [0] * (width - len(table)) for table in self.tables]
             array = np.repeat(np.array(rows, np.int32), self.step.counts, axis=0)

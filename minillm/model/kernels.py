@@ -193,7 +193,7 @@ class Pass:
     """One plan as the C sees it: a `Step` at `at`; and where a half puts its part (ΣT, D)."""
 
     def __init__(self, kernels: Kernels, plan: Attend):
-        model, tables, longest = kernels.model, plan.token_tables(), max(plan.step.stops)
+        model, tables, longest = kernels.model, plan.token_tables(), max(plan.stops)
         c, angles, (M, width) = model.config, model.angles, tables.shape
         assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
         q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
