@@ -110,8 +110,9 @@ class Kernels:
     def put_on(self, most: int) -> None:
         """Take the place of the model's parts, for passes of at most so many tokens."""
         model, self.most = self.model, most
-        names, n = ("attention", "ffn"), len(self._blocks)
-        self._halves = [self._half(i, name) for i in range(n) for name in names]
+        self._out = model.head if model.last else None  # looked up once
+        halves = [(i, half) for i in range(len(self._blocks)) for half in ("attention", "ffn")]
+        self._halves = [self._half(*half) for half in halves]
         model.embed, model.run_layers, model.output = self.embed, self.run_layers, self.output
 
     def _half(self, i: int, name: str) -> Callable:
@@ -172,7 +173,7 @@ class Kernels:
         self.tops = None
         if not 0 < len(x) <= self.most or x.dtype != torch.float32:
             return Llama.output(self.model, x)
-        return self._head(x.contiguous(), self.model.head, self.model.model.norm.weight)
+        return self._head(x.contiguous(), self._out, self.model.model.norm.weight)
 
     def _head(self, x: Tensor, head: Linear, norm: Tensor) -> Tensor:
         N, scratch, logits = len(x), torch.empty_like(x), torch.empty(len(x), len(head.weight))
