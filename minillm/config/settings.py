@@ -33,6 +33,8 @@ class EngineConfig:
     `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
     kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    kv_dram, kv_ssd: DRAM, and SSD in `ssd_dir`, for pages that HBM has no room for; with kv_hbm.
+    ssd_dir: a folder; None takes this one, or another on a disk that takes files.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
     (past it); see `minillm.load.readers`.
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
@@ -48,6 +50,9 @@ class EngineConfig:
     page_size: int = 16
     prefix_cache: bool = True
     kv_hbm: int | str | None = None
+    kv_dram: int | str | None = None
+    kv_ssd: int | str | None = None
+    ssd_dir: str | None = None
     kernels: str = "auto"
     reader: str = "read"
     weights: str = "resident"
@@ -58,7 +63,8 @@ class EngineConfig:
             self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
             max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
             page_size=SIZE, prefix_cache=FLAG, kernels=one_of("auto", "torch"),
-            kv_hbm=BYTES_OR_NONE, reader=one_of("read", "mmap", "direct"),
+            kv_hbm=BYTES_OR_NONE, kv_dram=BYTES_OR_NONE, kv_ssd=BYTES_OR_NONE,
+            reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
 

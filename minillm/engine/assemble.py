@@ -17,9 +17,10 @@ from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import CheckpointError, ConfigError
-from minillm.kv import ContiguousKV, PagedKV, PrefixKV
+from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
+from minillm.machine.disk import writable_folder
 from minillm.model.kernels import Kernels, install
 from minillm.model.layers import Linear
 from minillm.model.llama import Block, Llama
@@ -110,7 +111,18 @@ def _kv(
             f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
             "ask for more, or for a smaller page_size"
         )
-    return kind(model, machine, dtype, size, pages)
+    dram, ssd = (parse_size(room or 0) // page for room in (config.kv_dram, config.kv_ssd))
+    if not dram and not ssd:
+        return kind(model, machine, dtype, size, pages)
+    if pages is None or kind is ContiguousKV:
+        raise ConfigError(
+            f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={config.kv_hbm} and "
+            f"kv={config.kv!r}; say how much HBM the pages have"
+        )
+    return OffloadKV(
+        model, machine, dtype, size, hbm=pages, dram=dram, ssd=ssd,
+        folder=config.ssd_dir or writable_folder(), share=config.prefix_cache,
+    )  # fmt: skip
 
 
 def locate(path: str | PathLike[str]) -> Path:

@@ -5,12 +5,16 @@ attention.py   attention over pages, written once, whatever store the pages lie 
 pool.py        the pool that pages come from: free pages, reference counts
 pages.py       a block table for each request; sharing, copy on write
 prefix.py      pages found by their text: prompts that begin alike share them
+offload.py     pages in HBM, DRAM and on SSD; a context larger than HBM
+tiered.py      the pool behind it: frames of HBM, a policy for who moves down
+lower.py       the places below HBM
 contiguous.py  the simplest cache, as pages that are as long as the longest text
 """
 
 from minillm.kv.contiguous import ContiguousKV
+from minillm.kv.offload import OffloadKV
 from minillm.kv.pages import PagedKV, drop_oldest
 from minillm.kv.plan import KV, Plan, Step
 from minillm.kv.prefix import PrefixKV
 
-__all__ = ["KV", "ContiguousKV", "PagedKV", "Plan", "PrefixKV", "Step", "drop_oldest"]
+__all__ = ["KV", "ContiguousKV", "OffloadKV", "PagedKV", "Plan", "PrefixKV", "Step", "drop_oldest"]

@@ -7,13 +7,14 @@ the pool, so at most P - 1 places of it stand empty; its table says in which ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
-from minillm.errors import ConfigError, OutOfMemory
+from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.kv.plan import Hidden, Plan, Step
 from minillm.kv.pool import PagePool
 from minillm.machine import Machine
@@ -42,9 +43,12 @@ class PagedKV:
     0
     True
 
-    pages: of the pool, see `PagePool`. forget: what is forgotten of each prompt that is taken in
+    pages: of the pool, see `PagePool`. writable: pages that a pass may write. lost: why a request
+    cannot go on. forget: what is forgotten of each prompt that is taken in
     from now on; None: nothing.
     """
+
+    lost: Mapping[int, MinillmError] = {}  # nothing is, where all of it stays in HBM
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int = 16,
@@ -53,6 +57,7 @@ class PagedKV:
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
         self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
+        self.writable = sys.maxsize
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache
@@ -138,6 +143,10 @@ class PagedKV:
             self.rewind(request, 0)
             del self.tables[request], self.length[request]
             self._hidden.pop(request, None)
+
+    def preempt(self, request: int) -> None:
+        """A request makes room for others, and will be taken in again."""
+        self.release(request)
 
     def close(self) -> None:
         """Give everything back, whoever holds it; a second call does nothing."""
