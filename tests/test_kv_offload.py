@@ -293,7 +293,7 @@ def test_rooms_below_ask_for_pages_of_a_given_size(tiny, wrong):
         Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu"), EngineConfig(**settings))
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------
+# -- what goes wrong ------------------------------------------------------------------------------
 
 
 def flip(engine: Engine) -> None:
@@ -391,7 +391,7 @@ def test_what_a_killed_engine_left_is_swept(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# -- swap or recompute -------------------------------------------------------------------------------
+# -- swap or recompute ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bandwidth, way", [(1e15, "swap"), (1.0, "recompute")])
