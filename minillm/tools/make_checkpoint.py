@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from minillm.config import ModelConfig
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.files import temporary_folder
+from minillm.load.safetensors import header
 from minillm.machine.disk import drop_cache
 from minillm.model.llama import Llama
 
@@ -127,7 +128,7 @@ def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> Non
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
         with open(folder / file, "xb") as stream:
-            stream.write(_header({name: tensors[name] for name in names}))
+            stream.write(header("BF16", {name: tensors[name] for name in names}))
             for name in names:
                 source = ones if name.endswith("norm.weight") else noise
                 while done < ends[name]:
@@ -145,18 +146,6 @@ def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> Non
 
 def _nbytes(shape: torch.Size) -> int:
     return 2 * shape.numel()
-
-
-def _header(tensors: Shapes) -> bytes:
-    """The first two parts of a file; spaces bring the tensors to a multiple of 64."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in tensors.items():
-        begin, at = at, at + _nbytes(shape)
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, at]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _byte_tokenizer() -> Tokenizer:
