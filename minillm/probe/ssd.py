@@ -15,20 +15,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from minillm.errors import OutOfMemory
 from minillm.machine.disk import PAGE, Opened, drop_cache, open_direct, read_at
-from minillm.machine.host import n_cores
+from minillm.machine.host import huge_pages, n_cores
 from minillm.probe.measure import Measurement, rates, summary
 
 BLOCK = 8 * 2**20  # bytes of one request, as a load asks for them: its latency hardly counts
 IN_FLIGHT = 4
 _FILE = 1024 * 2**20
 _LEAST = 64 * 2**20
-_HUGE = 2 * 2**20  # bytes of a huge page
 _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
 
 
@@ -116,9 +117,7 @@ def aligned(nbytes: int) -> mmap.mmap:
     # Private: what processes share lies in tmpfs, which has no huge pages unless told by root.
     kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(size, PAGE), **kind)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    huge_pages(torch.frombuffer(memory, dtype=torch.uint8))
     memory[::PAGE] = bytes(len(memory) // PAGE)
     return memory
 
