@@ -147,11 +147,14 @@ def test_a_full_disk_is_refused_and_a_crowded_one_gets_a_smaller_file(tmp_path, 
     """Catches a probe that fills the disk, which it would then measure."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 100 * MIB))
-    with pytest.raises(OutOfMemory, match="wanted 128.0 MiB of SSD, found 100.0 MiB free"):
+    with pytest.raises(OutOfMemory, match="wanted 306.0 MiB of SSD, found 100.0 MiB free"):
         list(probe_ssd.disk(tmp_path, 0.1))
-    assert probe_ssd._size(tmp_path, 8 * MIB) == 8 * MIB
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000 * MIB))
-    assert probe_ssd._size(tmp_path, 1024 * MIB) == 500 * MIB
+    asked = []
+    monkeypatch.setattr(probe_ssd, "scratch_file", lambda folder, *more: asked.append(more[0]))
+    with pytest.raises((AttributeError, TypeError)):  # no file
+        next(probe_ssd.disk(tmp_path, 0.1, 1024 * MIB))
+    assert asked == [500 * MIB]
 
 
 def test_where_nothing_goes_past_the_page_cache_the_disk_says_so(tmp_path):

@@ -36,10 +36,11 @@ _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
 def disk(directory: str | Path, seconds: float = 5.0, nbytes: int = _FILE) -> Iterator[Measurement]:
     """Sequential reading cold (one request, then several in flight), latency, the page cache.
 
-    Takes about `seconds`, of which half to write the file: up to `nbytes`, less on a slow or
-    crowded disk. Raises OutOfMemory where not even 64 MiB have room, and leaves no file behind.
+    Takes about `seconds`, of which half to write the file: up to `nbytes`, less on a slow disk or
+    where that is more than half of what is free. Raises OutOfMemory as `scratch_file`, and leaves
+    no file behind.
     """
-    nbytes = _size(directory, nbytes)
+    nbytes = min(nbytes, shutil.disk_usage(directory).free // 2 // PAGE * PAGE)
     with scratch_file(directory, nbytes, seconds / 2, min(nbytes, _LEAST)) as scratch:
         memory = memoryview(aligned(IN_FLIGHT * BLOCK))
         buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(IN_FLIGHT)]
@@ -62,15 +63,6 @@ def _page_cache(scratch: Scratch, seconds: float) -> Measurement:
     )
     how = f"read() of a file that the page cache holds, {threads} threads"
     return summary("page cache.read", "bytes/s", samples, how)
-
-
-def _size(directory: str | Path, nbytes: int) -> int:
-    """What half of the free disk has room for."""
-    free = shutil.disk_usage(directory).free
-    size = min(nbytes, free // 2 // PAGE * PAGE)
-    if size < min(nbytes, _LEAST):
-        raise OutOfMemory("ssd", 2 * min(nbytes, _LEAST), free, {})
-    return size
 
 
 def _cold(
