@@ -163,7 +163,7 @@ def test_tokens_and_memory_in_the_browser_are_those_in_python(browser_run) -> No
     assert told["peak"]["nbytes"] == memory.peak and told["levels"][-1] == {
         meaning.said(label): values[-1] for label, values in memory.levels.items()
     }
-    assert told["tiers"] == ["ssd", "dram", "hbm", "hbm:1"]
+    assert told["tiers"] == ["hbm", "hbm:1", "dram", "ssd"]
 
 
 @pytest.mark.parametrize("seed", range(3))
