@@ -82,10 +82,8 @@ def crossed(
 
 def limit(link: Link, ceilings: Mapping[str, float]) -> float | None:
     """Bytes/s that it can carry at most, if known."""
-    if link.kind == "pcie" and link.end.startswith(
-        "switch"
-    ):  # several ranks share it: no one's ceiling is its own
-        return None
+    if link.kind == "pcie" and link.end.startswith("switch"):
+        return None  # several ranks share it: no one's ceiling is its own
     return meaning.ceiling(ceilings, LIMITS.get(link.kind, link.kind))
 
 
