@@ -1,11 +1,11 @@
 // The run as the browser holds it: events in, questions answered. Views only read it.
 //
-// An event is an object with FIELDS, and its end. Times are seconds since the trace began. Rank 0
-// is written without its suffix: "hbm", "hbm:1".
+// An event is an object, see events.js. Times are seconds since the trace began. Rank 0 is written
+// without its suffix: "hbm", "hbm:1".
 
 import { RESERVED, asEvent, baseOf, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, RESERVED, baseOf, rankOf, readsOf, unpackRows } from "./events.js";
+export { RESERVED, baseOf, rankOf, readsOf, unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
 const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
@@ -18,7 +18,7 @@ export class Run {
     this._forget();
   }
 
-  // Rows in the order of FIELDS, in any order of time. Nothing is worked out until it is asked for.
+  // Rows in any order of time. Nothing is worked out until it is asked for.
   append(rows) {
     for (const row of rows) this._rows.push(asEvent(row));
     if (rows.length) this._forget();
