@@ -188,6 +188,8 @@ def _bar(name: str, unit: int = 1):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minillm.config.shapes import SHAPES
+
     parser = argparse.ArgumentParser(
         prog="python -m minillm",
         description="A language model on your machine, from the files on SSD to the text.",
@@ -210,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
     _bench_parser(commands.add_parser("bench", help="what a part of this package costs or gains"))
     make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
-    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
+    make.add_argument("--shape", required=True, choices=list(SHAPES))
     make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
     for command in (generate, score):
         command.add_argument(
