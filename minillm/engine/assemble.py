@@ -20,7 +20,6 @@ from minillm.errors import CheckpointError, ConfigError
 from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
-from minillm.machine.disk import writable_folder
 from minillm.model.kernels import Kernels, install
 from minillm.model.layers import Linear
 from minillm.model.llama import Block, Llama
@@ -104,24 +103,18 @@ def _kv(
     kind, size = PrefixKV if config.prefix_cache else PagedKV, config.page_size
     if config.kv == "contiguous":
         kind, size = ContiguousKV, context
-    page = size * kv_bytes_per_token(model, dtype)
-    pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
-    if pages == 0:
+    page, rooms = size * kv_bytes_per_token(model, dtype), ("kv_hbm", "kv_dram", "kv_ssd")
+    hbm, dram, ssd = (parse_size(getattr(config, room) or 0) // page for room in rooms)
+    if config.kv_hbm is not None and not hbm:
         raise ConfigError(
             f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
             "ask for more, or for a smaller page_size"
         )
-    dram, ssd = (parse_size(room or 0) // page for room in (config.kv_dram, config.kv_ssd))
     if not dram and not ssd:
-        return kind(model, machine, dtype, size, pages)
-    if pages is None or kind is ContiguousKV:
-        raise ConfigError(
-            f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={config.kv_hbm} and "
-            f"kv={config.kv!r}; say how much HBM the pages have"
-        )
+        return kind(model, machine, dtype, size, hbm or None)
     return OffloadKV(
-        model, machine, dtype, size, hbm=pages, dram=dram, ssd=ssd,
-        folder=config.ssd_dir or writable_folder(), share=config.prefix_cache,
+        model, machine, dtype, size, hbm=hbm, dram=dram, ssd=ssd, folder=config.ssd_dir,
+        share=config.prefix_cache,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from minillm.kv.pool import USED
 from minillm.kv.prefix import PrefixKV
 from minillm.kv.tiered import TieredPool
 from minillm.machine import Machine
+from minillm.machine.disk import writable_folder
 from minillm.machine.interrupt import held
 from minillm.machine.prefetch import Prefetch
 from minillm.predict import Hardware, operators, restore
@@ -99,21 +100,23 @@ class OffloadKV(PrefixKV):
 
     >>> kv = OffloadKV(config, machine, torch.bfloat16, 16, hbm=8, dram=64, ssd=0)
 
-    hbm, dram, ssd: pages that each has room for. folder: where the file on SSD goes. share: whether
-    requests that begin alike share pages; if not, a text is known to its own request alone.
+    hbm, dram, ssd: pages that each has room for. folder: where the file on SSD goes; None: here, or on
+    another disk that takes files. share: whether requests that begin alike share pages; if not, a
+    text is known to its own request alone.
     hardware: figures by which it is predicted whether to bring a text's pages back or to compute
     them again, its FLOPs those of the largest pass so far; None, where this machine was not
     measured: pages are brought back.
     preempted: how often a request that had to make room was to come back by "swap", "recompute".
+    streamed: pages that the last pass saw without a frame.
     """
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int, *,
-        hbm: int, dram: int, ssd: int, folder: StrPath = ".", share: bool = True,
+        hbm: int, dram: int, ssd: int, folder: StrPath | None = None, share: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(config, machine, dtype, page_size)
         self.shares, self.hardware = share, _figures(machine)
-        self.preempted: Counter[str] = Counter()
+        self.preempted, self.streamed = Counter(), []
         self._config, self._seen = config, None
         self._running, self._most_tokens = (0.0, None), 16
         L = config.num_hidden_layers
@@ -123,7 +126,7 @@ class OffloadKV(PrefixKV):
             if dram:
                 lower.append(DramPages(machine, dram, *shape))
             if ssd:
-                lower.append(SsdPages(machine, ssd, *shape, folder))
+                lower.append(SsdPages(machine, ssd, *shape, folder or writable_folder()))
             self.pool = TieredPool(config, machine, dtype, page_size, hbm, lower)
         except BaseException:
             for tier in lower:
@@ -131,11 +134,6 @@ class OffloadKV(PrefixKV):
             raise
         self._window = Window(self.pool, machine)
         self.writable, self.pool.settle = self.pool.writable, self._settle
-
-    @property
-    def streamed(self) -> list[int]:
-        """Pages that the last pass saw without a frame."""
-        return self._window.pages
 
     @property
     def lost(self) -> dict[int, MinillmError]:
@@ -193,15 +191,16 @@ class OffloadKV(PrefixKV):
         seen = list(dict.fromkeys(page for table in tables for page in table))
         with held():
             self._arrange(seen, written)
-            streamed = [page for page in seen if self.pool.frame[page] is None]
-            in_window = self._window.turn([page for page in streamed if page in self.pool.below])
+            self.streamed = [page for page in seen if self.pool.frame[page] is None]
+            there = [page for page in self.streamed if page in self.pool.below]
+            in_window = self._window.turn(there)
         frame, L = self.pool.frame, self.pool.L
         plan.tables = [
             # A page that was lost is nowhere: its request fails, whatever it reads.
             [in_window.get(page, 0) if frame[page] is None else frame[page] * L for page in table]
             for table in tables
         ]
-        self.resident = None if streamed else self.pool.layers
+        self.resident = None if self.streamed else self.pool.layers
         self._running = time.perf_counter(), step
         return plan
 

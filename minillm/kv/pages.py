@@ -82,6 +82,7 @@ class PagedKV:
 
     def find(self, request: int, ids: Sequence[int]) -> int:
         """Take a request in. No prefix is known here: 0."""
+        assert request not in self.tables, f"request {request} is here already"
         self.tables[request], self.length[request] = [], 0
         return 0
 

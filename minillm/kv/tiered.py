@@ -13,7 +13,6 @@ Shapes: M frames, L layers, K kv heads, P page size, E head size; a part is one 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,24 +24,16 @@ from minillm.machine import Machine
 from minillm.machine.prefetch import waiting
 
 
-class Policy(Protocol):
-    """Which page moves down. Any object with these two will do.
+class LRU:
+    """A policy: which page moves down? That which was seen the longest ago; of several the first.
+
+    Any object with these two will do in its place:
 
     >>> class Newest:
-    ...     def used(self, pages): ...
-    ...     def victim(self, pages): return max(pages)
+    ...     def used(self, pages): "A pass sees these pages."
+    ...     def victim(self, pages): return max(pages)  # one of these
     >>> engine.kv.pool.policy = Newest()
     """
-
-    def used(self, pages: Iterable[int]) -> None:
-        """A pass sees these pages."""
-
-    def victim(self, pages: Collection[int]) -> int:
-        """One of these pages, to be moved down."""
-
-
-class LRU:
-    """The page that was seen the longest ago moves down; of several the first."""
 
     def __init__(self) -> None:
         self._passes, self._last = 0, {}  # and of each page the pass that saw it last
@@ -59,7 +50,7 @@ class TieredPool(PagePool):
     """Pages of which `frames` fit into HBM at once; the others lie in `lower`: DRAM, then SSD.
 
     frame: of each page the frame it lies in, or None. lost: why a page cannot be brought back.
-    window: frames at the end that hold no pages. policy: see `Policy`. settle: called before
+    window: frames at the end that hold no pages. policy: see `LRU`. settle: called before
     anything moves. most: pages that can be in use at once. writable: pages that a pass may write.
     """
 
