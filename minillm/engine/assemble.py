@@ -16,7 +16,8 @@ import torch
 from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
-from minillm.errors import CheckpointError, ConfigError
+from minillm.errors import ConfigError
+from minillm.files import locate
 from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
@@ -51,7 +52,7 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         checkpoint = Checkpoint.open(folder)
     with trace.span("read tokenizer", stage="tokens", resource="cpu"):
         tokenizer = Tokenizer.from_pretrained(folder)
-        _check_vocabulary(tokenizer, model_config, folder)
+        tokenizer.check_fit(model_config.vocab_size, folder)
     with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
         model = Llama(model_config).eval()  # shapes and names, no memory
     name = Path(directory).name
@@ -118,15 +119,6 @@ def _kv(
     )  # fmt: skip
 
 
-def locate(path: str | PathLike[str]) -> Path:
-    """A relative path from here, or else from the folder that holds the package.
-
-    So `"data/town"` is found from the repository and from its notebooks alike.
-    """
-    beside = Path(__file__).resolve().parents[2] / path
-    return beside if beside.exists() and not Path(path).exists() else Path(path)
-
-
 def _context(config: EngineConfig, model: ModelConfig) -> int:
     longest = model.max_position_embeddings
     if (config.max_context or 0) > longest:
@@ -135,12 +127,3 @@ def _context(config: EngineConfig, model: ModelConfig) -> int:
             f"{config.max_context:,}; ask for less, or take a model with a longer context"
         )
     return config.max_context or longest
-
-
-def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
-    found = tokenizer.model_vocab_size
-    if found > model.vocab_size:
-        raise CheckpointError(
-            f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
-            f"{found:,} in {folder}; take tokenizer.json and weights of one model"
-        )

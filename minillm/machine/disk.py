@@ -157,10 +157,7 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
 def write_at(fd: int, view: memoryview, offset: int) -> None:
     """Write all of `view` to the file, from `offset` on."""
     while view:
-        if hasattr(os, "pwrite"):
-            done = os.pwrite(fd, view, offset)
-        else:  # Windows
-            with _seek_lock:
-                os.lseek(fd, offset, os.SEEK_SET)
-                done = os.write(fd, view)
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = os.write(fd, view)
         view, offset = view[done:], offset + done
