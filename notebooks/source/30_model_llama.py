@@ -79,7 +79,7 @@ block_bytes = check("30.1", block_bytes)
 #
 # We build one block of Llama-3.2-1B: D = 2048, I = 8192, H = 32, K = 8, E = 64. How long does it
 # take on this machine: the FFN's three products for one token; the same for 256 tokens; attention
-# of one token that sees 4,096? Then the toy's arithmetic with your machine's two numbers answers.
+# of one token that sees 4,096? Then the toy's arithmetic answers, with your machine's two numbers.
 # (Without a profile it measures one, in some fifteen seconds.)
 
 # %%
@@ -223,8 +223,9 @@ charts.roofline(None, both, memory, arithmetic)
 # %% [markdown]
 # ## Build it: four tokens by hand
 #
-# The toy's block, with numbers of one digit. First rung: norm, queries, keys, values. A position
-# turns each pair of numbers by an angle, so that q · k depends on how far apart two tokens are.
+# The toy's block, with numbers of one digit. First rung: the norm brings a token's numbers to a
+# common size; three products make queries, keys, values; the token's position turns each pair of
+# numbers by an angle, so that q · k depends on how far apart two tokens are.
 
 # %%
 sizes = {"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2}
@@ -315,6 +316,7 @@ print(f"{best}, by {'the C' if kernels else told}: {read[best] / 1e9:.1f} GB/s, 
 # %%
 engine = Engine.load("data/town", machine)
 town, texts = engine.model_config, ["Mia put the red key in the box.", "Once Tom"]
+engine.trace.clear()
 engine.generate(texts, SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True))
 starts, counts = [0, 0], [len(engine.tokenizer.encode(text)) for text in texts]
 for event in [e for e in engine.trace.events if e.name in ("prefill", "decode step")]:
@@ -415,15 +417,15 @@ def answer(heads: list[tuple[int, int]]) -> str:
 
 
 others = sorted(share, key=share.get)[: len(finders)]
-assert answer([]) == line.answer != answer(finders)
+assert answer([]) == line.answer != answer(finders) and answer(finders).startswith(before)
 for name, heads in {"nothing": [], "the picture's head": [(layer, head)],
                     "all finders": finders, "as many others": others}.items():  # fmt: skip
     print(f"without {name:18}:{answer(heads)}")
 
 # %% [markdown]
-# Several heads do the same work. Without all of them the model still writes a fluent sentence: it
-# knows what an answer looks like, and cannot find this one. The FFN works on each token alone; only
-# attention brings the fact to where it is asked for.
+# An answer that survives the loss of one head has others that do the same work. Without all finders
+# the model still writes a fluent sentence: it knows what an answer looks like, and cannot find this
+# one. The FFN works on each token alone; only attention brings the fact to where it is asked for.
 #
 # ## Where it loses
 #
