@@ -423,9 +423,9 @@ for name, heads in {"nothing": [], "the picture's head": [(layer, head)],
     print(f"without {name:18}:{answer(heads)}")
 
 # %% [markdown]
-# An answer that survives the loss of one head has others that do the same work. Without all finders
-# the model still writes a fluent sentence: it knows what an answer looks like, and cannot find this
-# one. The FFN works on each token alone; only attention brings the fact to where it is asked for.
+# An answer that survives the loss of a head has others that do its work. Without all finders the
+# sentence is still fluent: the model knows what an answer looks like, and cannot find this one. The
+# FFN works on each token alone; attention brings the fact to where it is asked for.
 #
 # ## Where it loses
 #
