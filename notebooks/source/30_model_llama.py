@@ -429,7 +429,7 @@ for name, heads in {"nothing": [], "the picture's head": [(layer, head)],
 #
 # ## Where it loses
 #
-# A roofline knows bytes and FLOP, not how often something must be started. The town model is small,
+# A roofline knows bytes and FLOP, not how often something starts. The town model is small,
 # and may lie in a cache. What do its counts predict, and what did a decode step take?
 
 # %% tags=["nbval-ignore-output"]
