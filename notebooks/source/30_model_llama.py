@@ -178,7 +178,7 @@ def fastest(runs: dict[str, list], rounds: int) -> dict[str, float]:
     return {name: min(seconds) for name, seconds in compare(ways, rounds).seconds.items()}
 
 
-took = {job: fastest(calls(*of), 24 if of[1] == 1 else 4) for job, of in jobs.items()}
+took = {job: fastest(calls(*of), 60 if of[1] == 1 else 4) for job, of in jobs.items()}
 dots = {job: {name: (op.flops, op.bytes, took[job][name]) for name, op in counted[job].items()}
         for job in jobs}  # fmt: skip
 nbytes, batches = sum(counted["decode"][name].bytes for name in weights), [2**n for n in range(9)]
@@ -377,14 +377,14 @@ print(line.prompt + before, "…")
 
 # %% tags=["nbval-ignore-output"]
 def keeps(layer, q, k, v):
-    hidden = ~torch.tensor(mask([0], [len(q)]))
+    hidden = ~torch.tensor(mask([0], [len(q)]), device=q.device)
     scores = torch.einsum("thd,shd->hts", q, k.repeat_interleave(2, 1)) / 64**0.5
     looked[layer] = scores.masked_fill(hidden, -torch.inf).softmax(-1)  # (H, T, T)
     return causal(layer, q, k, v)
 
 
 looked = {}
-engine.model(torch.tensor(ids), attend=keeps)
+engine.model(torch.tensor(ids, device=machine.device), attend=keeps)
 share = {(n, h): looked[n][h, -1, fact].item() for n in looked for h in range(4)}
 finders = [place for place, found in share.items() if found > 0.5]
 layer, head = max(share, key=share.get)
@@ -413,7 +413,8 @@ def without(heads: list[tuple[int, int]]):
 def answer(heads: list[tuple[int, int]]) -> str:
     text = engine.tokenizer.encode(line.prompt)
     for _ in range(7):
-        text.append(int(engine.model(torch.tensor(text), attend=without(heads))[-1].argmax()))
+        scores = engine.model(torch.tensor(text, device=machine.device), attend=without(heads))
+        text.append(int(scores[-1].argmax()))
     return engine.tokenizer.decode(text[-7:]).rstrip()
 
 
