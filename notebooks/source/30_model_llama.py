@@ -171,7 +171,7 @@ def calls(start: int, tokens: int) -> dict[str, list]:
 
 # %% [markdown]
 # Of each we keep the least time, as of a ceiling the best: what disturbs a run makes it longer. The
-# products also for a growing batch, one token a text, all batches in turns. And a ceiling is what
+# products also for a growing batch, one token a text, batches in turns. And a ceiling is what
 # no run beats: one that was beaten, since it was measured in a busy moment or in another way, is
 # raised to what was reached. Then your guesses. What we predict is the least time: what a run takes
 # beyond it, our two counts do not see.
@@ -185,9 +185,11 @@ def fastest(runs: dict[str, list], rounds: int) -> dict[str, float]:
 took = {job: fastest(calls(*of), 60 if of[1] == 1 else 4) for job, of in jobs.items()}
 dots = {job: {name: (op.flops, op.bytes, took[job][name]) for name, op in counted[job].items()}
         for job in jobs}  # fmt: skip
-growing = {(batch, name): run for batch in (2, 4, 8, 16, 32, 64, 128)
-           for name, run in calls(0, batch).items() if name in weights}  # fmt: skip
-of = fastest(growing, 10)
+of = {}
+for some, rounds in (((2, 4, 8, 16, 32), 16), ((64, 128), 4)):
+    growing = {(batch, name): run for batch in some for name, run in calls(0, batch).items()
+               if name in weights}  # fmt: skip
+    of |= fastest(growing, rounds)
 for batch, job in ((1, "decode"), (256, "prefill")):  # these ran already
     of |= {(batch, name): took[job][name] for name in weights}
 nbytes, batches = sum(counted["decode"][name].bytes for name in weights), [2**n for n in range(9)]
