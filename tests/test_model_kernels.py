@@ -401,7 +401,9 @@ def test_torchs_product_is_the_same_by_parts(own, packed, dtype, monkeypatch):
         wanted = x @ linear.weight.float().T
         if packed:
             linear.pack()
-        close(product(x, linear), wanted, 1e-5 if not own or dtype == torch.float32 else 2e-2)
+        got, exact = product(x, linear.weight, linear.packed), not own or dtype == torch.float32
+        assert got.dtype == (dtype if own else torch.float32)
+        close(got.float(), wanted, 1e-5 if exact else 2e-2)
 
 
 def test_the_measured_choice_is_kept(monkeypatch, tmp_path):

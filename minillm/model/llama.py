@@ -33,7 +33,7 @@ class Block(nn.Module):
     def attention_half(
         self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend
     ) -> Tensor:
-        return self.self_attn(self.input_layernorm(x), angles[positions], attend)
+        return self.self_attn(self.input_layernorm(x), angles.index_select(0, positions), attend)
 
     def ffn_half(self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
         return self.mlp(self.post_attention_layernorm(x))
@@ -112,8 +112,7 @@ class Llama(nn.Module):
         if positions is None:
             positions = torch.arange(len(ids), device=ids.device)
             self.prepare(len(ids), ids.device)
-        x = self.embed(ids) if self.first else ids  # (ΣT, D)
-        x = self.run_layers(x, positions, attend)
+        x = self.run_layers(self.embed(ids) if self.first else ids, positions, attend)  # (ΣT, D)
         if not self.last:
             return x
         return self.output(x if wanted is None else x[wanted])
