@@ -85,13 +85,15 @@ def together(x: Tensor, *linears: Linear) -> Tensor:
 
     One product, where their weights lie one after the other in one block, as loaders lay them out.
     """
-    weights = [linear.weight for linear in linears if linear.bias is None]
-    if len(weights) == len(linears) and not torch.is_grad_enabled():
-        block, ends = weights[0].untyped_storage(), [w.data_ptr() + w.nbytes for w in weights]
-        in_turn = ends[:-1] == [weight.data_ptr() for weight in weights[1:]]
-        if in_turn and ends[-1] <= block.data_ptr() + block.nbytes():
-            N, K = sum(weight.shape[0] for weight in weights), x.shape[1]
-            return linears[0].product(x, weights[0].as_strided((N, K), (K, 1)), linears[0].packed)
+    if not torch.is_grad_enabled():
+        first, packed, K = linears[0].weight, linears[0].packed, x.shape[1]
+        block, end, apart = first.untyped_storage(), first.data_ptr(), False
+        for linear in linears:
+            apart |= linear.bias is not None or linear.weight.data_ptr() != end
+            end += linear.weight.nbytes
+        if not apart and end <= block.data_ptr() + block.nbytes():
+            N = (end - first.data_ptr()) // (K * first.itemsize)
+            return linears[0].product(x, first.as_strided((N, K), (K, 1)), packed)
     return torch.cat([linear(x) for linear in linears], 1)
 
 
@@ -123,7 +125,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     (a, b) -> (a·cos - b·sin, b·cos + a·sin): rolled by E/2, x is (b, a), and row 1 brings the
     minus sign along.  Returns the dtype of x.
     """
-    cos, sin = turns[:, :1], turns[:, 1:]  # each (ΣT, 1, E)
+    cos, sin = turns.split(1, 1)  # each (ΣT, 1, E)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
