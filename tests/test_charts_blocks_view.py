@@ -32,6 +32,8 @@ def bands(chart: Chart, colour: str) -> list[Rectangle]:
          "1 text: 2 pages named, 2 held, 0 of them shared; 0 of 8 places empty"),
         ({"Mia": [0, 1], "twin": [0, 1]}, {"Mia": 6, "twin": 5},  # a page that both still share
          "2 texts: 4 pages named, 2 held, 2 of them shared; 2 of 8 places empty"),
+        ({"gone": [], "Mia": [3]}, {"gone": 0, "Mia": 1},
+         "1 text: 1 pages named, 1 held, 0 of them shared; 3 of 4 places empty"),
         ({}, {}, "Nobody holds a page"), ({"Mia": []}, {"Mia": 0}, "Nobody holds a page"),
     ],
 )  # fmt: skip
@@ -52,6 +54,12 @@ def test_each_page_is_drawn_in_the_pool_and_in_each_table_that_names_it() -> Non
     assert said.count("7\n×2") == said.count("6\n×2") == 2
     assert {"Mia", "10 tokens", "Tom", "13 tokens", "5 pages held"} <= set(said)
     assert "Tom: pages 7, 6, 4, 3" in chart.alt
+
+
+def test_a_request_keeps_its_colour_when_another_ends() -> None:
+    """Catches a picture that, live, paints the next one with the ink of the one that has gone."""
+    later = blocks({"Mia": [], "Tom": [7]}, {"Mia": 0, "Tom": 2}, pages=8, page_size=4)
+    assert not bands(later, REQUESTS[0].colour) and len(bands(later, REQUESTS[1].colour)) == 2
 
 
 def test_a_band_is_as_long_as_what_is_written() -> None:

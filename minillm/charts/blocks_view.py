@@ -24,9 +24,10 @@ def blocks(
 ) -> Chart:  # fmt: skip
     """The pool of a KV cache, and below it the block table of each request, page by page.
 
-    tables: name of a request to its pages, in the order of its text; up to four. written: name to
-    its tokens in the cache. pages: of the pool. known: those that nobody holds, kept for their
-    text. A page has a band in the colour of each who holds it, as long as what is written in it.
+    tables: name of a request to its pages, in the order of its text; up to four, and an empty one
+    keeps its row. written: name to its tokens in the cache. pages: of the pool. known: those that
+    nobody holds, kept for their text. A page has a band in the colour of each who holds it, as long
+    as what is written in it.
 
     >>> blocks({"Mia": [0, 1], "Tom": [0, 2]}, {"Mia": 20, "Tom": 17}, pages=8, page_size=16)
     2 texts: 4 pages named, 3 held, 1 of them shared; 27 of 48 places empty
@@ -71,10 +72,11 @@ def _finding(tables: Tables, filled: Mapping[int, int], page_size: int) -> str:
         return "Nobody holds a page"
     named = [page for table in tables.values() for page in table]
     shared = sum(named.count(page) > 1 for page in filled)
-    texts = f"{len(tables)} texts" if len(tables) > 1 else "1 text"
+    texts = sum(map(bool, tables.values()))
     places = len(filled) * page_size
-    said = f"{texts}: {len(named)} pages named, {len(filled)} held, {shared} of them shared"
-    return f"{said}; {places - sum(filled.values())} of {places} places empty"
+    said = f"{texts} text{'s' * (texts > 1)}: {len(named)} pages named, {len(filled)} held"
+    empty = f"{places - sum(filled.values())} of {places} places empty"
+    return f"{said}, {shared} of them shared; {empty}"
 
 
 def _name(ax: Axes, y: float, name: str, figures: str) -> None:
