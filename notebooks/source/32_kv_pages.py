@@ -22,7 +22,7 @@ from minillm.kv import PagedKV, PrefixKV, Step
 from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
 from minillm.probe import Profile, probe
 
-machine = Machine.here(hbm="256 MiB")
+machine = Machine.here(hbm="512 MiB")
 print(machine.describe())
 
 # %% [markdown]
@@ -91,7 +91,7 @@ sharing = guess("texts at once, the rules shared", unit="texts")
 # the arithmetic of the boxes: whole pages of the rules are taken once, the rest by each text.
 
 # %%
-config = ModelConfig.from_pretrained("../data/town")
+config = Engine.load("data/town", machine).model_config
 places = 3 * 2**20 // predict.kv_bytes_per_token(config)
 pool, rules = places // 16, 56
 
@@ -370,6 +370,8 @@ def first(name: str) -> float:
 
 ttft = compare({name: lambda name=name: first(name) for name in engines}, unit="ms")
 assert engines["prefix known"].kv.hits == 5 * 496
+for one in engines.values():
+    one.close()
 
 # %% tags=["nbval-ignore-output"]
 print(ttft.sentence, *(ttft.against("predicted", s, name) for name, s in least.items()), sep="\n")
@@ -424,6 +426,8 @@ past, params = (tom * 20)[:600], SamplingParams(max_tokens=24, temperature=0.0, 
 price = compare({name: lambda e=e: e.generate([past], params)[0].tpot
                  for name, e in engines.items()}, unit="ms")  # fmt: skip
 print(price.sentence)
+for one in engines.values():
+    one.close()
 
 # %% [markdown]
 # The rest is arithmetic. Small pages: a long table, many keys to hash. Large pages: more places
