@@ -26,7 +26,7 @@ from minillm.files import home, save, temporary_folder
 # switch denormals off in the whole process.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-pthread", "-fPIC", "-shared")  # fmt: skip
-TUNED = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler takes
+TUNED = ("-march=native", "-mtune=generic"), ("-mcpu=native",), ()
 SECONDS, KEPT = 60, 8  # for the compiler; libraries in the folder
 _here: dict[str, ctypes.CDLL | str] = {}  # by key: what this process has loaded, or why it has not
 
