@@ -20,7 +20,7 @@ from minillm.machine import Machine
 from minillm.model.kernels import install
 from minillm.model.llama import Llama
 from minillm.tools.bench import ratios, rounds, spread
-from minillm.tools.bench_decode_ways import PROMPT, Ours
+from minillm.tools.bench_decode_ways import PROMPT, Ours, seconds
 
 LONG = 2048  # tokens that attention looks at
 
@@ -34,7 +34,7 @@ def facts(ours: Ours, number: int) -> list[str]:
 
 def _steps(ours: Ours, tokens: int) -> list[float]:
     """Seconds from one pass to the next, the text between them included."""
-    ours(1, PROMPT, tokens)
+    seconds(ours, 1, PROMPT, tokens)
     return [b.start - a.start for a, b in pairwise(ours.engine.trace.select(name="decode step"))]
 
 
@@ -43,10 +43,10 @@ def _python(ours: Ours) -> float:
     steps, trace, model = _steps(ours, 100), ours.engine.trace, ours.engine.model
     one = trace.select(name="decode step")[0].start
     halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
-    seconds = sum(e.seconds for e in halves if e.start >= one) / 100
+    kernels = sum(e.seconds for e in halves if e.start >= one) / 100
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
     head = min(repeat(lambda: model.output(x), number=1, repeat=20))
-    return median(steps) - seconds - head
+    return median(steps) - kernels - head
 
 
 def _rival(ours: Ours) -> str:
@@ -74,7 +74,7 @@ def _attention(engine: Engine, batch: int, number: int) -> str:
         model.prepare(LONG + 1)
         install(model, torch.get_num_threads(), in_c)
 
-    def seconds(way: str) -> float:
+    def took(way: str) -> float:
         plan, model = plans[way == "pages"], models[way != "torch"]
         run = partial(model.run_layers, x, plan.place, plan)
         return min(repeat(run, number=1, repeat=3))
@@ -84,7 +84,7 @@ def _attention(engine: Engine, batch: int, number: int) -> str:
         for P in (LONG + 16, 16):
             kv = PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1))
             plans.append(_plan(stack.enter_context(closing(kv)), batch))
-        ways = {way: partial(seconds, way) for way in ("pages", "ours", "torch")}
+        ways = {way: partial(took, way) for way in ("pages", "ours", "torch")}
         found = rounds(ways, number, lambda done, total: None)
     paged, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
     return (
