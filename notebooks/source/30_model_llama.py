@@ -166,7 +166,7 @@ def calls(start: int, tokens: int) -> dict[str, list]:
              "gate and up": (f.gate_proj, f.up_proj), "down": (f.down_proj,)}  # fmt: skip
     runs = {name: [product(linear) for linear in each] for name, each in parts.items()}
     runs["head"] = [product(model.head, 1)]  # it scores one token
-    runs["attention"] = [lambda: look(y, plan.place, thin.angles, plan)]
+    runs["attention"] = [lambda: look(y, thin.angles[plan.place], plan)]
     return runs | {"norms": [lambda norm=norm: norm(x) for norm in norms]}
 
 # %% [markdown]
