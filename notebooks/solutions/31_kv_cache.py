@@ -115,7 +115,7 @@ def token_bytes(config):
     and wrong for Qwen3, or counts query heads, of which several share one key.
     """
     heads = config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // heads
+    size = config.get("head_dim", config["hidden_size"] // heads)
     return 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * size * 2
 
 
