@@ -142,11 +142,8 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
     """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
-    if hasattr(os, "pread"):
-        data = os.pread(fd, len(view), offset)
-    else:  # Windows
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
+    with _seek_lock:  # Windows
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
