@@ -147,6 +147,9 @@ def counts_one_layer(config):
              because="400 bytes are left; a user's 20 tokens take 4 bytes each"),
         Case(1000, 2, 600, 1, 2, 1, 10, 10, expect=8,
              because="each GPU holds 300 bytes of weights and one of the two heads: 700 ÷ 80"),
+        Case(1000, 2, 600, 1, 3, 1, 10, 10, expect=4,
+             because="three heads on two GPUs: one of them holds two, so a token takes 8 bytes "
+             "there, and 700 ÷ 160 are 4"),
         Case(1000, 4, 600, 1, 2, 1, 10, 10, expect=10,
              because="two heads on four GPUs: each head is held twice, so a token takes 4 bytes on "
              "each GPU, and 850 ÷ 80 are 10"),
@@ -181,6 +184,13 @@ def users(hbm, gpus, weights, layers, heads, size, prompt, answer):
 def cuts_heads(hbm, gpus, weights, layers, heads, size, prompt, answer):
     whole = 4 * layers * heads * size * (prompt + answer)
     return max(0, int((gpus * hbm - weights) // whole))
+
+
+@wrong("31.3", says="The heads of a GPU are rounded down. Three heads on two GPUs: one of these "
+       "holds two, and is full first.")  # fmt: skip
+def rounds_heads_down(hbm, gpus, weights, layers, heads, size, prompt, answer):
+    whole = max(1, heads // gpus) * gpus
+    return users(hbm, gpus, weights, layers, whole, size, prompt, answer)
 
 
 @wrong("31.3", says="The answer is forgotten: it is kept too, and the cache is largest at its end.")
