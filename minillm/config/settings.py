@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minillm.config import rules
+from minillm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class EngineConfig:
     `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
     kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    kv_dram, kv_ssd: DRAM, and SSD in `ssd_dir`, for pages that HBM has no room for; with kv_hbm.
+    ssd_dir: a folder; None takes this one, or another on a disk that takes files.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
     (past it); see `minillm.load.readers`.
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
@@ -37,20 +40,28 @@ class EngineConfig:
     page_size: int = 16
     prefix_cache: bool = True
     kv_hbm: int | str | None = None
+    kv_dram: int | str | None = None
+    kv_ssd: int | str | None = None
+    ssd_dir: str | None = None
     kernels: str = "auto"
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
 
     def __post_init__(self) -> None:
-        one_of = rules.one_of
+        one_of, size = rules.one_of, rules.BYTES_OR_NONE
         rules.check(
             self, dtype=one_of("auto", *rules.DTYPES), max_context=rules.SIZE_OR_NONE,
             max_batch_tokens=rules.COUNT, max_running=rules.COUNT, kv=one_of("paged", "contiguous"),
             page_size=rules.SIZE, prefix_cache=rules.FLAG, kernels=one_of("auto", "torch"),
-            kv_hbm=rules.BYTES_OR_NONE, reader=one_of("read", "mmap", "direct"),
+            kv_hbm=size, kv_dram=size, kv_ssd=size, reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
+        if (self.kv_dram or self.kv_ssd) and (self.kv_hbm is None or self.kv != "paged"):
+            raise ConfigError(
+                f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={self.kv_hbm} and "
+                f"kv={self.kv!r}; say how much HBM the pages have"
+            )
 
 
 @dataclass(frozen=True)
