@@ -142,16 +142,16 @@ charts.curve(
 # ## First rung: keep nothing
 #
 # *town*, the model of this course, in float32. `attend` is given from outside: it gets a layer's
-# queries, keys, values. Ours counts dot products; a hook counts tokens that pass a projection, the
-# product that makes the keys.
+# queries, keys, values. Ours counts dot products; a hook counts tokens that pass the projections,
+# the products that make these.
 
 # %%
 from minillm.model.attention import causal
 
 plain = EngineConfig(dtype="float32", kv="contiguous", kernels="torch")
 exact, count = Engine.load("data/town", machine, plain), Counter()
-projection = exact.model.blocks[0].self_attn.k_proj  # each layer does the same: one is enough
-projection.register_forward_hook(lambda module, given, out: count.update(passes=len(out)))
+attention = exact.model.blocks[0].self_attn  # each layer does the same: one is enough
+attention.register_forward_hook(lambda module, given, out: count.update(passes=len(out)))
 
 
 def anew(layer, q, k, v):
@@ -160,7 +160,7 @@ def anew(layer, q, k, v):
     return causal(layer, q, k, v)
 
 # %% [markdown]
-# By hand, a text of 4 tokens, one more in each pass. Tokens through the projection: 1 + 2 + 3 + 4 =
+# By hand, a text of 4 tokens, one more in each pass. Tokens through the projections: 1 + 2 + 3 + 4 =
 # 10. Dot products: a text of n tokens takes 1 + … + n, so 1 + 3 + 6 + 10 = 20. In general
 # **N(N+1)/2** and **N(N+1)(N+2)/6**. The model writes, and we count:
 
