@@ -160,7 +160,7 @@ def anew(layer, q, k, v):
     return causal(layer, q, k, v)
 
 # %% [markdown]
-# By hand, a text of 4 tokens, one more in each pass. Tokens through the projections: 1 + 2 + 3 + 4 =
+# By hand, a text of 4 tokens, one more a pass. Tokens through the projections: 1 + 2 + 3 + 4 =
 # 10. Dot products: a text of n tokens takes 1 + … + n, so 1 + 3 + 6 + 10 = 20. In general
 # **N(N+1)/2** and **N(N+1)(N+2)/6**. The model writes, and we count:
 
