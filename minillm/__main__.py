@@ -156,12 +156,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minillm.tools import bench_decode, bench_load, bench_stream, bench_views
+    from minillm.tools import bench_decode, bench_load, bench_offload, bench_stream, bench_views
 
     speed = partial(bench_decode.bench, shape=options.shape, packages=options.llama)
     bench, rounds, model = {
         "views": (bench_views.bench, 20, MODEL), "load": (bench_load.bench, 5, None),
         "stream": (bench_stream.bench, 3, None), "decode": (speed, 5, None),
+        "offload": (bench_offload.bench, 5, None),
     }[options.what]  # fmt: skip
     print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
     return 0
@@ -170,23 +171,17 @@ def _bench(options: argparse.Namespace) -> int:
 def _make_checkpoint(options: argparse.Namespace) -> int:
     from minillm.tools.make_checkpoint import make_checkpoint
 
-    bar = _bar("MB")
-
-    def tell(done: int, total: int) -> None:
-        if done == total or done // 10**6 < total // 10**6:  # a full bar ends its line: once
-            bar(done // 10**6, total // 10**6)
-
-    nbytes = make_checkpoint(options.shape, options.out, tell=tell)
+    nbytes = make_checkpoint(options.shape, options.out, tell=_bar("MB", 10**6))
     print(f"{options.out}: {nbytes / 1e9:.2f} GB of random weights, shaped as {options.shape}")
     return 0
 
 
-def _bar(name: str):
+def _bar(name: str, unit: int = 1):
     """A progress bar on standard error; into a file or pipe goes only the full one."""
 
     def show(done: int, total: int) -> None:
         filled, live = 30 * done // total, sys.stderr.isatty()
-        line = f"{name:<8} {'█' * filled}{'·' * (30 - filled)} {done}/{total}"
+        line = f"{name:<8} {'█' * filled}{'·' * (30 - filled)} {done // unit}/{total // unit}"
         if live or done == total:
             print("\r" * live + line, end="\n" * (done == total), file=sys.stderr, flush=True)
 
@@ -194,6 +189,8 @@ def _bar(name: str):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minillm.config.shapes import SHAPES
+
     parser = argparse.ArgumentParser(
         prog="python -m minillm",
         description="A language model on your machine, from the files on SSD to the text.",
@@ -216,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
     _bench_parser(commands.add_parser("bench", help="what a part of this package costs or gains"))
     make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
-    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
+    make.add_argument("--shape", required=True, choices=list(SHAPES))
     make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
     for command in (generate, score):
         command.add_argument(
@@ -229,12 +226,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bench_parser(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
-        "what", choices=["views", "load", "stream", "decode"],
+        "what", choices=["views", "load", "stream", "decode", "offload"],
         help="views: live views, as time of a decode; load: weights from SSD to HBM, beside the "
-        "disk's ceiling; stream: a model larger than HBM; decode: tokens beside other "
-        "engines. Without --model, load and stream make a random one of gigabytes and delete it",
+        "disk's ceiling; stream: a model larger than HBM; decode: tokens beside other engines; "
+        "offload: a context larger than HBM. Without --model, load, stream and offload make a "
+        "random one, of up to gigabytes, and delete it",
     )  # fmt: skip
-    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5")
+    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5, 5")
     bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
     bench.add_argument(
         "--shape", default="town", choices=["town", "135m", "360m", "1b"],

@@ -40,20 +40,25 @@ class OutOfMemory(MinillmError):
     """A tier of memory has no room. Nothing was reserved: the tier is as it was before.
 
     tier: "ssd", "dram" or "hbm". asked: bytes refused. free: bytes left at that moment.
-    holders: label to bytes in use, such as {"weights": 16_000_000, "kv": 2_000_000}.
+    holders: label to bytes in use, such as {"weights": 16_000_000, "kv": 2_000_000}. why: what the
+    free bytes are made of, if not of room in that tier alone.
 
     >>> print(OutOfMemory("hbm", 3 * 2**20, 2**20, {"weights": 63 * 2**20}))
     wanted 3.0 MiB of HBM, found 1.0 MiB free (weights hold 63.0 MiB); take a smaller model, \
 dtype, batch or context, or give HBM a larger budget
     """
 
-    def __init__(self, tier: str, asked: int, free: int, holders: dict[str, int]):
-        super().__init__(tier, asked, free, holders)  # in args, so that pickling works
+    def __init__(
+        self, tier: str, asked: int, free: int, holders: dict[str, int], why: str = ""
+    ) -> None:
+        super().__init__(tier, asked, free, holders, why)  # in args, so that pickling works
         self.tier, self.asked, self.free, self.holders = tier, asked, free, dict(holders)
+        self.why = why
 
     def __str__(self) -> str:
         by_size = sorted(self.holders.items(), key=lambda held: -held[1])
         held = ", ".join(f"{label} hold {format_size(nbytes)}" for label, nbytes in by_size)
+        held = self.why or held
         return (
             f"wanted {format_size(self.asked)} of {self.tier.upper()}, "
             f"found {format_size(self.free)} free ({held or 'nothing else holds any'}); "

@@ -83,8 +83,13 @@ def draw_jobs(rng: Random, sharing: bool = False) -> list[Job]:
     return jobs + (rng.choices(jobs, k=4) if sharing else jobs[:1] * rng.randint(0, 1))
 
 
-def draw_engine(rng: Random, folder: Path, jobs: list[Job], **fixed: object) -> Engine:
-    """Its pool holds from "just the longest text" to "all"; some refuse the longest."""
+def draw_engine(
+    rng: Random, folder: Path, jobs: list[Job], offload: bool = False, **fixed: object
+) -> Engine:
+    """Its pool holds from "just the longest text" to "all"; some refuse the longest.
+
+    offload: from "hardly anything" on, with room in DRAM, on SSD or in both.
+    """
     lengths = [len(ids) + params.max_tokens for ids, params in jobs]
     config = {
         "kv": rng.choice(("paged", "paged", "paged", "contiguous")),
@@ -95,8 +100,12 @@ def draw_engine(rng: Random, folder: Path, jobs: list[Job], **fixed: object) -> 
     P = config["max_context"] if config["kv"] == "contiguous" else config["page_size"]
     longest = rng.choice((max(lengths), max(lengths), rng.choice(lengths)))
     pages = -(-longest // P) + rng.choice((0, 1, 3, 1 + sum(lengths) // P))
-    room = pages * P * kv_bytes_per_token(ModelConfig.from_pretrained(folder), torch.float32)
-    given = rng.random() < 0.5
+    page = P * kv_bytes_per_token(ModelConfig.from_pretrained(folder), torch.float32)
+    if offload:
+        pages = rng.choice((2, 3, 5, 9, pages))
+        dram, ssd = rng.choice(((2, 0), (60, 0), (0, 60), (3, 60), (60, 4)))
+        config |= {"kv_dram": dram * page or None, "kv_ssd": ssd * page or None}
+    room, given = pages * page, offload or rng.random() < 0.5
     machine = Machine.here(hbm="16 MiB", device="cpu")
     _poison_new(machine)
     engine = Engine.load(folder, machine, EngineConfig(**config, kv_hbm=room if given else None))

@@ -78,7 +78,8 @@ class Run:
         self.give_back_other()
         assert self.kv.pool.idle and not self.kv.tables, "nobody is here, and pages are held"
         self.engine.close()
-        assert self.engine.machine.hbm.used == 0
+        machine = self.engine.machine
+        assert not any(tier.used for tier in (machine.hbm, machine.dram, machine.ssd))
 
     def happen(self) -> None:
         """Between two steps: arrivals, a fork, an abort, another who takes HBM."""
@@ -180,7 +181,11 @@ class Run:
         assert sorted(pool.free + unused) == rest, "free is not the rest"
         assert hbm.by_label.get("kv", 0) == len(held) * pool.page_nbytes
         assert hbm.by_label.get("kv reserved", 0) == len(rest) * pool.page_nbytes
-        running = {r.number for r in self.scheduler.running}
+        self.check_requests()
+
+    def check_requests(self) -> None:
+        """Who runs has pages, and nobody else; for all that is cached."""
+        kv, running = self.kv, {r.number for r in self.scheduler.running}
         assert running == set(kv.tables), "who has pages is not who runs"
         for r in (*self.scheduler.running, *self.scheduler.waiting):
             assert r.cached == kv.length.get(r.number, 0), "a request is wrong on what is cached"

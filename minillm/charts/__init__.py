@@ -14,6 +14,7 @@ Still, with a finding in a sentence:
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
+    heatmap                shares as shades, a row each: where a token looks
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
+    from minillm.charts.heat import heatmap
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
     from minillm.charts.machine_view import machine
@@ -39,12 +41,13 @@ if TYPE_CHECKING:
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
-    "curve": "curves", "ladder": "links", "machine": "machine_view", "memory": "plots",
+    "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
+    "memory": "plots",
     "predicted_measured": "compare", "replay": "page", "roofline": "roofs", "stages": "plots",
     "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "blocks", "curve", "ladder", "machine", "memory",
+    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
     "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 

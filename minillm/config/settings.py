@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.config.rules import (
-    BYTES_OR_NONE,
-    COUNT,
-    DTYPES,
-    FLAG,
-    SIZE,
-    SIZE_OR_NONE,
-    check,
-    is_int,
-    is_number,
-    one_of,
-)  # fmt: skip
+from minillm.config import rules
+from minillm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,6 +23,8 @@ class EngineConfig:
     `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
     kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    kv_dram, kv_ssd: DRAM, and SSD in `ssd_dir`, for pages that HBM has no room for; with kv_hbm.
+    ssd_dir: a folder; None takes this one, or another on a disk that takes files.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
     (past it); see `minillm.load.readers`.
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
@@ -48,19 +40,28 @@ class EngineConfig:
     page_size: int = 16
     prefix_cache: bool = True
     kv_hbm: int | str | None = None
+    kv_dram: int | str | None = None
+    kv_ssd: int | str | None = None
+    ssd_dir: str | None = None
     kernels: str = "auto"
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
 
     def __post_init__(self) -> None:
-        check(
-            self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
-            max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
-            page_size=SIZE, prefix_cache=FLAG, kernels=one_of("auto", "torch"),
-            kv_hbm=BYTES_OR_NONE, reader=one_of("read", "mmap", "direct"),
+        one_of, size = rules.one_of, rules.BYTES_OR_NONE
+        rules.check(
+            self, dtype=one_of("auto", *rules.DTYPES), max_context=rules.SIZE_OR_NONE,
+            max_batch_tokens=rules.COUNT, max_running=rules.COUNT, kv=one_of("paged", "contiguous"),
+            page_size=rules.SIZE, prefix_cache=rules.FLAG, kernels=one_of("auto", "torch"),
+            kv_hbm=size, kv_dram=size, kv_ssd=size, reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
+        if (self.kv_dram or self.kv_ssd) and (self.kv_hbm is None or self.kv != "paged"):
+            raise ConfigError(
+                f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={self.kv_hbm} and "
+                f"kv={self.kv!r}; say how much HBM the pages have"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,17 @@ class SamplingParams:
         if isinstance(self.stop, (str, list)):
             stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             object.__setattr__(self, "stop", stop)
-        check(
+        is_int, is_number = rules.is_int, rules.is_number
+        rules.check(
             self,
-            max_tokens=COUNT,
+            max_tokens=rules.COUNT,
             temperature=(lambda v: is_number(v) and v >= 0, "a number >= 0"),
             top_k=(lambda v: is_int(v) and v >= 0, "an int >= 0"),
             top_p=(lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
             min_p=(lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
             seed=(lambda v: v is None or is_int(v), "an int, or None"),
             stop=(_are_texts, "texts that are not empty"),
-            ignore_eos=FLAG,
+            ignore_eos=rules.FLAG,
         )
 
 

@@ -3,8 +3,8 @@
 Requests join and leave between passes. A pass has a budget of tokens. First come, first served:
 those that run decode a token each, and what is left of the budget goes to a chunk of the next
 prompt, so a long prompt makes nobody wait for longer than one pass. When the KV cache has no page
-left, the youngest request gives its pages back and is computed again later.  Yu et al., 2022;
-Agrawal et al., 2023.
+left in any tier, the youngest request gives its pages back, and comes back later: by bringing them
+up again, or by computing them again.  Yu et al., 2022; Agrawal et al., 2023.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()  # first come first
         self.running: list[Request] = []  # oldest first: each has pages
         self.preempted = 0  # times that a request had to give its pages back
+        self._tokens = self._pages = 0  # that the pass at hand has room for: to run, to write
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn. OutOfMemory if the cache can never hold it."""
@@ -41,49 +42,55 @@ class Scheduler:
 
         A request for which there is no room though nobody else runs fails: `request.error`.
         """
-        before, chosen, budget = self.preempted, [], self.max_batch_tokens
+        before, chosen = self.preempted, []
+        self._tokens, self._pages = self.max_batch_tokens, self.kv.writable
         for request in list(self.running):
-            count = min(len(request.ids) - request.cached, budget)
-            if count and self._reserve(request, request.cached + count):
+            if request in self.running and (count := self._reserve(request)):
                 chosen.append((request, count))
-                budget -= count
         if self.waiting and self.preempted == before:
-            self._admit(chosen, budget)
+            self._admit(chosen)
         starts = tuple(request.cached for request, _ in chosen)
         counts = tuple(count for _, count in chosen)
         wanted = tuple(int(r.cached + count == len(r.ids)) for r, count in chosen)
         requests = [request for request, _ in chosen]
         return Step(tuple(r.number for r in requests), starts, counts, wanted), requests
 
-    def _reserve(self, request: Request, stop: int) -> bool:
-        """Pages up to `stop`; if need be those of the youngest, which may be this one itself."""
-        while request in self.running and not self.kv.reserve(request.number, stop):
+    def _reserve(self, request: Request) -> int:
+        """How many tokens of it run, their pages reserved; if need be those of the youngest.
+
+        The youngest may be this one itself: then none.
+        """
+        P, start = self.kv.page_size, request.cached
+        room = self._pages * P - start % P
+        count = max(0, min(len(request.ids) - start, self._tokens, room))
+        while count and not self.kv.reserve(request.number, start + count):
             self._preempt(self.running[-1])
-        return request in self.running
+            if request not in self.running:
+                return 0
+        self._tokens -= count
+        self._pages -= -(-(start + count) // P) - start // P
+        return count
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
-        self.kv.release(request.number)
+        self.kv.preempt(request.number)
         request.cached = 0
         self.waiting.appendleft(request)
         self.preempted += 1
 
-    def _admit(self, chosen: list[tuple[Request, int]], budget: int) -> None:
+    def _admit(self, chosen: list[tuple[Request, int]]) -> None:
         """Requests that wait join, while there are tokens, places and pages for them."""
         coming = [*self.running, *self.waiting][: self.max_running]
         self.kv.make_room(request.slots for request in coming)
-        while self.waiting and budget and len(self.running) < self.max_running:
+        while self.waiting and min(self._tokens, self._pages, self.max_running - len(self.running)):
             request = self.waiting[0]
-            if not self._take_in(request):
-                request.error = None if self.running else self.kv.too_large(request.slots)
-                if request.error is None:
-                    return  # room will come, or has come since we looked
-                self.waiting.popleft()
-                continue
-            self.running.append(self.waiting.popleft())
-            count = min(len(request.ids) - request.cached, budget)
-            chosen.append((request, count))
-            budget -= count
+            if self._take_in(request):
+                self.running.append(self.waiting.popleft())
+                chosen.append((request, self._reserve(request)))
+            elif self.running or not (error := self.kv.too_large(request.slots)):
+                return  # room will come, or has come since we looked
+            else:
+                self.waiting.popleft().error = error
 
     def _take_in(self, request: Request) -> bool:
         """Pages for all that there is of its text; False, and nothing held, if there are none."""

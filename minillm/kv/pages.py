@@ -7,13 +7,14 @@ the pool, so at most P - 1 places of it stand empty; its table says in which ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
-from minillm.errors import ConfigError, OutOfMemory
+from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.kv.plan import Hidden, Plan, Step
 from minillm.kv.pool import PagePool
 from minillm.machine import Machine
@@ -39,12 +40,12 @@ class PagedKV:
 
     >>> kv = PagedKV(config, machine, torch.bfloat16, page_size=16)
     >>> kv.make_room([40]); kv.find(0, ids); kv.reserve(0, len(ids))
-    0
-    True
 
-    pages: of the pool, see `PagePool`. forget: what is forgotten of each prompt that is taken in
-    from now on; None: nothing.
+    pages: of the pool, see `PagePool`. writable: pages that a pass may write. lost: of requests
+    that cannot go on, why. forget: what is forgotten of each prompt taken in from now on, or None.
     """
+
+    lost: Mapping[int, MinillmError] = {}  # none, where all of it stays in HBM
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int = 16,
@@ -53,6 +54,7 @@ class PagedKV:
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
         self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
+        self.writable = sys.maxsize
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache
@@ -69,14 +71,14 @@ class PagedKV:
 
     def too_large(self, tokens: int) -> OutOfMemory | None:
         """What to say if a text of so many tokens can never fit, whoever leaves."""
-        needed, most = self.pages_for(tokens), self.pool.most
+        needed, most, size = self.pages_for(tokens), self.pool.most, self.pool.page_nbytes
         if needed <= most:
             return None
-        needed, most = needed * self.pool.page_nbytes, most * self.pool.page_nbytes
-        return OutOfMemory("hbm", needed, most, self._machine.hbm.by_label)
+        return OutOfMemory("hbm", needed * size, most * size, self._machine.hbm.by_label)
 
     def find(self, request: int, ids: Sequence[int]) -> int:
         """Take a request in. No prefix is known here: 0."""
+        assert request not in self.tables, f"request {request} is here already"
         self.tables[request], self.length[request] = [], 0
         return 0
 
@@ -138,6 +140,10 @@ class PagedKV:
             self.rewind(request, 0)
             del self.tables[request], self.length[request]
             self._hidden.pop(request, None)
+
+    def preempt(self, request: int) -> None:
+        """A request makes room for others, and will be taken in again."""
+        self.release(request)
 
     def close(self) -> None:
         """Give everything back, whoever holds it; a second call does nothing."""

@@ -71,7 +71,7 @@ class PagePool:
         self.page_size, self.fixed = page_size, pages is not None
         self.nbytes_per_token = 2 * L * K * E * dtype.itemsize
         self.page_nbytes = page_size * self.nbytes_per_token
-        self._machine, self._dtype, self._shape = machine, dtype, (L, K, E)
+        self._machine, self.dtype, self._shape = machine, dtype, (L, K, E)
         self._block: Tensor | None = None  # (L, pages, 2, K, P, E)
         self.layers: list[Tensor] = []  # always the same list
         self.free: list[int] = []  # pages that nobody holds; the last is taken next
@@ -112,7 +112,7 @@ class PagePool:
         # On a card keys lie token by token, as its attention reads them; on a CPU head by head.
         by_head = self._machine.emulated
         inner = (K, self.page_size, E) if by_head else (self.page_size, K, E)
-        block = self._machine.empty((L, pages, 2, *inner), self._dtype, "hbm", EMPTY)
+        block = self._machine.empty((L, pages, 2, *inner), self.dtype, "hbm", EMPTY)
         self._block = block if by_head else block.transpose(3, 4)
         if old is not None:
             self._block[:, :before] = old

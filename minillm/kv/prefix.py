@@ -40,7 +40,7 @@ class PrefixKV(PagedKV):
         pages: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, machine, dtype, page_size, pages)
-        self.asked = self.hits = 0
+        self.asked, self.hits, self.shares = 0, 0, True
         self._chains: dict[int, list[bytes]] = {}  # of each request: the keys of its full pages
         self._found: dict[int, int] = {}  # of each request: how many of them it did not fill itself
 
@@ -48,7 +48,8 @@ class PrefixKV(PagedKV):
         """Take a request in: how many of its first tokens are known, and now its own."""
         super().find(request, ids)
         pages = self.pool.known.page_of
-        chain = list(takewhile(pages.__contains__, self._keys(ids[:-1])))
+        root = b"" if self.shares else b"%d" % request
+        chain = list(takewhile(pages.__contains__, self._keys(ids[:-1], root)))
         self._chains[request], self._found[request] = chain, len(chain)
         self.tables[request] = [pages[key] for key in chain]
         for page in self.tables[request]:
@@ -66,7 +67,8 @@ class PrefixKV(PagedKV):
         self.length[request] = len(ids)
         chain, P = self._chains[request], self.page_size
         if len(ids) // P > len(chain) and request not in self._hidden:
-            for key in self._keys(ids[len(chain) * P :], chain[-1] if chain else b""):
+            before = chain[-1] if chain else b"" if self.shares else b"%d" % request
+            for key in self._keys(ids[len(chain) * P :], before):
                 self.pool.known.enter(self.tables[request][len(chain)], key)
                 chain.append(key)
 

@@ -36,29 +36,34 @@ class Opened(NamedTuple):
     how: str
 
 
-def open_direct(path: str | os.PathLike[str], direct: bool = True) -> Opened:
+def open_direct(
+    path: str | os.PathLike[str], direct: bool = True, write: bool = False
+) -> Opened:
     """Open a file for reading past the page cache where the system can; close `fd` yourself.
+
+    write: for both; it must be there, and hold a page at least.
 
     Linux: O_DIRECT. macOS: F_NOCACHE, which skips the cache for what is not in it yet. Elsewhere,
     or where the file system refuses, through the page cache, and `how` says so.
     """
     why, kind = "", filesystem(path) if direct else ""
+    mode = os.O_RDWR if write else os.O_RDONLY
     if kind in IN_MEMORY:
         why = f": {kind} is memory, no disk"
     elif direct:
-        fd, how = _past_cache(path)
+        fd, how = _past_cache(path, mode)
         if fd is not None:
             return Opened(fd, True, how)
         why = f": {how}"
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    fd = os.open(path, mode | getattr(os, "O_BINARY", 0))
     return Opened(fd, False, f"through the page cache{why}")
 
 
-def _past_cache(path: str | os.PathLike[str]) -> tuple[int | None, str]:
-    """A descriptor that reads past the page cache, and by what; or None, and why not."""
+def _past_cache(path: str | os.PathLike[str], mode: int) -> tuple[int | None, str]:
+    """A descriptor that goes past the page cache, and by what; or None, and why not."""
     flag = getattr(os, "O_DIRECT", 0)
     try:
-        fd = os.open(path, os.O_RDONLY | flag)
+        fd = os.open(path, mode | flag)
     except OSError:  # if not for O_DIRECT, then opening it otherwise fails too
         return None, "this file system has no O_DIRECT"
     try:
@@ -142,11 +147,17 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
     """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
-    if hasattr(os, "pread"):
-        data = os.pread(fd, len(view), offset)
-    else:  # Windows
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
+    with _seek_lock:  # Windows
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` to the file, from `offset` on."""
+    while view:
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = os.write(fd, view)
+        view, offset = view[done:], offset + done

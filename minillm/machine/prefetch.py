@@ -94,8 +94,12 @@ class Prefetch(Generic[S]):
         """Drop what has not begun, and wait for the rest; nothing is raised."""
         with held():
             self._thread.shutdown(wait=True, cancel_futures=True)
-            while self._coming:
-                self._drop()
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop what was asked for and not taken: from here on nobody writes into a slot."""
+        while self._coming:
+            self._drop()
 
     def _drop(self) -> None:
         """Wait until nobody writes any more into the slot of the oldest that was not taken."""

@@ -1,0 +1,153 @@
+"""A pool whose pages lie in HBM, in DRAM or on SSD, and come to HBM when they are needed.
+
+A page is a number, as in any pool; here the number is not its place. HBM has room for some pages
+(`frames.py`). When there are more, a policy says which one moves down (`below.py`). It is written
+down once, and not again while it is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack, closing
+
+import torch
+
+from minillm.config import ModelConfig
+from minillm.files import StrPath
+from minillm.kv.below import Below
+from minillm.kv.frames import Frames
+from minillm.kv.lower import WORD, open_tiers
+from minillm.kv.pool import PagePool
+from minillm.machine import Machine
+
+
+class LRU:
+    """A policy: which page moves down? That which was seen the longest ago; of several the first.
+
+    Any object with these two will do in its place:
+
+    >>> class Newest:
+    ...     def used(self, pages): "A pass sees these pages."
+    ...     def victim(self, pages): return max(pages)  # one of these
+    >>> engine.kv.pool.policy = Newest()
+    """
+
+    def __init__(self) -> None:
+        self._passes, self._last = 0, {}  # and of each page the pass that saw it last
+
+    def used(self, pages: Iterable[int]) -> None:
+        self._passes += 1
+        self._last |= dict.fromkeys(pages, self._passes)
+
+    def victim(self, pages: Collection[int]) -> int:
+        return min(pages, key=lambda page: self._last.get(page, 0))
+
+
+class TieredPool(PagePool):
+    """Pages of which `frames` fit into HBM at once; below are places for `dram`, then for `ssd`.
+
+    hbm, below: where each page lies. policy: see `LRU`. lost: why a page cannot be brought back.
+    most: pages that can be in use at once. writable: pages that a pass may write. places: of pages
+    below. folder: of the file on SSD. quiet: called before anything moves.
+    """
+
+    def __init__(
+        self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int,
+        frames: int, dram: int, ssd: int, folder: StrPath | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(config, machine, dtype, page_size)
+        self.fixed, self.policy, self.lost = True, LRU(), {}
+        self.writable, self.places = max(1, frames // 4), dram + ssd
+        self.count = [0] * (frames + self.places)
+        self.free = list(range(len(self.count)))[::-1]
+        L, part = self._shape[0], self.page_nbytes // self._shape[0] // WORD.itemsize
+        with ExitStack() as stack:
+            tiers = open_tiers(machine, dram, ssd, L, part, folder)
+            lower = [stack.enter_context(closing(tier)) for tier in tiers]
+            self.below = Below(self, machine, lower)
+            self.hbm = Frames(self, machine, frames, *self._shape)
+            stack.pop_all()  # nothing failed: keep it all until we are closed
+        self.layers[:], self.quiet, self._seen = self.hbm.layers, lambda: None, None
+        widths = range(frames - self.writable + 1)
+        self._most = max(frames - w + min(self.hbm.streams(w), self.places) for w in widths)
+
+    @property
+    def most(self) -> int:
+        return self._most
+
+    # -- pages, as in any pool ---------------------------------------------------------------------
+
+    def take(self) -> int:
+        """A page for new text, held once from now on; it gets a frame when it is written."""
+        if not self.free:
+            self.forget(next(iter(self.known.unused)))
+        page = self.free.pop()
+        self.count[page] = 1
+        return page
+
+    def share(self, page: int) -> None:
+        """One more table holds the page; nobody may have held it if it is kept."""
+        assert self.count[page] > 0 or page in self.known.unused, f"page {page} is free"
+        self.known.unused.pop(page, None)
+        self.count[page] += 1
+
+    def drop(self, page: int) -> None:
+        """One table less holds the page; held by none, it is free, or kept for its text."""
+        assert self.count[page] > 0, f"page {page} is freed twice"
+        self.count[page] -= 1
+        if not self.count[page]:
+            self.known.unused[page] = None
+            if page not in self.known.key_of:
+                self.forget(page)
+
+    def copy(self, page: int) -> int:
+        """A new page with the same keys and values, for who wants to write."""
+        new = self.take()
+        self.hbm.bring((page, new), (page, new))
+        self.hbm.whole(new)[:] = self.hbm.whole(page)
+        return new
+
+    def forget(self, page: int) -> None:
+        """A page that nobody holds is free, and so are its places."""
+        self.settle()
+        del self.known.unused[page]
+        if page in self.known.key_of:
+            self.known.forget(page)
+        self.hbm.lift(page)
+        self.below.leave(page)
+        self.lost.pop(page, None)
+        self.free.append(page)
+
+    # -- before a pass -----------------------------------------------------------------------------
+
+    def arrange(self, seen: list[int], written: set[int]) -> list[int]:
+        """Frames for what a pass sees: for all that it writes, and for the others while there are
+        any. Returns those without. Nothing moves if the pass before saw and wrote the same."""
+        hbm = self.hbm
+        self.policy.used(seen)
+        if self._seen != (seen, written):
+            widths = range(hbm.frames)
+            hbm.widen(
+                next(w for w in widths if hbm.frames - w + hbm.streams(w) >= len(seen)),
+                written, seen,
+            )  # fmt: skip
+            hbm.bring(written, written, seen)
+            for page in written:
+                self.below.leave(page)  # what lies there is of before the writing
+            missing = [page for page in seen if hbm.frame[page] is None]
+            hbm.bring(missing[: hbm.room(seen)], seen)
+            self._seen = seen, written
+        return [page for page in seen if hbm.frame[page] is None]
+
+    def settle(self) -> None:
+        """Before anything moves: nothing is under way, and the next pass is arranged anew."""
+        self.quiet()
+        self._seen = None
+
+    def close(self) -> None:
+        """Give everything back; a second call does nothing. Nobody may hold a page."""
+        while self.known.unused:
+            self.forget(next(iter(self.known.unused)))
+        self.hbm.close()
+        self.below.close()
+        super().close()
