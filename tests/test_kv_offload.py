@@ -22,7 +22,7 @@ from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.kv import lower
-from minillm.kv.lower import DramPages, Lower
+from minillm.kv.lower import DramPages, Lower, SsdPages
 from minillm.machine import Machine
 from minillm.machine.disk import PAGE, read_at, write_at
 from minillm.predict import HARDWARE, Wire, kv_bytes_per_token
@@ -119,7 +119,9 @@ class OffloadRun(Run):
             super().play()
         finally:  # a run that found a bug ends in the middle
             self.kv._window.close()
-            self.kv.pool.below.close()
+            for tier in self.kv.pool.below.tiers:
+                if isinstance(tier, SsdPages):
+                    tier._give_back()
         self.moved = +self.moved
         self.check_moved()
         self.seen.update(self.kv.preempted)
