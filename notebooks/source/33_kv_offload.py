@@ -1,0 +1,515 @@
+# %% [markdown]
+# # 33 · What when HBM is full?
+#
+# <img src="images/strip_model.png" width="672" alt="The five stages of the course. You are here:
+# 3 model and KV cache, ids become scores.">
+#
+# A text grows, and its KV cache with it, until HBM has no room. We may forget a part, or move it:
+# to DRAM, to the SSD. What does that cost, and when is it cheaper to compute it again? *Fifty
+# minutes; the code behind it: [`kv/offload.py`](../minillm/kv/offload.py),
+# [`kv/tiered.py`](../minillm/kv/tiered.py), [`kv/lower.py`](../minillm/kv/lower.py).*
+
+# %% tags=["nbval-ignore-output"]
+import inspect
+import json
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+from IPython.display import display
+
+import minillm
+from minillm import Engine, EngineConfig, Machine, ModelConfig, SamplingParams, charts, predict
+from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
+
+print(Machine.here().describe())
+
+# %% [markdown]
+# Six words:
+#
+# - **page**: keys and values of 16 tokens, of all layers; one layer of a page is a **part**.
+# - **frame**: a place in HBM for a page.
+# - **stream**: to bring pages that have no frame part by part, in every pass, as layers need them.
+# - **policy**: says which page moves down when a frame is needed. LRU: the one that was seen the
+#   longest ago.
+# - **swap**: to move a text's pages down, and up when it is wanted.
+# - **recompute**: to forget them, and to read the text again.
+
+# %% [markdown]
+# ## A small desk
+#
+# A scholar compares ten books, chapter by chapter. Four lie open on his desk. Of the other six a
+# boy copies the chapter: he walks 2 minutes, and copies one in 1 minute. Meanwhile the scholar is
+# at the chapter before. How long do four chapters take, and which share of the boy's time does
+# nobody wait for?
+
+# %%
+def reading(away: int, chapters: int, walk: float, copy: float, read: float) -> tuple:
+    return chapters * max(walk + away * copy, read), min(1.0, read / (walk + away * copy))
+
+
+print({read: reading(6, 4, walk=2, copy=1, read=read) for read in (10, 8, 4, 1)})
+
+# %% [markdown]
+# Count along: he needs 2 + 6 · 1 = 8 minutes a chapter. A chapter that is read in 8 hides them all,
+# one that is read in 4 half of them. With a walk for each book it would be 6 · (2 + 1) = 18.
+#
+# For books read pages, for chapters layers, for the walk a link's latency: a pass takes **layers ·
+# max(latency + bytes ÷ link, compute)**.
+#
+# ## Predict
+#
+# A text of a thousand tokens, in 61 pages of 48 KiB, on a scale model of an H100 (lesson 01). What
+# has no frame streams from DRAM. How long does a token take?
+
+# %%
+all_fit = guess("a token, frames for all 61 pages", unit="ms")
+forty = guess("a token, 40 frames", unit="ms")
+few = guess("a token, 28 frames", unit="ms")
+
+# %% [markdown]
+# The desk must hold the copies, too: of s pages that stream this layer's s parts, and the next
+# layer's as they arrive. From layer to layer they slide on by a part, so the window for them takes
+# 2 · s + L − 1 parts, and a frame has L. From HBM it is a floor: the bytes that a token reads.
+
+# %% tags=["nbval-ignore-output"]
+from minillm.probe import Profile, probe
+
+profile = Profile.here() or probe(seconds=8)  # what the scale is made from
+town, layers = Path(minillm.__file__).parents[1] / "data" / "town", 6
+config, scale = ModelConfig.from_pretrained(town), Machine.scale_model("H100").scale
+page, pcie = 16 * predict.kv_bytes_per_token(config), scale.wire("pcie")
+
+
+def streamed(frames: int, pages: int = 61) -> int:
+    """The fewest pages that stream, so that the others and the window have frames."""
+    window = [0] + [-(-(2 * s + layers - 1) // layers) for s in range(1, pages + 1)]
+    return next(s for s in range(pages + 1) if pages - s + window[s] <= frames)
+
+
+least = {61: predict.decode_step(config, profile.hardware("cpu"), context=970).seconds}
+for frames in (40, 28):
+    least[frames] = layers * pcie.seconds(streamed(frames) * page / layers)
+    print(f"{frames} frames: {streamed(frames)} of 61 pages stream, at least "
+          f"{1e3 * least[frames]:.1f} ms a token, against {1e3 * least[61]:.1f} (predicted)")
+
+# %% [markdown]
+# ## Run
+#
+# `kv_hbm` is the room for frames, `kv_dram` for pages below. A question of *town*'s exam; what is
+# asked was told at the beginning, a thousand tokens ago.
+
+# %% tags=["nbval-ignore-output"]
+from minillm.machine.prefetch import hidden
+from minillm.trace import Trace
+
+exam = [json.loads(line) for line in (town.parent / "eval" / "skills.jsonl").open()]
+far = next(q for q in exam if q["distance"] > 940 and "David's cabin" in q["answer"])
+prompt, greedy = far["prompt"], SamplingParams(max_tokens=16, temperature=0.0, stop=".")
+
+
+def ask(frames: int) -> dict:
+    """Passes and Hidden, of the prefill and of decode."""
+    machine, found = Machine.scale_model("H100", hbm="64 MiB"), {}
+    engine = Engine.load(town, machine, EngineConfig(kv_hbm=frames * page, kv_dram="4 MiB"))
+    engine.generate("Mia", SamplingParams(max_tokens=2))  # the first time warms up
+    machine.trace.clear()
+    text = engine.generate(prompt, greedy)[0].text + "."
+    engine.close()
+    print(f"{frames} frames: {prompt[:34]} … {prompt[-34:].strip()}{text}")
+    for name in ("prefill", "decode step"):
+        passes = machine.trace.select(name=name)
+        events = [e for e in machine.trace.events if e.step in {step.step for step in passes}]
+        found[name] = passes, hidden(Trace.of(events, machine.trace.meta), "kv")
+    return found
+
+# %% tags=["nbval-ignore-output"]
+runs = {frames: ask(frames) for frames in (61, 40, 28)}
+for mine, frames in ((all_fit, 61), (forty, 40), (few, 28)):
+    took = [1e3 * step.seconds for step in runs[frames]["decode step"][0]]
+    reveal(mine, ceiling=1e3 * least[frames], measured=took, how="emulated")
+
+# %% [markdown]
+# What was hidden? When a prompt is read, a layer computes for a hundred tokens at once: the scholar
+# reads long. At decode it computes for one. (A pass of the prompt sees other pages than the one
+# before, so it cannot send for its first layer early: at most 5 of 6 are hidden.) And how it is
+# done, in the package: before a layer computes, the next one's parts are asked for.
+
+# %% tags=["nbval-ignore-output"]
+for name, (passes, found) in runs[28].items():
+    print(f"{name:11}: {found.share:.0%} hidden of {1e3 * found.moving:.0f} ms in which pages came "
+          f"up, for {len(passes)} passes (emulated)")
+bare = median(step.seconds for step in runs[61]["decode step"][0])
+print(f"decode step: compute ÷ bring is {min(1, bare / least[28]):.0%} (predicted)")
+
+# %%
+from minillm.kv.offload import Window
+
+print(inspect.getsource(Window.enter))
+
+# %% [markdown]
+# ## Squeeze
+#
+# Now on this machine, without slowed links, in float32, where no rounding decides (lesson 31). DRAM
+# has room for 21 pages, the rest goes to a file on the SSD. Watch the slider go down, and what
+# flows. Then drag it yourself, or press play.
+
+# %% tags=["nbval-ignore-output"]
+here, wide, up = Machine.here(hbm="64 MiB"), 2 * page, {}  # wide: bytes of a page in float32
+
+
+def answer(forget=None, **rooms) -> tuple[int, ...]:
+    engine = Engine.load(town, here, EngineConfig(dtype="float32", **rooms))
+    engine.kv.forget = forget
+    found = engine.generate(prompt, greedy)[0]
+    engine.close()
+    return found.token_ids
+
+
+def squeeze(frames: int) -> None:
+    """The answer must be the same; keeps the bytes that came up for each token."""
+    began, rooms = here.trace.now(), {"kv_dram": 21 * wide, "kv_ssd": 80 * wide}
+    assert answer(kv_hbm=frames * wide, **rooms) == expected
+    events = [e for e in here.trace.events if e.start >= began]
+    steps = [e.step for e in events if e.name == "decode step"]
+    moves = [e for e in events if (e.kind, e.label, e.target) == ("transfer", "kv", "hbm")]
+    up[frames] = [sum(e.nbytes for e in moves if e.step == step) for step in steps]
+
+
+expected = answer()
+
+# %% tags=["nbval-ignore-output"]
+def draw(frames=64):
+    squeeze(frames)
+    away = streamed(frames)
+    assert up[frames] == [away * wide] * len(up[frames])  # moved = predicted, to the byte
+    return charts.curve(
+        f"{frames} frames: {away} of 61 pages stream, and the answer is the same",
+        {"": lambda frames: streamed(frames) * wide / 1e6}, range(27, 70), at=frames, log="",
+        x="frames in HBM", y="comes up, a token", unit="MB", note="predicted; points: the trace's",
+        points=[(n, median(nbytes) / 1e6, "") for n, nbytes in up.items()])  # fmt: skip
+
+
+with charts.watch(here.trace, "machine"):
+    turned = knob(draw, frames=[64, 48, 36, 28])
+    shown = display(turned, display_id=True)
+    for frames in (48, 36, 28):
+        turned.sliders["frames"].value = frames
+shown.update(turned)
+
+# %% [markdown]
+# Two asserts held at each notch: the ids are those of a run with all pages in HBM, and each token
+# moved what we predicted, to the byte.
+#
+# ## Break it: drop pages instead
+#
+# Why all that work? We might forget the oldest half of the prompt, once it was read, and move
+# nothing.
+
+# %%
+from minillm.kv.pages import drop_oldest
+
+dropped, tokenizer = answer(forget=drop_oldest(0.5)), minillm.Tokenizer.from_pretrained(town)
+print("moved:  ", tokenizer.decode(expected), "\ndropped:", tokenizer.decode(dropped))
+assert dropped != expected
+
+# %% [markdown]
+# The code was told in the half that went, and the model does not know that it forgot.
+#
+# ## First rung: one copy, or many
+#
+# A layer wants its parts of forty pages that lie in DRAM, 8 KiB each. We bring them by hand, on the
+# scale model: each by itself, or gathered in DRAM first. The same bytes must arrive. Then we look
+# how much of the link's bandwidth copies of any size get.
+
+# %% tags=["nbval-ignore-output"]
+machine, by = Machine.scale_model("H100", hbm="64 MiB"), {"label": "kv", "stage": "model"}
+below = machine.empty((40, layers, page // layers), torch.uint8, "dram", "kv").random_()
+window = machine.empty((40, page // layers), torch.uint8, "hbm", "kv")
+
+
+def one_by_one() -> None:
+    for part, place in zip(below[:, 3], window, strict=True):
+        machine.copy(part, place, **by)
+
+
+def gathered() -> None:
+    machine.copy(below[:, 3].contiguous(), window, **by)
+
+
+both = compare({"one by one": one_by_one, "gathered": gathered}, unit="ms")
+assert torch.equal(window, below[:, 3])
+print(both.sentence)
+print(both.against("latency + bytes", 40 * pcie.seconds(page / layers), "one by one"))
+
+# %% tags=["nbval-ignore-output"]
+def rate(kib: int) -> float:
+    """Bytes a second of a copy to HBM, the median of five."""
+    source, target = (torch.empty(1024 * kib, dtype=torch.uint8) for _ in range(2))
+    began = machine.trace.now()
+    for _ in range(5):
+        machine.carry(lambda: target.copy_(source), 1024 * kib, source="dram", target="hbm", **by)
+    took = [e.seconds for e in machine.trace.select(kind="transfer") if e.start >= began]
+    return 1024 * kib / median(took)
+
+
+sizes = {8: "a part", 48: "a page", 320: "40 parts", 2928: "61 pages"}
+charts.curve(
+    f"A copy of {pcie.latency * pcie.bandwidth / 1024:.0f} KiB gets half of the link",
+    {"": lambda kib: 1024 * kib / pcie.seconds(1024 * kib)}, [2 ** (n / 2) for n in range(4, 28)],
+    points=[(kib, rate(kib), words) for kib, words in sizes.items()], ceiling=pcie.bandwidth,
+    x="a copy (KiB)", y="bandwidth", unit="B/s", log="xy", note="predicted; points: emulated")
+
+# %% [markdown]
+# The knee is at latency · bandwidth, on a real H100 too: 1 µs · 64 GB/s are 64 KB. So whole pages
+# move, or gathered parts.
+#
+# ## Second rung, yours: count the moves
+#
+# Pages are asked for one by one, and each needs a frame. A page asked for the first time is new. If
+# all frames are taken, the page goes that was asked for the longest ago. It is written down, unless
+# it lies below already: nobody changes it. How many go down, how many come up?
+
+# %%
+def moved(asked: list, frames: int) -> tuple[int, int]:
+    raise NotImplementedError  # (down, up); without your lines we go on with ours
+
+moved = check("33.1", moved)
+# hint("33.1")
+
+# %%
+from minillm.kv.lower import DramPages
+from minillm.kv.tiered import LRU, TieredPool
+
+
+def by_the_pool(asked: list, frames: int, choose=None) -> tuple[int, int]:
+    """The same by the package's pool: pages that its trace saw move, down and up."""
+    below, seen = DramPages(here, 16, layers, page // layers // 8), []
+    pool, began = TieredPool(config, here, torch.bfloat16, 16, frames, [below]), here.trace.now()
+    if choose:  # a policy is any object with these two
+        pool.policy = SimpleNamespace(used=seen.extend, victim=lambda held: choose(held, seen))
+    known = {name: pool.take() for name in sorted(set(asked))}
+    for name in asked:
+        pool.policy.used([known[name]])
+        pool.bring([known[name]], keep={known[name]})
+    for held in known.values():
+        pool.drop(held)
+    pool.close()
+    moves = [e for e in here.trace.select(kind="transfer", label="kv") if e.start >= began]
+    down = sum(e.nbytes for e in moves if e.source == "hbm")
+    return down // page, (sum(e.nbytes for e in moves) - down) // page
+
+
+for asked in ([1, 2, 3, 1, 2, 3, 1], [1, 2, 3, 4] * 5):
+    assert by_the_pool(asked, 3) == moved(asked, 3)
+    print(asked[:7], "…", moved(asked, 3))
+
+# %% [markdown]
+# Four pages take turns in three frames: LRU moves the one that is wanted next, every time.
+#
+# ## Third rung, yours: a policy
+#
+# Page 0 is the rules of the house, which each text begins with; the others take turns. `held`:
+# pages with a frame. `asked`: all askings so far, the last one last. Return the page of `held` that
+# was asked for the *fewest* times; of several, the one asked for *last*.
+
+# %%
+def victim(held: list, asked: list) -> int:
+    raise NotImplementedError  # one of held; without your lines we go on with ours
+
+victim = check("33.2", victim)
+# hint("33.2")
+
+# %%
+turns = [page for text in [1, 2, 3, 4] * 6 for page in (0, text)]
+news = [0, 1] * 9 + [2, 3, 4] * 9  # what was wanted often is not wanted any more
+for title, asked in (("taking turns", turns), ("something new", news)):
+    print(title, "(down, up): LRU", by_the_pool(asked, 3), "yours", by_the_pool(asked, 3, victim))
+assert sum(by_the_pool(turns, 3, victim)) < sum(by_the_pool(turns, 3))
+
+# %% [markdown]
+# No policy is best: yours beats LRU where favourites stay, and clings to them when they do not.
+# (`engine.kv.pool.policy = …` puts it into an engine.)
+#
+# ## Four paths of a page
+#
+# A text that has ended leaves its pages, until others need the room. Somebody begins with the same
+# text: its pages may be in HBM, in DRAM, on the SSD, or gone. Four texts of 500 tokens; HBM has
+# room for one of them, DRAM for two. A comes, comes again, and then after others pushed it down.
+
+# %% tags=["nbval-ignore-output"]
+machine, one = Machine.scale_model("H100", hbm="64 MiB"), SamplingParams(max_tokens=1)
+engine = Engine.load(town, machine, EngineConfig(
+    kv_hbm=34 * page, kv_dram=64 * page, kv_ssd=256 * page))  # fmt: skip
+texts = dict(zip("ABCD", (q["prompt"] for q in exam if 470 < q["distance"] < 500), strict=False))
+engine.generate("Mia", one)
+
+
+def first(name: str) -> tuple:
+    """Seconds until the first token is there, and the pages' transfers until then."""
+    began = machine.trace.now()
+    took = float(engine.generate(texts[name], one)[0].ttft)
+    moves = machine.trace.select(kind="transfer", label="kv")
+    return took, [move for move in moves if move.start >= began]
+
+# %% tags=["nbval-ignore-output"]
+paths = {"recompute": "A", "HBM": "AA", "DRAM": "BA", "SSD": "CDBA"}
+with charts.watch(machine.trace, "machine"):
+    ways = {path: [first(name) for name in names][-1] for path, names in paths.items()}
+figures, known = engine.kv.hardware, 31 * 16  # what the engine has seen itself do, and tokens of A
+engine.close()
+
+# %% [markdown]
+# Predicted: a hit in HBM takes what its last tokens take. Then A's pages come up over the links.
+# And they need frames: others go down for them, page by page.
+
+# %% tags=["nbval-ignore-output"]
+wires = {"pcie": pcie, "nvme": scale.wire("nvme")}
+for path, (took, moves) in ways.items():
+    down = [m for m in moves if (m.source, m.target) in (("hbm", "dram"), ("dram", "ssd"))]
+    promised = ways["HBM"][0] + sum(wires[m.link].seconds(m.nbytes) for m in down)
+    if path in ("DRAM", "SSD"):
+        promised += predict.restore(config, figures, known, path.lower()).parts["swap"]
+    elif path == "recompute":
+        promised = predict.prefill(config, figures, tokens=known).seconds
+    tiers = " ".join(sorted({f"{m.source}→{m.target}" for m in moves}))
+    print(f"{path:9}: {1e3 * promised:6.1f} ms predicted, {1e3 * took:6.1f} emulated; {tiers}")
+
+# %% [markdown]
+# ## Bring it up, or compute it again?
+#
+# To swap in takes latency + tokens · kv ÷ link. To recompute takes 2 FLOP a weight and token, and
+# never less than HBM needs to read the weights, 2 bytes each. Which is shorter? If equal, swap.
+
+# %%
+def way(tokens, kv, link, latency, weights, flops, hbm) -> str:
+    raise NotImplementedError  # "swap" or "recompute"; kv: bytes of a token
+
+way = check("33.3", way)
+# hint("33.3")
+
+# %% [markdown]
+# `predict.restore` does the same, and counts attention too. The break-even of the scale model, with
+# pages on the SSD: predicted, and found. A text is read, pushed down by taking all frames away for
+# a moment, and asked for again. Then the same for Llama-3-8B on a real H100, by its data sheets.
+# Drag: which line is lowest where?
+
+# %% tags=["nbval-ignore-output"]
+def measured(tokens: int):
+    """The same text read anew, and brought back from the SSD."""
+    def swap() -> float:
+        kv.pool.widen(kv.pool.frames, set(), set())
+        kv.pool.widen(0, set(), set())
+        return float(engine.generate([text], one)[0].ttft)
+
+    def recompute() -> float:
+        text[0] += 1  # another text: nothing of it is known
+        return float(engine.generate([text], one)[0].ttft)
+
+    text = [100, *tokenizer.encode(texts["A"])[:tokens]]
+    return compare({"recompute": recompute, "swap": swap}, rounds=3, unit="ms")
+
+
+engine = Engine.load(town, machine, EngineConfig(kv_hbm=64 * page, kv_ssd=64 * page))
+kv, engine.kv.hardware = engine.kv, None  # None: always swap
+for tokens in (16, 64, 192, 448):
+    better = predict.restore(config, figures, tokens, "ssd").bound_by
+    print(f"{tokens:3} tokens: {better} predicted; {measured(tokens).sentence} (emulated)")
+engine.close()
+
+# %% tags=["nbval-ignore-output"]
+llama = ModelConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, dtype="bfloat16",
+                    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+
+
+def way_of(source: str, part: str):
+    return lambda tokens: predict.restore(llama, "H100", round(tokens), source).parts[part]
+
+
+def draw_server(tokens=1024):
+    server = {"DRAM": way_of("dram", "swap"), "SSD": way_of("ssd", "swap"),
+              "recompute": way_of("dram", "recompute")}  # fmt: skip
+    names = sorted(server, key=lambda name: server[name](tokens))
+    return charts.curve(
+        f"{tokens:,} tokens: soonest {names[0]}, then {names[1]}, then {names[2]}", server,
+        [2 ** (n / 2) for n in range(8, 35)], x="tokens", y="until they are in HBM", unit="s",
+        at=tokens, log="xy", inks={"DRAM": "dram", "SSD": "ssd"},
+        note="Llama-3-8B on one H100, by data sheets; predicted")  # fmt: skip
+
+
+knob(draw_server, tokens=(16, 131072))
+
+# %% [markdown]
+# With the SSD the lines cross twice: for few tokens the weights must be read all the same, and for
+# very many attention grows with the square.
+#
+# ## Where it loses: long texts, one token at a time
+#
+# A decode step at batch 1 is short, and a long text has many pages. On the H100, if all stream:
+
+# %%
+h100 = predict.find_hardware("H100")
+for tokens in (1_000, 10_000, 100_000):
+    step = predict.decode_step(llama, h100, context=tokens).seconds
+    link = tokens * predict.kv_bytes_per_token(llama) / h100.pcie.bandwidth
+    print(f"{tokens:7,} tokens: {1e3 * link:5.1f} ms of link, {min(1, step / link):4.0%} hidden")
+
+# %% [markdown]
+# A batch does not help, as it does with streamed weights (lesson 13): each text has pages of its
+# own. So servers keep in HBM what runs, stream a little, and swap whole texts that wait.
+#
+# ## On paper: who comes back?
+#
+# A server keeps texts of `text` bytes; each is wanted once every `pause` seconds, in HBM. Those in
+# HBM are there. From DRAM they come over PCIe, from the SSD over its link and PCIe. How many can be
+# kept, so that places and links suffice?
+
+# %%
+def sessions(text, hbm, dram, ssd, pcie, nvme, pause) -> int:
+    raise NotImplementedError  # bytes; bytes a second; seconds
+
+sessions = check("33.4", sessions)
+# hint("33.4")
+
+# %%
+text = 8_000 * predict.kv_bytes_per_token(llama)  # 8,000 tokens
+for rooms in ((60e9, 0, 0), (60e9, 256e9, 0), (60e9, 256e9, 4e12)):
+    kept = [sessions(text, *rooms, 64e9, 7e9, pause) for pause in (60, 600)]
+    print(f"HBM, DRAM, SSD of {rooms}: {kept[0]:,} texts; wanted every 10 minutes {kept[1]:,}")
+
+# %% [markdown]
+# ## Five questions
+#
+# Answer each in your head, then open it.
+
+# %% tags=["folded"]
+recall(
+    ("A pass needs pages that have no frame. When does nobody wait for them?",
+     "When a layer's parts cross the link in no more time than the layer before computes."),
+    ("Why are the parts of forty pages gathered before they cross?",
+     "Each copy pays the latency; below latency · bandwidth bytes it is most of the time."),
+    ("A page came up, was read, and its frame is wanted again. What is written?",
+     "Nothing: it lies below already, unchanged. On an SSD that also saves wear."),
+    ("Four texts take turns, HBM has room for three. What does LRU do?",
+     "It moves the one that is wanted next, every time. A policy that keeps some finds those."),
+    ("When is it right to recompute?",
+     "When arithmetic makes keys and values sooner than the link brings them; short texts over "
+     "long latencies, or a small model. By figures that are reached, not by data sheets."),
+)
+
+# %% [markdown]
+# ## Three takeaways, with the numbers of your run, and your guesses
+
+# %% tags=["nbval-ignore-output", "folded"]
+print(f"1. 28 frames for 61 pages, the same answer: {streamed(28) * page / 1e6:.1f} MB a token.",
+      f"2. Hidden: {runs[28]['prefill'][1].share:.0%} as the prompt was read, "
+      f"{runs[28]['decode step'][1].share:.0%} at one token a pass (emulated).",
+      "3. First token: " + ", ".join(f"{n} {1e3 * s[0]:.0f} ms" for n, s in ways.items()) + ".",
+      sep="\n")  # fmt: skip
+
+# %%
+guesses()
+
+# %% [markdown]
+# **Next:** `34_model_quantize`. Fewer bytes, faster tokens: what is lost?
