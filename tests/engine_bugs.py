@@ -17,7 +17,10 @@ from minillm.decode.sampling import generator
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, PrefixKV, Step
+from minillm.kv.lower import Below, DramPages, Lower
+from minillm.kv.offload import OffloadKV, Window
 from minillm.kv.pool import KnownPages, PagePool
+from minillm.kv.tiered import TieredPool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
@@ -229,6 +232,53 @@ def an_aborted_text_stays_known(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PrefixKV, "release", lambda kv, request, keep=True: release(kv, request))
 
 
+def an_old_copy_stays_below(patch: pytest.MonkeyPatch) -> None:
+    leave = Below.leave
+
+    def stays(below: Below, page: int) -> None:
+        if below._pool.frame[page] is None or not below._pool.count[page]:
+            leave(below, page)
+
+    patch.setattr(Below, "leave", stays)
+
+
+def a_page_counts_as_there_before_it_was_read(patch: pytest.MonkeyPatch) -> None:
+    occupy = TieredPool._occupy
+
+    def early(pool: TieredPool, frame: int, page: int) -> None:
+        occupy(pool, frame, page)
+        pool.frame[page] = frame
+
+    patch.setattr(TieredPool, "_occupy", early)
+
+
+def what_came_early_was_for_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "settle", lambda window: None)
+
+
+def odd_layers_begin_where_even_ones_do(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "_begin", lambda w, turn: (w._pool.frames - w._pool.window) * w._pool.L)
+
+
+def a_page_leaves_its_slot_taken(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lower, "leave", lambda lower, slot: lower.pages.pop(slot))
+
+
+def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
+    write = DramPages.write
+
+    def short(lower: DramPages, slot: int, page: Tensor) -> None:
+        last = lower._block[slot, -1].clone()
+        write(lower, slot, page)
+        lower._block[slot, -1] = last
+
+    patch.setattr(DramPages, "write", short)
+
+
+def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OffloadKV, "reserve", PrefixKV.reserve)
+
+
 WRONG = "chosen from wrong logits|NaN"
 PLANTED: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     no_copy_on_write: "written while shared",
@@ -257,4 +307,13 @@ PLANTED_IN_PREFIXES: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     a_found_page_is_not_counted: "counts are not what tables hold|freed twice",
     what_was_forgotten_is_found_by_others: WRONG,
     an_aborted_text_stays_known: "aborted, and its text is known",
+}
+PLANTED_IN_OFFLOAD: dict[Callable[[pytest.MonkeyPatch], None], str] = {
+    an_old_copy_stays_below: WRONG,
+    a_page_counts_as_there_before_it_was_read: WRONG,
+    what_came_early_was_for_others: WRONG,
+    odd_layers_begin_where_even_ones_do: WRONG,
+    a_page_leaves_its_slot_taken: "slots are not what lies there",
+    a_page_moves_without_its_last_layer: WRONG,
+    more_pages_run_than_there_are_places: "more pages are in use than can be",
 }

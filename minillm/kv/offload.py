@@ -12,6 +12,7 @@ Sheng et al., 2023 (FlexGen); Kwon et al., 2023, section 4.5.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from torch import Tensor
 from minillm.config import ModelConfig
 from minillm.errors import MinillmError, OutOfMemory
 from minillm.files import StrPath
-from minillm.kv.lower import DramPages, Lower, SsdPages
+from minillm.kv.lower import WORD, DramPages, SsdPages
 from minillm.kv.plan import Plan, Step
 from minillm.kv.pool import USED
 from minillm.kv.prefix import PrefixKV
@@ -31,7 +32,7 @@ from minillm.kv.tiered import TieredPool
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
 from minillm.machine.prefetch import Prefetch
-from minillm.predict import Hardware, restore
+from minillm.predict import Hardware, operators, restore
 from minillm.probe import Profile
 
 
@@ -55,7 +56,7 @@ class Window:
 
     def turn(self, pages: list[int]) -> dict[int, int]:
         """A pass begins, which sees these pages here: the index of each in a layer's pool."""
-        pages = [page for group in self._pool.below.by_tier(pages) for page in group]
+        pages = self._pool.below.sort(pages)
         if pages != self.pages:  # what came early was for others
             self.settle()
         self.pages, self._turn = pages, self._turn + 1
@@ -85,10 +86,8 @@ class Window:
         self._prefetch.ask(_name(layer, turn), partial(self._fill, layer, turn))
 
     def _fill(self, layer: int, turn: int, slot: int) -> None:
-        parts, below = self._pool.parts[layer + self._begin(turn) :: 2], self._pool.below
-        for pages in below.by_tier(self.pages):  # those in DRAM in one copy
-            below.read(pages, slice(layer, layer + 1), parts[: len(pages), None])
-            parts = parts[len(pages) :]
+        rows = layer + self._begin(turn) + 2 * torch.arange(len(self.pages))
+        self._pool.below.read(self.pages, slice(layer, layer + 1), rows[:, None])
 
 
 def _name(layer: int, turn: int) -> str:
@@ -103,7 +102,8 @@ class OffloadKV(PrefixKV):
     hbm, dram, ssd: pages that each has room for. folder: where the file on SSD goes. share: whether
     requests that begin alike share pages; if not, a text is known to its own request alone.
     hardware: figures by which it is predicted whether to bring a text's pages back or to compute
-    them again; None, where this machine was not measured: they are brought back.
+    them again, its FLOPs those of the largest pass so far; None, where this machine was not
+    measured: pages are brought back.
     preempted: how often a request that had to make room was to come back by "swap", "recompute".
     """
 
@@ -115,8 +115,10 @@ class OffloadKV(PrefixKV):
         self.shares, self.hardware = share, _figures(machine)
         self.preempted: Counter[str] = Counter()
         self._config, self._seen = config, None
-        shape = config.num_hidden_layers, self.pool.page_nbytes // config.num_hidden_layers
-        lower: list[Lower] = []
+        self._running, self._most_tokens = (0.0, None), 16
+        L = config.num_hidden_layers
+        shape = L, self.pool.page_nbytes // L // WORD.itemsize
+        lower: list[DramPages | SsdPages] = []
         try:
             if dram:
                 lower.append(DramPages(machine, dram, *shape))
@@ -129,6 +131,11 @@ class OffloadKV(PrefixKV):
             raise
         self._window = Window(self.pool, machine)
         self.writable, self.pool.settle = self.pool.writable, self._settle
+
+    @property
+    def streamed(self) -> list[int]:
+        """Pages that the last pass saw without a frame."""
+        return self._window.pages
 
     @property
     def lost(self) -> dict[int, MinillmError]:
@@ -187,14 +194,26 @@ class OffloadKV(PrefixKV):
         with held():
             self._arrange(seen, written)
             streamed = [page for page in seen if self.pool.frame[page] is None]
-            in_window = self._window.turn(streamed)
+            in_window = self._window.turn([page for page in streamed if page in self.pool.below])
         frame, L = self.pool.frame, self.pool.L
         plan.tables = [
-            [in_window[page] if frame[page] is None else frame[page] * L for page in table]
+            # A page that was lost is nowhere: its request fails, whatever it reads.
+            [in_window.get(page, 0) if frame[page] is None else frame[page] * L for page in table]
             for table in tables
         ]
         self.resident = None if streamed else self.pool.layers
+        self._running = time.perf_counter(), step
         return plan
+
+    def commit(self, request: int, ids: Sequence[int]) -> None:
+        """After the pass: exactly these tokens of the request are in the cache."""
+        super().commit(request, ids)
+        (began, step), self._running = self._running, (0.0, None)
+        if step is not None and self.hardware and sum(step.counts) >= self._most_tokens:
+            # What recomputing takes is seen here: no engine multiplies as fast as the machine can.
+            self._most_tokens, spent = sum(step.counts), time.perf_counter() - began
+            flops = sum(op.flops for op in operators(self._config, step.starts, step.counts))
+            self.hardware = replace(self.hardware, bf16_flops=flops / spent)
 
     def _arrange(self, seen: list[int], written: set[int]) -> None:
         """Frames for what a pass sees; nothing moves if the one before saw and wrote the same."""
@@ -205,12 +224,11 @@ class OffloadKV(PrefixKV):
         widths, n = range(pool.frames), len(seen)
         width = next(w for w in widths if pool.frames - w + pool.streams(w) >= n)
         pool.widen(width, written, seen)
+        pool.bring(written, written, seen)
         for page in written:
-            pool.bring(page, written, seen)
             pool.below.leave(page)  # it is of before the writing
-        for page in seen:
-            if pool.frame[page] is None and pool.has_frame(seen):
-                pool.bring(page, seen)
+        missing = [page for page in seen if pool.frame[page] is None]
+        pool.bring(missing[: pool.room(seen)], seen)
         self._seen = seen, written
 
     def enter(self, layer: int, plan: Plan) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
-from minillm.kv.lower import Below, Lower
+from minillm.kv.lower import WORD, Below, DramPages, SsdPages
 from minillm.kv.pool import EMPTY, USED, PagePool
 from minillm.machine import Machine
 from minillm.machine.prefetch import waiting
@@ -65,11 +65,11 @@ class TieredPool(PagePool):
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int,
-        frames: int, lower: list[Lower],
+        frames: int, lower: list[DramPages | SsdPages],
     ) -> None:  # fmt: skip
         self.L, self.frames, self.window, self.policy = config.num_hidden_layers, frames, 0, LRU()
         super().__init__(config, machine, dtype, page_size, frames)
-        self.below, self.lost = Below(self, lower), {}
+        self.below, self.lost = Below(self, machine, lower), {}
         self.writable, places = max(1, frames // 4), sum(len(tier.free) for tier in lower)
         widths = range(frames - self.writable + 1)
         self._most = max(frames - w + min(self.streams(w), places) for w in widths)
@@ -87,7 +87,7 @@ class TieredPool(PagePool):
         L, K, E = self._shape
         inner = (K, self.page_size, E) if self._machine.emulated else (self.page_size, K, E)
         block = self._machine.empty((pages * L, 2, *inner), self.dtype, "hbm", EMPTY)
-        self.parts = block.view(pages * L, -1).view(torch.uint8)  # (M · L, bytes of a part)
+        self.parts = block.view(pages * L, -1).view(WORD)  # (M · L, part)
         self._block = block if self._machine.emulated else block.transpose(2, 3)
         # Each begins at its own part of frame 0, so that a frame has the same index in all.
         self.layers[:] = [self._block[layer:] for layer in range(L)]
@@ -124,8 +124,7 @@ class TieredPool(PagePool):
     def copy(self, page: int) -> int:
         """A new page with the same keys and values, for who wants to write."""
         new = self.take()
-        self.bring(page, {page})
-        self.bring(new, {page, new})
+        self.bring((page, new), (page, new))
         self._whole(new)[:] = self._whole(page)
         return new
 
@@ -151,20 +150,26 @@ class TieredPool(PagePool):
 
     # -- frames ------------------------------------------------------------------------------------
 
-    def bring(self, page: int, keep: Collection[int], rather: Collection[int] = ()) -> int:
-        """The frame of a page; if it has none it gets one, and what lies below comes up.
+    def bring(
+        self, pages: Collection[int], keep: Collection[int], rather: Collection[int] = ()
+    ) -> None:
+        """A frame for each of these pages; what lies below comes up, all of it together.
 
-        If no frame is empty, another page moves down: none of `keep`, and of `rather` only if it
-        must.
+        If no frame is empty, another page moves down: none of `keep`, which these must be in, and
+        of `rather` only if it must.
         """
-        if self.frame[page] is None:
+        missing, frames = [page for page in pages if self.frame[page] is None], {}
+        for page in missing:
             self.settle()
-            self._put(page, self._empty_frame(keep, rather))
-            if page in self.below:
-                fields = {"stage": "model", "resource": "cpu", "label": USED}
-                with self._machine.trace.span(waiting(USED), **fields):
-                    self.below.read([page], slice(0, self.L), self._whole(page)[None])
-        return self.frame[page]
+            frames[page] = self._empty_frame(keep, rather)
+            self._occupy(frames[page], page)
+        if coming := self.below.sort(page for page in missing if page in self.below):
+            rows = torch.tensor([frames[page] for page in coming])[:, None] * self.L
+            fields = {"stage": "model", "resource": "cpu", "label": USED}
+            with self._machine.trace.span(waiting(USED), **fields):
+                self.below.read(coming, slice(0, self.L), rows + torch.arange(self.L))
+        for page, frame in frames.items():  # not before: till now it lay below alone
+            self.frame[page] = frame
 
     def widen(self, window: int, keep: Collection[int], rather: Collection[int]) -> None:
         """Have a window of so many frames; pages in them move to others, or down, as in `bring`."""
@@ -182,22 +187,23 @@ class TieredPool(PagePool):
                 if frame != top:
                     before = self._whole(page)
                     self._lift(page)
-                    self._put(page, frame)
+                    self._occupy(frame, page)
+                    self.frame[page] = frame
                     self._whole(page)[:] = before
             self.window += 1
             hbm.relabel(self.page_nbytes, EMPTY, USED)
 
-    def has_frame(self, keep: Collection[int]) -> bool:
-        """Whether a page could get a frame, and none of `keep` would have to go."""
+    def room(self, keep: Collection[int]) -> int:
+        """How many pages could get a frame, and none of `keep` would have to go."""
         held = self.page_at[: self.frames - self.window]
-        return any(page is None or page not in keep for page in held)
+        return sum(page is None or page not in keep for page in held)
 
     def _whole(self, page: int) -> Tensor:
         """The bytes of a page in its frame, (L, part)."""
         return self.parts[self.frame[page] * self.L :][: self.L]
 
-    def _put(self, page: int, frame: int) -> None:
-        self.page_at[frame], self.frame[page] = page, frame
+    def _occupy(self, frame: int, page: int) -> None:
+        self.page_at[frame] = page
         self._machine.hbm.relabel(self.page_nbytes, EMPTY, USED)
 
     def _lift(self, page: int) -> None:
