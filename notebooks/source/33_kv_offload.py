@@ -447,11 +447,11 @@ knob(draw_server, tokens=(16, 131072))
 # (predicted):
 
 # %%
-h100 = predict.find_hardware("H100")
 for tokens in (1_000, 10_000, 100_000):
-    step = predict.decode_step(llama, h100, context=tokens).seconds
-    link = tokens * predict.kv_bytes_per_token(llama) / h100.pcie.bandwidth
-    print(f"{tokens:7,} tokens: {1e3 * link:5.1f} ms of link, {min(1, step / link):4.0%} hidden at most")
+    step = predict.decode_step(llama, "H100", context=tokens).seconds
+    link = tokens * predict.kv_bytes_per_token(llama) / predict.find_hardware("H100").pcie.bandwidth
+    share = min(1, step / link)
+    print(f"{tokens:7,} tokens: {1e3 * link:5.1f} ms of link, at most {share:.0%} hidden")
 
 # %% [markdown]
 # A batch does not help, as it does with streamed weights (lesson 13): each text has pages of its
