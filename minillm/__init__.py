@@ -40,28 +40,19 @@ __version__ = "0.1.0"
 if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm/process.py
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-# Each public name and the module it comes from. A module is imported when a name of it is first
-# used: `import minillm` costs nothing, and `python -m minillm doctor` can run without torch.
-_HOME = {
-    "CheckpointError": "errors",
-    "Completion": "engine.request",
-    "ConfigError": "errors",
-    "Engine": "engine.engine",
-    "EngineConfig": "config",
-    "Event": "trace",
-    "Machine": "machine.machine",
-    "MinillmError": "errors",
-    "ModelConfig": "config",
-    "OutOfMemory": "errors",
-    "Piece": "engine.request",
-    "PromptError": "errors",
-    "SamplingParams": "config",
-    "Tier": "machine.tiers",
-    "Tokenizer": "tokens.tokenizer",
-    "Trace": "trace",
-    "format_size": "units",
-    "parse_size": "units",
+# The public names of each module. It is imported when a name of it is first used: `import minillm`
+# costs nothing, and `python -m minillm doctor` can run without torch.
+_NAMES = {
+    "config": ("EngineConfig", "ModelConfig", "SamplingParams"),
+    "engine.engine": ("Engine",),
+    "engine.request": ("Completion", "Piece"),
+    "errors": ("CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError"),
+    "machine": ("Machine", "Tier"),
+    "tokens.tokenizer": ("Tokenizer",),
+    "trace": ("Event", "Trace"),
+    "units": ("format_size", "parse_size"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
     "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "SamplingParams", "Tier",

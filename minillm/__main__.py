@@ -171,23 +171,17 @@ def _bench(options: argparse.Namespace) -> int:
 def _make_checkpoint(options: argparse.Namespace) -> int:
     from minillm.tools.make_checkpoint import make_checkpoint
 
-    bar = _bar("MB")
-
-    def tell(done: int, total: int) -> None:
-        if done == total or done // 10**6 < total // 10**6:  # a full bar ends its line: once
-            bar(done // 10**6, total // 10**6)
-
-    nbytes = make_checkpoint(options.shape, options.out, tell=tell)
+    nbytes = make_checkpoint(options.shape, options.out, tell=_bar("MB", 10**6))
     print(f"{options.out}: {nbytes / 1e9:.2f} GB of random weights, shaped as {options.shape}")
     return 0
 
 
-def _bar(name: str):
+def _bar(name: str, unit: int = 1):
     """A progress bar on standard error; into a file or pipe goes only the full one."""
 
     def show(done: int, total: int) -> None:
         filled, live = 30 * done // total, sys.stderr.isatty()
-        line = f"{name:<8} {'█' * filled}{'·' * (30 - filled)} {done}/{total}"
+        line = f"{name:<8} {'█' * filled}{'·' * (30 - filled)} {done // unit}/{total // unit}"
         if live or done == total:
             print("\r" * live + line, end="\n" * (done == total), file=sys.stderr, flush=True)
 
@@ -195,6 +189,8 @@ def _bar(name: str):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minillm.config.shapes import SHAPES
+
     parser = argparse.ArgumentParser(
         prog="python -m minillm",
         description="A language model on your machine, from the files on SSD to the text.",
@@ -217,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
     _bench_parser(commands.add_parser("bench", help="what a part of this package costs or gains"))
     make = commands.add_parser("make-checkpoint", help="random weights of a real model's shape")
-    make.add_argument("--shape", required=True, choices=["135m", "360m", "1b", "8b"])
+    make.add_argument("--shape", required=True, choices=list(SHAPES))
     make.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
     for command in (generate, score):
         command.add_argument(

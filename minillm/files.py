@@ -174,6 +174,15 @@ def home() -> Path:
         return Path(tempfile.gettempdir()) / "minillm"
 
 
+def locate(path: StrPath) -> Path:
+    """A relative path from here, or else from the folder that holds the package.
+
+    So `"data/town"` is found from the repository and from its notebooks alike.
+    """
+    beside = Path(__file__).resolve().parents[1] / path
+    return beside if beside.exists() and not Path(path).exists() else Path(path)
+
+
 # -- temporary, with an owner -----------------------------------------------------------------
 
 

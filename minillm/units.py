@@ -14,9 +14,7 @@ def format_size(nbytes: int) -> str:
     """
     if abs(nbytes) < 1024:
         return f"{nbytes} B"
-    size = float(nbytes)
-    units = ["KiB", "MiB", "GiB", "TiB"]
-    size /= 1024
+    size, units = nbytes / 1024, ["KiB", "MiB", "GiB", "TiB"]
     while abs(size) >= 1023.95 and len(units) > 1:  # 1023.95 would be printed as 1024.0
         size /= 1024
         units.pop(0)

@@ -17,10 +17,11 @@ from minillm.decode.sampling import generator
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, PrefixKV, Step
-from minillm.kv.lower import Below, DramPages, Lower
+from minillm.kv.below import Below
+from minillm.kv.frames import Frames
+from minillm.kv.lower import DramPages, Lower
 from minillm.kv.offload import OffloadKV, Window
 from minillm.kv.pool import KnownPages, PagePool
-from minillm.kv.tiered import TieredPool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
@@ -236,28 +237,29 @@ def an_old_copy_stays_below(patch: pytest.MonkeyPatch) -> None:
     leave = Below.leave
 
     def stays(below: Below, page: int) -> None:
-        if below._pool.frame[page] is None or not below._pool.count[page]:
+        if below._pool.hbm.frame[page] is None or not below._pool.count[page]:
             leave(below, page)
 
     patch.setattr(Below, "leave", stays)
 
 
 def a_page_counts_as_there_before_it_was_read(patch: pytest.MonkeyPatch) -> None:
-    occupy = TieredPool._occupy
+    occupy = Frames._occupy
 
-    def early(pool: TieredPool, frame: int, page: int) -> None:
-        occupy(pool, frame, page)
-        pool.frame[page] = frame
+    def early(frames: Frames, frame: int, page: int) -> None:
+        occupy(frames, frame, page)
+        frames.frame[page] = frame
 
-    patch.setattr(TieredPool, "_occupy", early)
+    patch.setattr(Frames, "_occupy", early)
 
 
 def what_came_early_was_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Window, "settle", lambda window: None)
+    patch.setattr(Window, "clear", lambda window: None)
 
 
 def odd_layers_begin_where_even_ones_do(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Window, "_begin", lambda w, turn: (w._pool.frames - w._pool.window) * w._pool.L)
+    begin = Window._begin
+    patch.setattr(Window, "_begin", lambda window, turn: begin(window, 0))
 
 
 def a_page_leaves_its_slot_taken(patch: pytest.MonkeyPatch) -> None:

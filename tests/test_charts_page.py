@@ -17,7 +17,6 @@ import pytest
 from minillm.__main__ import main
 from minillm.charts import bundle, live, replay
 from minillm.charts.page import page
-from minillm.charts.wire import FIELDS, OWN
 from minillm.errors import MinillmError
 from minillm.trace import Trace
 from minillm.trace.event import Event
@@ -64,8 +63,7 @@ def test_whatever_a_prompt_says_the_page_stays_whole(prompt: str) -> None:
     assert (data["type"], code["type"]) == ("application/json", "module")
     said = json.loads(parsed.all("script")[0][1])
     assert said["meta"]["model"] == "town" and said["views"] == list(live.VIEWS)
-    detail = FIELDS.index("detail") - len(OWN)
-    assert [kind[detail] for kind in said["columns"]["kinds"]] == [prompt, f" {prompt}"]
+    assert [kind["detail"] for kind in said["columns"]["kinds"]] == [prompt, f" {prompt}"]
     assert len(said["columns"]["kind"]) == 6
     (_, title), (_, heading) = parsed.all("title")[0], parsed.all("h1")[0]
     assert title == heading and prompt[:50].split("\u2028")[0] in title

@@ -47,12 +47,12 @@ class OffloadRun(Run):
         rest = [page for page in pages if not held[page]]
         assert sorted([*pool.free, *pool.known.unused]) == rest, "free is not the rest"
         assert len(held) <= pool.most, "more pages are in use than can be"
-        at = {page: frame for frame, page in enumerate(pool.page_at) if page is not None}
-        assert at == {page: frame for page, frame in enumerate(pool.frame) if frame is not None}
+        at = {page: frame for frame, page in enumerate(pool.hbm.page_at) if page is not None}
+        assert at == {page: frame for page, frame in enumerate(pool.hbm.frame) if frame is not None}
         assert not any(at.get(page) is not None or page in pool.below for page in pool.free)
-        size, taken = pool.page_nbytes, len(at) + pool.window
+        size, taken = pool.page_nbytes, len(at) + pool.hbm.window
         assert machine.hbm.by_label.get("kv", 0) == taken * size
-        assert machine.hbm.by_label.get("kv reserved", 0) == (pool.frames - taken) * size
+        assert machine.hbm.by_label.get("kv reserved", 0) == (pool.hbm.frames - taken) * size
         for number, tier in enumerate(pool.below.tiers):
             lie = {s[number]: page for page, s in pool.below.slots.items() if number in s}
             slots = list(range(self.slots[number]))
@@ -71,9 +71,9 @@ class OffloadRun(Run):
         """What nobody holds is no number: whoever still reads it is found."""
         pool = self.kv.pool
         self.seen["streamed"] += len(self.kv._window.pages)
-        for frame, page in enumerate(pool.page_at[: pool.frames - pool.window]):
+        for frame, page in enumerate(pool.hbm.page_at[: pool.hbm.frames - pool.hbm.window]):
             if page is None:
-                pool.parts[frame * pool.L :][: pool.L] = -1
+                pool.hbm.parts[frame * pool.hbm.L :][: pool.hbm.L] = -1
         for tier in pool.below.tiers:
             if isinstance(tier, DramPages):
                 tier._block[tier.free] = -1
@@ -107,11 +107,11 @@ class OffloadRun(Run):
             if ssd:
                 self.moved["dram", "ssd"] += tier.size
         elif more[0] != slice(None):  # that is a page on its way from DRAM to SSD
-            layers = len(at) * len(range(pool.L)[more[0]])
+            layers = len(at) * len(range(pool.hbm.L)[more[0]])
             assert len(at) <= tier.many
-            self.moved["dram", "hbm"] += layers * pool.page_nbytes // pool.L
+            self.moved["dram", "hbm"] += layers * pool.page_nbytes // pool.hbm.L
             if ssd:
-                self.moved["ssd", "dram"] += layers * tier.size // pool.L
+                self.moved["ssd", "dram"] += layers * tier.size // pool.hbm.L
         return do(at, *more)
 
     def play(self) -> Counter:
@@ -195,19 +195,19 @@ def test_a_page_comes_back_bit_identical_and_leaves_its_frame(tiny):
         engine = load(tiny("llama"), hbm=6, **rooms)
         pool, hbm = engine.kv.pool, engine.machine.hbm
         pages = [pool.take() for _ in range(6)]
-        pool.bring(pages, pages)
-        kept = pool.parts.random_(2**60).clone().view(6, pool.L, -1)
+        pool.hbm.bring(pages, pages)
+        kept = pool.hbm.parts.random_(2**60).clone().view(6, pool.hbm.L, -1)
         others = [pool.take() for _ in range(5)]
-        frames = {page: pool.frame[page] for page in pages}
-        pool.bring(others, others)
-        assert [pool.frame[page] for page in pages].count(None) == 5
+        frames = {page: pool.hbm.frame[page] for page in pages}
+        pool.hbm.bring(others, others)
+        assert [pool.hbm.frame[page] for page in pages].count(None) == 5
         assert hbm.by_label["kv"] == 6 * pool.page_nbytes
         for page in others:
             pool.drop(page)
         assert hbm.by_label["kv"] == pool.page_nbytes
-        pool.bring(pages[::-1], pages)
+        pool.hbm.bring(pages[::-1], pages)
         for page in pages:
-            assert torch.equal(pool._whole(page), kept[frames[page]])
+            assert torch.equal(pool.hbm.whole(page), kept[frames[page]])
             pool.drop(page)
         engine.close()
 
@@ -319,10 +319,10 @@ def break_reads(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 def test_a_page_that_is_lost_fails_its_request_by_name(tiny, monkeypatch, how):
     """Catches a wrong answer after a flipped bit, and an error that takes others along."""
     engine = load(tiny("llama"), hbm=14, ssd=60)
-    engine.kv.hardware = None  # what lies below is brought back
+    engine.kv.restore.hardware = None  # what lies below is brought back
     first = say(engine, ONE)
     say(engine, LONG)
-    assert [page for page in engine.kv.pool.below.slots if engine.kv.pool.frame[page] is None]
+    assert [page for page in engine.kv.pool.below.slots if engine.kv.pool.hbm.frame[page] is None]
     with monkeypatch.context() as patch:
         if how == "flip":
             flip(engine)
@@ -399,7 +399,7 @@ def test_who_makes_room_comes_back_by_the_faster_way(tiny, bandwidth, way):
     """Catches a verdict that nobody follows: bytes moved though it says recompute, or none."""
     engine = load(tiny("llama"), hbm=12, dram=9)
     wire, long = Wire(bandwidth), replace(GREEDY, max_tokens=24)
-    engine.kv.hardware = replace(HARDWARE["H100"], pcie=wire, nvme=wire)
+    engine.kv.restore.hardware = replace(HARDWARE["H100"], pcie=wire, nvme=wire)
     plain, both = Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu")), (ONE[:20], TWO[:20])
     assert say(engine, *both, params=long) == say(plain, *both, params=long)
     assert set(engine.kv.preempted) == {way}
@@ -415,7 +415,7 @@ def test_what_lies_below_is_found_if_it_comes_sooner(tiny):
         engine = load(tiny("llama"), hbm=14, dram=60)
         say(engine, ONE), say(engine, LONG)
         wire = Wire(bandwidth)
-        engine.kv.hardware = replace(HARDWARE["H100"], pcie=wire, nvme=wire)
+        engine.kv.restore.hardware = replace(HARDWARE["H100"], pcie=wire, nvme=wire)
         before = engine.kv.hits
         say(engine, ONE)
         assert engine.kv.hits - before == found

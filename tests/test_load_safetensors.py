@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from minillm.errors import CheckpointError
 from minillm.load.readers import READERS
 from minillm.load.safetensors import DTYPES, MAX_HEADER, read_header
+from minillm.load.safetensors import header as written_header
 from minillm.load.stream import Reader
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -89,6 +90,19 @@ def test_header_tells_where_the_bytes_are(tmp_path):
     assert list(header) == ["a", "empty", "b"]  # in the order of the bytes
     content = file.read_bytes()
     assert content[header["b"].start : header["b"].end] == b"BBBB"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_header_that_we_write_is_read_by_us_and_by_others(tmp_path, dtype):
+    """Would catch sizes counted in numbers and not in bytes, and data at no multiple of 64."""
+    shapes = {"a": (3, 5), "empty": (0, 2), "one": ()}
+    head = written_header(dtype, shapes)
+    content = head + bytes(16 * DTYPES[dtype].itemsize)
+    assert len(head) % 64 == 0
+    assert {n: i.shape for n, i in read_header(write(tmp_path, content)).items()} == shapes
+    theirs = safetensors.torch.load(content)
+    assert {n: (tuple(t.shape), t.dtype) for n, t in theirs.items()} == {
+        name: (shape, DTYPES[dtype]) for name, shape in shapes.items()}  # fmt: skip
 
 
 DAMAGED = {  # name: (content, what the message must contain)

@@ -56,6 +56,16 @@ def test_what_is_read_is_what_the_file_holds(file, opened, direct):
     assert data == file.read_bytes() and (reader.direct or reader.how)
 
 
+def test_where_no_read_takes_a_place_the_file_is_read_all_the_same(file, monkeypatch):
+    """Catches bytes of another place, or buffers filled beside the mark, as on Windows."""
+    monkeypatch.delattr(disk.os, "preadv", raising=False)
+    view = memoryview(bytearray(PAGE))
+    with open(file, "rb") as stream:
+        assert read_at(stream.fileno(), view, 3 * PAGE) == PAGE
+        assert view == file.read_bytes()[3 * PAGE : 4 * PAGE]
+        assert read_at(stream.fileno(), view, 10 * PAGE) == 100
+
+
 @needs_tmpfs
 def test_on_tmpfs_it_says_that_this_is_no_disk(opened):
     """Catches a memory's speed told as an SSD's."""

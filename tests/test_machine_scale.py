@@ -166,6 +166,21 @@ def test_a_transfer_that_fails_is_raised_where_it_is_waited_for(error):
     assert times == [(0.0, 1.0)] and not threads()
 
 
+def test_what_went_wrong_in_a_queue_is_raised_once(machine_of):
+    """Catches an error that its caller has had already, and that comes again at the next sync."""
+    machine, gate = machine_of("H100"), threading.Event()
+    link = machine.scale.link("dram", "hbm")
+    link.send(None, gate.wait, 1, Times())
+
+    def fail():
+        raise ValueError("torn")
+
+    gate.set()
+    with pytest.raises(ValueError, match="torn"):
+        machine.carry(fail, 1, source="dram", target="hbm", stage="load")
+    machine.sync()
+
+
 def test_the_clock_of_this_machine_is_waited_for():
     """Catches a link that is let go before its time, and a thread that outlives its queue."""
     wire, times = ScaledLink(Wire(1e9)), Times()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import shutil
+import sys
 import threading
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
 from minillm.errors import OutOfMemory
+from minillm.machine import host
 from minillm.machine.disk import PAGE, read_at
 from minillm.probe import ssd
 from minillm.probe.ssd import aligned, read_all, scratch_file
@@ -46,16 +48,13 @@ def test_aligned_memory_is_whole_pages_of_zeros():
         assert bytes(memory) == bytes(len(memory))
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_memory_is_made_where_the_kernel_has_no_huge_pages(monkeypatch):
-    """Catches a probe that asks a kernel for what it was built without."""
-
-    class Small(mmap.mmap):
-        def madvise(self, *advice):
-            raise OSError(errno.EINVAL, "not here")
-
-    monkeypatch.setattr(ssd.mmap, "mmap", Small)
-    assert len(aligned(4 * 2**20)) == 4 * 2**20
+    """Catches a probe that does not ask for them, and one that fails if it gets none."""
+    asked = []
+    library = SimpleNamespace(madvise=lambda *advice: asked.append(advice) or -1)
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: library)
+    assert len(aligned(4 * 2**20)) == 4 * 2**20 and len(asked) == 1
 
 
 def test_a_scratch_file_is_random_whole_and_nameless(tmp_path):

@@ -26,12 +26,12 @@ def test_ours_tells_reading_from_writing(tiny):
     """Catches the prompt's pass counted among the tokens, or a stream left behind."""
     with ExitStack() as stack:
         ours = decode.Ours(tiny("llama"), "torch", stack)
-        read, wrote = ours(2, 5, 3)
+        read, wrote = decode.seconds(ours, 2, 5, 3)
         assert read > 0 and wrote > 0
         names = [event.name for event in ours.engine.trace.select(resource="compute")]
         assert names.count("decode step") == 3 and names.count("prefill") == 1
         assert not ours.engine.scheduler.running
-        assert ours(1, 5, 0)[0] > 0
+        assert decode.seconds(ours, 1, 5, 0)[0] > 0
 
 
 def test_what_is_not_here_is_told_and_the_rest_goes_on(tiny, monkeypatch):

@@ -1,6 +1,7 @@
 // The bar of the player: play, scrub over the cut clock, pace, one token on or back.
 
 import { formatSeconds } from "./run.js";
+import { newElement } from "./sheet.js";
 
 const SHAPES = {
   play: "M4 2.5v11l9.5-5.5z", pause: "M4 2.5h3v11h-3zM9 2.5h3v11h-3z",
@@ -17,8 +18,7 @@ export function paceWords(slower) {
 }
 
 function roundButton(words, shape, act, small = true) {
-  const button = document.createElement("button");
-  button.className = `minillm-round ${small ? "minillm-small" : "minillm-play"}`;
+  const button = newElement("button", `minillm-round ${small ? "minillm-small" : "minillm-play"}`);
   button.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves keys pressed here to us
   button.addEventListener("click", act);
   drawButton(button, words, shape);
@@ -36,31 +36,23 @@ function drawButton(button, words, shape) {
 
 // act: {toggle(), pace(+1 slower or -1), step(+1 or -1), seek(p)}
 export function controlBar(box, run, act) {
-  const named = (tag, name, parent = box) => {
-    const el = document.createElement(tag);
-    el.className = name;
-    parent.append(el);
-    return el;
-  };
   const play = roundButton("play (space)", "play", () => act.toggle(), false);
-  const badge = named("span", "minillm-badge");
-  box.prepend(play);
-  const scrub = named("div", "minillm-scrub"), phases = named("div", "minillm-phases", scrub);
-  const slider = named("input", "", scrub);
+  const badge = newElement("span", "minillm-badge"), scrub = newElement("div", "minillm-scrub");
+  const phases = newElement("div", "minillm-phases"), slider = newElement("input");
+  scrub.append(phases, slider);
   Object.assign(slider, { type: "range", min: 0, step: "any" });
   slider.setAttribute("aria-label", "time in the run");
   slider.dataset.lmSuppressShortcuts = "true";
   slider.addEventListener("input", () => act.seek(Number(slider.value)));
-  const now = named("span", "minillm-now");
+  const now = newElement("span", "minillm-now");
   now.title = "time in the run, without its long pauses";
-  const pace = named("span", "minillm-group minillm-pace");
-  const words = document.createElement("output");
+  const pace = newElement("span", "minillm-group minillm-pace"), words = newElement("output");
   pace.append(roundButton("slower", "less", () => act.pace(1)), words,
     roundButton("faster", "more", () => act.pace(-1)));
-  const step = named("span", "minillm-group");
+  const step = newElement("span", "minillm-group");
   step.append(roundButton("one token back (←)", "back", () => act.step(-1)),
-    Object.assign(document.createElement("span"), { textContent: "token" }),
-    roundButton("one token on (→)", "on", () => act.step(1)));
+    newElement("span", "", "token"), roundButton("one token on (→)", "on", () => act.step(1)));
+  box.append(play, badge, scrub, now, pace, step);
   let drawn = null;
 
   return {
@@ -100,9 +92,7 @@ export const PACES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 10, 20, 40, 100,
 // that is everywhere, as when the caller rests after each word).
 function drawPhases(box, run) {
   const { clock } = run, percent = (t) => 100 * (clock.length ? clock.play(t) / clock.length : 0);
-  const load = run.work.filter((e) => e.stage === "load");
-  const phases = load.length
-    ? [{ name: "load", start: load[0].start, stop: Math.max(...load.map((e) => e.end)) }] : [];
+  const phases = run.load ? [{ name: "load", ...run.load }] : [];
   for (const { number, start, stop } of run.requests) {
     phases.push({ name: `request ${number}`, start, stop });
   }
@@ -110,18 +100,17 @@ function drawPhases(box, run) {
   box.replaceChildren();
   let free = -1; // requests of a batch lie on one another: the first has its name
   for (const { name, start, stop } of phases) {
-    const bar = document.createElement("i"), left = percent(start), wide = percent(stop) - left;
+    const bar = newElement("i"), left = percent(start), wide = percent(stop) - left;
     bar.style.cssText = `left: ${left}%; width: calc(${wide}% - 1px)`;
     box.append(bar);
     if (left < free || (wide / 100) * box.clientWidth < 6.2 * name.length) continue;
     free = left + wide - 1e-6;
-    const label = document.createElement("span");
-    label.textContent = name;
+    const label = newElement("span", "", name);
     label.style.cssText = `left: ${left}%; max-width: ${wide}%`;
     box.append(label);
   }
   for (const { play } of clock.cuts.length > MANY_CUTS ? [] : clock.cuts) {
-    const mark = document.createElement("s");
+    const mark = newElement("s");
     mark.style.left = `${(100 * play) / clock.length}%`;
     box.append(mark);
   }

@@ -1,7 +1,8 @@
 // The text of a request: its prompt, faint, and each generated token as a chip to choose.
 
 import { formatSeconds } from "./run.js";
-import { newElement, quoted } from "./journey.js";
+import { quoted } from "./journey.js";
+import { newElement } from "./sheet.js";
 
 const shownText = (text) => text.replaceAll("\n", "⏎").trimStart() || (text ? "␣" : "·");
 const LONG = 400; // letters of a prompt; of a longer one the end is shown
@@ -12,7 +13,7 @@ export function tokenChips(box, run, { onChoose, onRequest }) {
   words.setAttribute("role", "group");
   words.setAttribute("aria-label", "generated tokens: choose one to see its journey");
   box.append(head, words);
-  const name = document.createElement("span");
+  const name = newElement("span");
   const steps = [-1, 1].map((step) => {
     const button = newElement("button", "minillm-round minillm-small", step < 0 ? "‹" : "›");
     button.dataset.lmSuppressShortcuts = "true";

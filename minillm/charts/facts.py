@@ -14,7 +14,7 @@ from statistics import median
 
 from minillm.charts.meaning import RESERVED
 from minillm.errors import MinillmError
-from minillm.trace import Event, Trace
+from minillm.trace import Event, Trace, bare
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,15 @@ def outermost(events: Iterable[Event]) -> list[Event]:
             kept.append(event)
             until[event.resource] = event.end
     return kept
+
+
+def moving(events: Iterable[Event]) -> list[Event]:
+    """Those that move bytes: transfers, and what compute reads from its HBM.
+
+    Of a span that lies in another one with bytes, the outer one counts.
+    """
+    reads = [e for e in events if e.kind == "span" and e.nbytes and bare(e.resource) == "compute"]
+    return [e for e in events if e.kind == "transfer"] + outermost(reads)
 
 
 def memory(trace: Trace, tier: str) -> Memory | None:

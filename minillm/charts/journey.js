@@ -1,6 +1,7 @@
 // Where the microseconds of a token went, and which bytes moved for it.
 
 import { baseOf, formatBytes, formatPercent, formatSeconds, readsOf } from "./run.js";
+import { newElement } from "./sheet.js";
 
 export const quoted = (text) => `“${(text.trim() || text).replaceAll("\n", "⏎")}”`;
 
@@ -49,9 +50,6 @@ export function typicalToken(request) {
   return later[(later.length - 1) >> 1] || request.tokens[0] || null;
 }
 
-export const newElement = (tag, className, textContent = "") => (
-  Object.assign(document.createElement(tag), { className, textContent }));
-
 // The box below the chips: a sentence, a bar with a name under each part, a line on bytes.
 export function journeyBox(box, run) {
   let shown = null;
@@ -61,7 +59,7 @@ export function journeyBox(box, run) {
     const told = parts.map((part) => `${part.name} ${formatSeconds(part.seconds)}`);
     bar.setAttribute("aria-label", told.join(", "));
     for (const { name, ink, seconds } of parts) {
-      const piece = newElement("div", ""), block = document.createElement("i");
+      const piece = newElement("div", ""), block = newElement("i");
       piece.style.flex = `${seconds / whole} 1 0`;
       block.style.setProperty("--ink", `var(--m-${ink})`);
       block.dataset.meaning = ink;

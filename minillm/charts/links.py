@@ -104,9 +104,7 @@ def find_hops(trace: Trace, ceilings: Mapping[str, float]) -> list[Hop]:
     """One hop for each kind of link over which bytes went, in the order of the way."""
     groups: dict[tuple[str, str], list[Event]] = {}
     some = [e for e in facts.work(trace) if e.nbytes and e.seconds > 0]
-    # A layer's bytes are part of its step's, but a copy within the time of another is not.
-    spans = facts.outermost(e for e in some if e.kind == "span" and bare(e.resource) == "compute")
-    for event in [*(e for e in some if e.kind == "transfer"), *spans]:
+    for event in facts.moving(some):
         over = meaning.row(event)
         ends = (over, "") if (over, "") in WAYS else (bare(event.source), bare(event.target))
         groups.setdefault(("hbm", "compute") if over == "compute" else ends, []).append(event)

@@ -229,9 +229,8 @@ def at_most(many: int, events: Sequence[Event]) -> Sequence[Event]:
     if len(events) <= many:
         return events
     outer = thin(events)
-    kept = ("counter",)
     late = len(outer) - many
-    return [e for place, e in enumerate(outer) if place >= late or e.kind in kept]
+    return [e for place, e in enumerate(outer) if place >= late or e.kind == "counter"]
 
 
 def for_page(trace: Trace, views: Sequence[str] = VIEWS, over: bool = True) -> dict[str, Any]:

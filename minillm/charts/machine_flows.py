@@ -54,15 +54,6 @@ def way(event: Event, diagram: Diagram) -> list[str]:
     return diagram.way(one, two) if one and two and one != two else []
 
 
-def moving(events: Iterable[Event]) -> list[Event]:
-    """Those that move bytes: transfers, and what compute reads from its HBM.
-
-    Of a span that lies in another one with bytes, the outer one counts.
-    """
-    reads = [e for e in events if e.kind == "span" and e.nbytes and bare(e.resource) == "compute"]
-    return [e for e in events if e.kind == "transfer"] + facts.outermost(reads)
-
-
 def crossed(
     events: Iterable[Event], diagram: Diagram, ceilings: Mapping[str, float]
 ) -> dict[str, Flow]:
@@ -71,7 +62,7 @@ def crossed(
     What the GPUs of a node sent into their switch in all is there too, by its name: "nvlink".
     """
     moved: dict[str, list[Event]] = {}
-    for event in moving(events):
+    for event in facts.moving(events):
         for step in way(event, diagram):
             moved.setdefault(step, []).append(event)
             link = diagram.links[step[1:]]
@@ -82,10 +73,8 @@ def crossed(
 
 def limit(link: Link, ceilings: Mapping[str, float]) -> float | None:
     """Bytes/s that it can carry at most, if known."""
-    if link.kind == "pcie" and link.end.startswith(
-        "switch"
-    ):  # several ranks share it: no one's ceiling is its own
-        return None
+    if link.kind == "pcie" and link.end.startswith("switch"):
+        return None  # several ranks share it: no one's ceiling is its own
     return meaning.ceiling(ceilings, LIMITS.get(link.kind, link.kind))
 
 

@@ -2,7 +2,7 @@
 // knows no event, no unit and no rule: what a moment looks like comes from machine_scene.py.
 
 import { firstAbove } from "./clock.js";
-import { announce } from "./sheet.js";
+import { announce, newElement } from "./sheet.js";
 
 const FRAME = 30; // ms from dots to dots, at least
 const RESTS = { live: 1500, playing: 250 }; // ms after the last moment until dots rest
@@ -69,9 +69,8 @@ class MachinePicture {
 // Draw run in el: draw(t, view) sets the moment; dots go on by themselves until the next one.
 // onPick({request, index}) is told of the token when someone chooses its card.
 export function machineView(el, run, { onPick } = {}) {
-  const root = document.createElement("div"), pane = document.createElement("div");
-  [root.className, pane.className] = ["minillm-machine", "minillm-machine-pane"];
-  root.append(pane);
+  const root = newElement("div", "minillm-machine");
+  const pane = root.appendChild(newElement("div", "minillm-machine-pane"));
   el.append(root);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   let data = null, picture = null, moment = 0, until = 0, raf = 0, last = 0;
@@ -116,14 +115,13 @@ export function machineView(el, run, { onPick } = {}) {
 
 // All that is told of the part under the pointer, or of the one that the arrow keys have reached.
 function partTips(root, picture, pick) {
-  const tip = root.appendChild(document.createElement("div"));
-  [tip.className, tip.hidden] = ["minillm-machine-tip", true];
+  const tip = root.appendChild(newElement("div", "minillm-machine-tip"));
+  tip.hidden = true;
   let chosen = null;
   const write = () => {
     const lines = chosen ? picture().about(chosen) : [];
     tip.hidden = !chosen;
-    tip.replaceChildren(...lines.map((line, i) => Object.assign(
-      document.createElement(["b", "i"][i] || "span"), { textContent: line })));
+    tip.replaceChildren(...lines.map((line, i) => newElement(["b", "i"][i] || "span", "", line)));
     return lines;
   };
   const choose = (id, aloud) => {

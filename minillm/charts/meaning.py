@@ -70,8 +70,8 @@ def plain(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def told(event: Event) -> list[Any]:
-    """An event as a page holds it: its fields in order, and its ink, name, row and limit."""
+def told(event: Event) -> dict[str, Any]:
+    """An event as a page holds it: its fields by name, and its ink, name, row and limit."""
     unit, source, target = map(plain, (event.resource, event.source, event.target))
     name = plain(event.name) if event.kind == "counter" else event.name
     places = (unit, source, target, name if event.kind == "counter" else "")
@@ -81,5 +81,6 @@ def told(event: Event) -> list[Any]:
         rank=rank if event.rank is None else event.rank,
     )  # fmt: skip
     if event.kind == "counter":
-        return [*fields, "", name, "", ""]
-    return [*fields, ink(event), name_of(event), row(event), limit(event)]
+        return fields._asdict() | {"ink": "", "said": name, "row": "", "limit": ""}
+    means = {"ink": ink(event), "said": name_of(event), "row": row(event), "limit": limit(event)}
+    return fields._asdict() | means

@@ -10,9 +10,7 @@ const MOST = 3; // labels shown by name; the rest of them together are "other"
 // reserved comes last, and is not used; near: the budget is drawn as a line; one of more than twice the peak is told in words, or it would press
 // the data flat; top: bytes at the upper edge; small: one of many ranks.
 export function memoryPanels(run) {
-  const order = ["hbm", "dram", "ssd"]; // and each by rank, as they come
   const tiers = run.tiers.filter((tier) => run.series(tier).length && run.peak(tier).taken);
-  tiers.sort((a, b) => order.indexOf(baseOf(a)) - order.indexOf(baseOf(b)));
   const panels = tiers.map((tier) => {
     const peak = run.peak(tier), budget = run.capacity(tier), labels = panelLabels(run, tier, peak);
     const points = run.series(tier).map(({ t, levels, used }) => (

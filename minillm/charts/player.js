@@ -9,6 +9,7 @@ import { journeyBox, journeyOf, typicalToken } from "./journey.js";
 import { tokenChips } from "./chips.js";
 import { machineView } from "./machine_view.js";
 import { MemoryView } from "./memory_view.js";
+import { newElement } from "./sheet.js";
 import { Timeline } from "./timeline_view.js";
 
 const MAKERS = {
@@ -30,10 +31,9 @@ export function paceAt(run, p) {
     const off = (pace) => Math.abs(Math.log(pace * Math.max(1e-9, length) / seconds));
     return PACES.reduce((a, b) => (off(b) < off(a) ? b : a));
   };
-  const tokens = requests.reduce((sum, request) => sum + request.tokens.length, 0);
   const words = clock.length - load, least = load > 0 && words > 0 ? 14 : 20;
   if (p < load || words <= 0) return nearest(words > 0 ? 6 : 20, load);
-  return nearest(Math.min(60, Math.max(least, tokens / 6)), words);
+  return nearest(Math.min(60, Math.max(least, run.tokens.length / 6)), words);
 }
 
 // views: names of MAKERS. from: the state of an earlier player of this run, to go on from there.
@@ -122,10 +122,9 @@ class Player {
 
   // One token on (+1) or back (-1) from the chosen one, or from the moment that is shown.
   step(step) {
-    const all = this.run.requests.flatMap((r) => r.tokens);
-    const t = this.now, { selection } = this.state;
+    const all = this.run.tokens, t = this.now;
     if (!all.length) return;
-    let place = all.findIndex((x) => selection && sameToken(x, selection));
+    let place = all.indexOf(this.run.token(this.state.selection));
     if (place < 0) {
       place = all.findLastIndex((x) => x.start <= t);
       const underWay = place >= 0 && t < all[place].stop;
@@ -160,7 +159,7 @@ class Player {
     setTimeout(() => root.places.forEach((place) => { place.style.minHeight = ""; }), 500);
     const onSeek = (t) => { if (!state.live) this.seek(run.clock.play(t)); };
     const onPick = (picked) => {
-      const token = run.requests.flatMap((r) => r.tokens).find((x) => sameToken(x, picked));
+      const token = run.token(picked);
       if (token && !state.live) this.choose(token);
     };
     const hands = { onSeek, onPick };
@@ -205,28 +204,23 @@ class Player {
 
 const viewHeight = (place) => Math.max(0, ...[...place.children].map((child) =>
   child.getBoundingClientRect().bottom - place.getBoundingClientRect().top));
-const sameToken = (a, b) => a.request === b.request && a.index === b.index;
 
 // The machine, under it bar, text and journey, then the charts over time.
 function layOut(el, views) {
-  const block = (name, parent) => {
-    const div = document.createElement("div");
-    div.className = name;
-    parent.append(div);
-    return div;
-  };
-  const root = block("minillm", el);
+  const root = newElement("div", "minillm");
+  const block = (name) => root.appendChild(newElement("div", name));
   root.tabIndex = 0;
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", "a run of the model: space plays, arrows go from word to word");
   root.dataset.lmSuppressShortcuts = "true";
   const names = Object.keys(MAKERS).filter((name) => views.includes(name)), places = [];
-  const place = (name) => { places.push(block(`minillm-view minillm-${name}`, root)); };
+  const place = (name) => { places.push(block(`minillm-view minillm-${name}`)); };
   names.filter((name) => name === "machine").forEach(place);
-  const parts = ["bar", "text", "journey"].map((name) => block(`minillm-${name}`, root));
+  const parts = ["bar", "text", "journey"].map((name) => block(`minillm-${name}`));
   const [bar, text, journey] = parts;
   names.filter((name) => name !== "machine").forEach(place);
-  const voice = block("minillm-quiet minillm-voice", root);
+  const voice = block("minillm-quiet minillm-voice");
   voice.setAttribute("aria-live", "polite");
+  el.append(root);
   return { el: root, names, places, bar, text, journey, voice };
 }

@@ -1,12 +1,11 @@
 // The run as the browser holds it: events in, questions answered. Views only read it.
 //
-// An event is an object with FIELDS, and its end. Times are seconds since the trace began. Rank 0
-// is written without its suffix: "hbm", "hbm:1".
+// An event is an object, see events.js. Times are seconds since the trace began. Rank 0 is written
+// without its suffix: "hbm", "hbm:1".
 
 import { RESERVED, asEvent, baseOf, rankOf } from "./events.js";
 import { cutClock, firstAbove } from "./clock.js";
-export { FIELDS, RESERVED, baseOf, rankOf, readsOf } from "./events.js";
-export { unpackRows } from "./events.js";
+export { RESERVED, baseOf, rankOf, readsOf, unpackRows } from "./events.js";
 export { formatBytes, formatPercent, formatRate, formatSeconds } from "./formats.js";
 
 const total = (levels) => Object.values(levels).reduce((a, b) => a + b, 0);
@@ -19,7 +18,7 @@ export class Run {
     this._forget();
   }
 
-  // Rows in the order of FIELDS, in any order of time. Nothing is worked out until it is asked for.
+  // Rows in any order of time. Nothing is worked out until it is asked for.
   append(rows) {
     for (const row of rows) this._rows.push(asEvent(row));
     if (rows.length) this._forget();
@@ -60,6 +59,21 @@ export class Run {
   get end() { return this._once("end", () => this.work.reduce((t, e) => Math.max(t, e.end), 0)); }
   get clock() { return this._once("clock", () => cutClock(this.work, this.begin, this.end)); }
   get requests() { return this._once("requests", () => findRequests(this.work)); }
+  get tokens() { return this._once("tokens", () => this.requests.flatMap((r) => r.tokens)); }
+
+  // Of {request, index} the token as it is now; null if there is none.
+  token(one) {
+    return this.tokens.find((x) => x.request === one?.request && x.index === one.index) || null;
+  }
+
+  // When the weights came in; null if they did not.
+  get load() {
+    return this._once("load", () => {
+      const load = this.work.filter((e) => e.stage === "load");
+      const stop = load.reduce((t, e) => Math.max(t, e.end), 0);
+      return load.length ? { start: load[0].start, stop } : null;
+    });
+  }
 
   // Events (no counters) that overlap from … to, by start. One without length counts at its moment.
   between(from, to) {
@@ -95,7 +109,7 @@ export class Run {
       for (const e of this.events) {
         for (const name of e.kind === "counter" ? [e.name] : [e.source, e.target]) names.add(name);
       }
-      const order = ["ssd", "dram", "hbm"];
+      const order = ["hbm", "dram", "ssd"];
       const tiers = [...names].filter((name) => order.includes(baseOf(name)));
       return tiers.sort((a, b) => order.indexOf(baseOf(a)) - order.indexOf(baseOf(b))
         || rankOf(a) - rankOf(b));

@@ -13,9 +13,8 @@ const INKS = ["text", "faint", "rule", "paper", "raised", "accent", "ssd", "dram
 export class Sheet {
   constructor(el, name, { paint, shine }) {
     Object.assign(this, { el, paint, shine, width: 0, height: 0, rested: 0, stale: new Set() });
-    this.box = document.createElement("div");
-    this.box.className = `minillm-sheet minillm-${name}-sheet`;
-    this.layers = [0, 1].map(() => this.box.appendChild(document.createElement("canvas")));
+    this.box = newElement("div", `minillm-sheet minillm-${name}-sheet`);
+    this.layers = [0, 1].map(() => this.box.appendChild(newElement("canvas")));
     this.layers[0].setAttribute("aria-hidden", "true"); // the glass speaks for both
     this.canvas = this.layers[1];
     this.canvas.setAttribute("role", "img");
@@ -30,17 +29,14 @@ export class Sheet {
     const all = () => this.touch("paper");
     const sized = () => { if (this.stale.size || this.box.clientWidth !== this.width) all(); };
     const sizes = new ResizeObserver(sized), themes = new MutationObserver(all);
-    const dark = matchMedia("(prefers-color-scheme: dark)");
     sizes.observe(this.box);
     const attributeFilter = ["class", "data-jp-theme-light", "data-jp-theme-name"];
     for (const page of [document.documentElement, document.body]) {
       themes.observe(page, { attributeFilter });
     }
-    dark.addEventListener("change", all);
     this._unwatch = () => {
       sizes.disconnect();
       themes.disconnect();
-      dark.removeEventListener("change", all);
     };
   }
 
@@ -189,9 +185,7 @@ export function shortened(g, words, room) {
 // The figures of one thing, beside it: a title and lines. The live region says them aloud, once.
 export class Card {
   constructor(box) {
-    this.box = box;
-    this.el = document.createElement("div");
-    this.el.className = "minillm-card";
+    Object.assign(this, { box, el: newElement("div", "minillm-card") });
     this.el.setAttribute("aria-hidden", "true");
     this.el.hidden = true;
     box.append(this.el);
@@ -199,12 +193,8 @@ export class Card {
 
   // Above what it speaks of, or below: {y, height} in px of the sheet. facts: {title, lines}.
   show(x, { y, height }, { title, lines }) {
-    const parts = [["strong", title], ...lines.map((text) => ["span", text])];
-    this.el.replaceChildren(...parts.map(([tag, text]) => {
-      const part = document.createElement(tag);
-      part.textContent = text;
-      return part;
-    }));
+    const said = lines.map((text) => newElement("span", "", text));
+    this.el.replaceChildren(newElement("strong", "", title), ...said);
     this.el.hidden = false;
     const { offsetWidth: w, offsetHeight: h } = this.el, wide = this.box.clientWidth;
     const left = x + 12 + w <= wide ? x + 12 : x - 12 - w;
@@ -214,6 +204,9 @@ export class Card {
 
   hide() { this.el.hidden = true; }
 }
+
+export const newElement = (tag, className = "", textContent = "") => (
+  Object.assign(document.createElement(tag), { className, textContent }));
 
 // Say it to those who listen instead of looking: one polite region for the whole player.
 export function announce(el, words) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from minillm.charts.machine_view import ACROSS, Picture, machine
@@ -58,7 +59,5 @@ def _possible(trace: Trace, views: Sequence[str]) -> Iterator:
 
     for view, chart in {"machine": machine, "timeline": timeline, "memory": memory}.items():
         if view in views:
-            try:
+            with suppress(MinillmError):
                 yield chart(trace)
-            except MinillmError:
-                pass

@@ -15,27 +15,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from minillm.charts.ink import (
-    FAINT,
-    HEIGHT,
-    INK,
-    PAPER,
-    RULE,
-    TEXT,
-    WIDTH,
-    amount,
-    percent,
-    scale_of,
-    times,
-)  # fmt: skip
+from minillm.charts.ink import FAINT, HEIGHT, PAPER, RULE, TEXT, WIDTH, scale_of
 from minillm.charts.show import drawn, pack
 from minillm.errors import MinillmError
 from minillm.files import save
 
-__all__ = [  # what a chart drawn by hand needs
-    "FAINT", "INK", "PAPER", "RULE", "TEXT", "WIDTH", "Chart", "amount", "cut", "log_axis",
-    "name_row", "panels", "percent", "quiet", "time_axis", "times", "width_of",
-]  # fmt: skip
 # Where nothing can be: beyond a ceiling.
 BEYOND = {"facecolor": "none", "edgecolor": RULE, "hatch": "////", "linewidth": 0, "zorder": 0}
 TOP, BOTTOM, BETWEEN = 0.88, 0.38, 0.2  # title, time axis, between panels, in inches

@@ -24,15 +24,9 @@ export function timeScale(width, length, live) {
   };
 }
 
-export function chosenToken(run, view) {
-  const { request, index } = view.selection || {};
-  const one = run.requests.find((r) => r.number === request);
-  return (one && one.tokens.find((token) => token.index === index)) || null;
-}
-
 // A band over the chosen token.
 export function paintChosen(g, sheet, run, view, scale, bottom) {
-  const token = chosenToken(run, view);
+  const token = run.token(view.selection);
   if (!token) return;
   const x0 = scale.x(run.clock.play(token.start)), x1 = scale.x(run.clock.play(token.stop));
   Object.assign(g, { fillStyle: sheet.ink.accent, globalAlpha: 0.12 });

@@ -11,7 +11,7 @@ export class TimeView {
     Object.assign(this, { run, onSeek, t: 0, view: {}, events: null, top: 0, bottom: 0 });
     this.pointer = null; // play seconds under the mouse, or where the arrow keys went
     this.sheet = new Sheet(el, name, { paint: (g) => this.paint(g), shine: (g) => this.shine(g) });
-    this.undo = hearHands(this);
+    hearHands(this);
   }
 
   // To trace time t, as the player says in `view`; redraws only what that changes.
@@ -60,13 +60,10 @@ export class TimeView {
     if (aloud) announce(this.sheet.el, `${facts.title}: ${facts.lines.join(", ")}`);
   }
 
-  destroy() {
-    this.undo();
-    this.sheet.destroy();
-  }
+  destroy() { this.sheet.destroy(); }
 }
 
-// Pointer and keys of a view: a click or a drag moves the playhead. Returns the undo.
+// Pointer and keys of a view: a click or a drag moves the playhead.
 function hearHands(view) {
   const { sheet, sheet: { canvas } } = view;
   const place = (event) => {
@@ -95,9 +92,6 @@ function hearHands(view) {
   };
   sheet.box.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's: 0 0 restarts
   for (const [name, hear] of Object.entries(heard)) canvas.addEventListener(name, hear);
-  return () => {
-    for (const [name, hear] of Object.entries(heard)) canvas.removeEventListener(name, hear);
-  };
 }
 
 // Whether the key meant something here.

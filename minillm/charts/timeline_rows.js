@@ -97,7 +97,7 @@ export function rowTotals(row, length) {
 // What goes on over all rows: [{start, stop (trace seconds), words, tokens}]: the load, then each
 // request. Those that run at once are one, with the tokens of the first, for they share steps.
 export function stagesOf(run) {
-  const load = run.work.filter((e) => e.stage === "load"), stages = [];
+  const stages = [];
   for (const { start, stop, prompt, tokens } of run.requests) {
     const last = stages.at(-1);
     if (!last || start >= last.stop) {
@@ -107,7 +107,5 @@ export function stagesOf(run) {
       last.words = `${++last.count} requests at once`;
     }
   }
-  if (!load.length) return stages;
-  const stop = load.reduce((t, e) => Math.max(t, e.end), 0);
-  return [{ start: load[0].start, stop, words: "load", tokens: [] }, ...stages];
+  return run.load ? [{ ...run.load, words: "load", tokens: [] }, ...stages] : stages;
 }

@@ -7,20 +7,11 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from minillm.charts import facts, loading
+from minillm.charts import facts, loading, timeline_rows
 from minillm.charts.facts import Window
 from minillm.charts.ink import RULE, TEXT, WIDTH, amount, percent
 from minillm.charts.loading import Overlap
 from minillm.charts.style import BOTTOM, TOP, Chart, panels
-from minillm.charts.timeline_rows import (
-    Row,
-    at_once,
-    draw_rows,
-    find_rows,
-    name_rows,
-    not_inside,
-    told,
-)
 from minillm.trace import Trace, bare
 
 LEFT, ROW = 0.74, 0.56  # inches: the names of the rows, a row of one lane
@@ -70,13 +61,13 @@ def timeline(trace: Trace) -> Chart:
 
 def _draw(trace: Trace, finding: str, views: Sequence[View], more: dict[str, str]) -> Chart:
     """Panels side by side, with the names of the rows. more: by row, what its words may add."""
-    rows = find_rows([view.window for view in views])
+    rows = timeline_rows.find_rows([view.window for view in views])
     high = TOP + BOTTOM + ROW * (rows[-1].top + rows[-1].high)
     chart = Chart(finding, note=facts.provenance(trace), size=(WIDTH, high))
     axes = panels(chart, [view.width for view in views], LEFT)[0]
-    name_rows(axes[0], rows)
+    timeline_rows.name_rows(axes[0], rows)
     for ax, view in zip(axes, views, strict=True):
-        draw_rows(ax, view.title, view.window, rows, view.inner, more)
+        timeline_rows.draw_rows(ax, view.title, view.window, rows, view.inner, more)
     chart.alt = f"Timeline by resource. {finding}. {_in_words(views, rows)}"
     return chart
 
@@ -100,7 +91,7 @@ def _load_finding(load: Window, both: Overlap) -> str:
 
 def _beside(load: Window, both: Overlap) -> dict[str, str]:
     """What the rows of a load add: reads at a time, and how much of the copies' time was hidden."""
-    many = len(at_once([e for e in load.events if bare(e.resource) == "ssd"]))
+    many = len(timeline_rows.at_once([e for e in load.events if bare(e.resource) == "ssd"]))
     said = {"ssd": f", up to {many} reads at a time"} if many > 1 else {}
     if both.ssd and both.copy and not both.same:
         share = percent(both.both, both.copy)
@@ -118,11 +109,11 @@ def _point_at(ax: Axes, piece: Window, whole: Window) -> None:
     ax.plot((left + right) / 2, 0.04, "v", color=TEXT, markersize=4, clip_on=False)
 
 
-def _in_words(views: Sequence[View], rows: Sequence[Row]) -> str:
+def _in_words(views: Sequence[View], rows: Sequence[timeline_rows.Row]) -> str:
     said = []
     for title, window, *_ in views:
-        top = not_inside(window.events)
-        busy = {row.name.replace("\n", " of "): told(row.busiest(top))[0] for row in rows}
-        words = "; ".join(f"{row} {did}" for row, did in busy.items() if did)
+        top = timeline_rows.not_inside(window.events)
+        busy = {row.name: timeline_rows.told(row.busiest(top))[0] for row in rows}
+        words = "; ".join(f"{row} {did}" for row, did in busy.items() if did).replace("\n", " of ")
         said.append(f"{title} ({amount(window.seconds, 's')}): {words}.")
     return " ".join(said)

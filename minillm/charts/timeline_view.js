@@ -1,5 +1,4 @@
 // The timeline: which resource was busy when, from the first weight to the last word.
-import { chosenToken } from "./time_axis.js";
 import { TimeView } from "./time_view.js";
 import { STRIP, firstSeen, indexAt, layoutRows, stagesOf } from "./timeline_rows.js";
 import { eventFacts, timelineWords } from "./timeline_words.js";
@@ -25,7 +24,7 @@ export class Timeline extends TimeView {
 
   inkPlot(g) {
     const { run, sheet, scale, rows } = this;
-    paintStrip(g, sheet, run, scale, this.stages, chosenToken(run, this.view));
+    paintStrip(g, sheet, run, scale, this.stages, run.token(this.view.selection));
     for (const row of rows) {
       if (row !== rows.at(-1)) paintRule(g, sheet, scale, row.y + row.height + 4.5);
       paintNames(g, sheet, row, scale, run.clock.length);

@@ -38,7 +38,7 @@ function tokenWords(e) {
 // A sentence for those who listen: which resource was busy for how much of the run.
 export function timelineWords(run, rows) {
   if (!run.work.length) return "Timeline by resource: nothing has happened yet.";
-  const { length } = run.clock, tokens = run.requests.reduce((n, r) => n + r.tokens.length, 0);
+  const { length } = run.clock, tokens = run.tokens.length;
   const busy = rows.map((row) => `${row.name} ${formatPercent(rowTotals(row, length).share)}`);
   const made = tokens ? ` ${tokens} tokens of ${run.requests.length} requests.` : "";
   return `Timeline by resource, ${formatSeconds(length)} long. Busy: ${busy.join(", ")}.${made}`;

@@ -1,8 +1,8 @@
 """Events as they travel to a page: in columns, small, and packed by code that runs in C.
 
 What many events share (kind, name, stage, …, and what it means: meaning.py) is sent once and then
-named by its number; times are
-whole tenths of a microsecond. `unpackRows` in events.js turns columns into rows again.
+named by its number; times are whole tenths of a microsecond. `unpackRows` in events.js turns
+columns into rows again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from minillm.charts import meaning
 from minillm.trace import Event
 
-FIELDS = (*Event._fields, "ink", "said", "row", "limit")
 OWN = {"start", "seconds", "nbytes", "step", "token", "request"}  # what differs within a kind
 TICKS = 1e7  # in a second
 
@@ -30,26 +29,21 @@ class Packer:
 
     def pack(self, events: Sequence[Event]) -> dict[str, list[Any]]:
         numbers, known = self._numbers, len(self._numbers)
-        fields = list(zip(*events, strict=True)) or [()] * len(Event._fields)
-        (what, name, stage, resource, start, seconds, nbytes, source, target, label,
-         step, token, request, *rest) = fields  # fmt: skip
-        same = zip(what, name, stage, resource, source, target, label, *rest, strict=True)
+        each = zip(*events, strict=True) if events else [()] * len(Event._fields)
+        columns = dict(zip(Event._fields, each, strict=True))
+        same = zip(*(c for field, c in columns.items() if field not in OWN), strict=True)
         kind = [numbers.setdefault(key, len(numbers)) for key in same]
-        begin = [round(TICKS * t) for t in start]
+        times = list(zip(columns["start"], columns["seconds"], strict=True))
+        begin = [round(TICKS * t) for t, _ in times]
         # The end is rounded too, not the length: what lies inside another event stays inside.
-        long = [
-            round(TICKS * (t + s)) - b for t, s, b in zip(start, seconds, begin, strict=True)
-        ]
-        kinds: list[list[Any]] = []
+        long = [round(TICKS * (t + s)) - b for (t, s), b in zip(times, begin, strict=True)]
+        kinds: list[dict[str, Any]] = []
         for event, number in zip(events, kind, strict=True):
             if number == known + len(kinds):
                 told = meaning.told(event)
-                kinds.append([v for f, v in zip(FIELDS, told, strict=True) if f not in OWN])
-        return {
-            "kinds": kinds, "kind": kind, "start": begin,
-            "seconds": long, "nbytes": list(nbytes), "step": list(step), "token": list(token),
-            "request": list(request),
-        }  # fmt: skip
+                kinds.append({field: v for field, v in told.items() if field not in OWN})
+        more = {field: list(columns[field]) for field in ("nbytes", "step", "token", "request")}
+        return {"kinds": kinds, "kind": kind, "start": begin, "seconds": long, **more}
 
 
 def thin(events: Sequence[Event]) -> list[Event]:

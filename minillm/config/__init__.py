@@ -2,6 +2,7 @@
 
 model.py        what a model is: ModelConfig
 huggingface.py  how config.json says it, and how the families differ
+shapes.py       the config.json of a few real models
 settings.py     how the engine runs it, how words are chosen: EngineConfig, SamplingParams
 rules.py        what a setting must satisfy, and how an error says it
 """

@@ -6,19 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.config import rules
 from minillm.config.huggingface import model_fields, read_json
-from minillm.config.rules import (
-    DTYPES,
-    FLAG,
-    POSITIVE,
-    SIZE,
-    SIZE_OR_NONE,
-    check,
-    is_int,
-    is_number,
-    one_of,
-    up_to,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,13 +25,13 @@ class RopeScaling:
     original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        check(
-            self, factor=(lambda v: is_number(v) and v >= 1, "a number >= 1"),
-            low_freq_factor=POSITIVE, high_freq_factor=POSITIVE,
-            original_max_position_embeddings=SIZE,
+        rules.check(
+            self, factor=(lambda v: rules.is_number(v) and v >= 1, "a number >= 1"),
+            low_freq_factor=rules.POSITIVE, high_freq_factor=rules.POSITIVE,
+            original_max_position_embeddings=rules.SIZE,
         )  # fmt: skip
         low = self.low_freq_factor
-        check(self, high_freq_factor=(lambda v: v > low, f"above low_freq_factor = {low}"))
+        rules.check(self, high_freq_factor=(lambda v: v > low, f"above low_freq_factor = {low}"))
 
 
 @dataclass(frozen=True)
@@ -89,35 +78,36 @@ class ModelConfig:
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
-        check(
-            self, vocab_size=SIZE, hidden_size=SIZE, intermediate_size=SIZE,
-            num_hidden_layers=up_to(2000), num_attention_heads=SIZE,
-            num_key_value_heads=SIZE_OR_NONE, head_dim=up_to(2**16, None),
-            max_position_embeddings=SIZE, rms_norm_eps=POSITIVE, rope_theta=POSITIVE,
-            tie_word_embeddings=FLAG, qkv_bias=FLAG, attention_out_bias=FLAG, mlp_bias=FLAG,
-            qk_norm=FLAG, sliding_window=SIZE_OR_NONE, dtype=one_of(*DTYPES),
+        size, positive, flag = rules.SIZE, rules.POSITIVE, rules.FLAG
+        rules.check(
+            self, vocab_size=size, hidden_size=size, intermediate_size=size,
+            num_hidden_layers=rules.up_to(2000), num_attention_heads=size,
+            num_key_value_heads=rules.SIZE_OR_NONE, head_dim=rules.up_to(2**16, None),
+            max_position_embeddings=size, rms_norm_eps=positive, rope_theta=positive,
+            tie_word_embeddings=flag, qkv_bias=flag, attention_out_bias=flag, mlp_bias=flag,
+            qk_norm=flag, sliding_window=rules.SIZE_OR_NONE, dtype=rules.one_of(*rules.DTYPES),
         )  # fmt: skip
         heads, vocab = self.num_attention_heads, self.vocab_size
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", heads)
         if self.head_dim is None:
             multiple = f"a multiple of num_attention_heads = {heads}, or head_dim given"
-            check(self, hidden_size=(lambda v: v % heads == 0, multiple))
+            rules.check(self, hidden_size=(lambda v: v % heads == 0, multiple))
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
-        check(
+        rules.check(
             self,
             num_key_value_heads=(lambda v: heads % v == 0, f"a divisor of {heads} query heads"),
             head_dim=(lambda v: v in range(2, 2**16 + 1, 2), "even, for RoPE, and at most 65,536"),
         )
         widest = max(vocab, self.intermediate_size, heads * self.head_dim)
         most = 2**48 // (widest * self.num_hidden_layers)  # matrices of a petabyte
-        check(self, hidden_size=(lambda v: v <= most, f"at most {most:,}, the rest so large"))
+        rules.check(self, hidden_size=(lambda v: v <= most, f"at most {most:,}, the rest so large"))
         if self.sliding_window is not None:
             context = min(self.max_position_embeddings, self.sliding_window)
             object.__setattr__(self, "max_position_embeddings", context)
         known = f"below vocab_size = {vocab}"
-        is_token = lambda v: is_int(v) and 0 <= v < vocab  # noqa: E731
-        check(
+        is_token = lambda v: rules.is_int(v) and 0 <= v < vocab  # noqa: E731
+        rules.check(
             self,
             bos_token_id=(lambda v: v is None or is_token(v), f"a token id {known}, or None"),
             eos_token_ids=(lambda v: all(map(is_token, v)), f"token ids {known}"),

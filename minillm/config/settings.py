@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.config.rules import (
-    BYTES_OR_NONE,
-    COUNT,
-    DTYPES,
-    FLAG,
-    SIZE,
-    SIZE_OR_NONE,
-    check,
-    is_int,
-    is_number,
-    one_of,
-)  # fmt: skip
+from minillm.config import rules
+from minillm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -59,14 +49,19 @@ class EngineConfig:
     stream_from: str = "auto"
 
     def __post_init__(self) -> None:
-        check(
-            self, dtype=one_of("auto", *DTYPES), max_context=SIZE_OR_NONE,
-            max_batch_tokens=COUNT, max_running=COUNT, kv=one_of("paged", "contiguous"),
-            page_size=SIZE, prefix_cache=FLAG, kernels=one_of("auto", "torch"),
-            kv_hbm=BYTES_OR_NONE, kv_dram=BYTES_OR_NONE, kv_ssd=BYTES_OR_NONE,
-            reader=one_of("read", "mmap", "direct"),
+        one_of, size = rules.one_of, rules.BYTES_OR_NONE
+        rules.check(
+            self, dtype=one_of("auto", *rules.DTYPES), max_context=rules.SIZE_OR_NONE,
+            max_batch_tokens=rules.COUNT, max_running=rules.COUNT, kv=one_of("paged", "contiguous"),
+            page_size=rules.SIZE, prefix_cache=rules.FLAG, kernels=one_of("auto", "torch"),
+            kv_hbm=size, kv_dram=size, kv_ssd=size, reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
         )  # fmt: skip
+        if (self.kv_dram or self.kv_ssd) and (self.kv_hbm is None or self.kv != "paged"):
+            raise ConfigError(
+                f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={self.kv_hbm} and "
+                f"kv={self.kv!r}; say how much HBM the pages have"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,16 +91,17 @@ class SamplingParams:
         if isinstance(self.stop, (str, list)):
             stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             object.__setattr__(self, "stop", stop)
-        check(
+        is_int, is_number = rules.is_int, rules.is_number
+        rules.check(
             self,
-            max_tokens=COUNT,
+            max_tokens=rules.COUNT,
             temperature=(lambda v: is_number(v) and v >= 0, "a number >= 0"),
             top_k=(lambda v: is_int(v) and v >= 0, "an int >= 0"),
             top_p=(lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
             min_p=(lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
             seed=(lambda v: v is None or is_int(v), "an int, or None"),
             stop=(_are_texts, "texts that are not empty"),
-            ignore_eos=FLAG,
+            ignore_eos=rules.FLAG,
         )
 
 

@@ -16,11 +16,11 @@ import torch
 from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
-from minillm.errors import CheckpointError, ConfigError
+from minillm.errors import ConfigError
+from minillm.files import locate
 from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint
 from minillm.machine import Machine
-from minillm.machine.disk import writable_folder
 from minillm.model.kernels import Kernels, install
 from minillm.model.layers import Linear
 from minillm.model.llama import Block, Llama
@@ -52,7 +52,7 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         checkpoint = Checkpoint.open(folder)
     with trace.span("read tokenizer", stage="tokens", resource="cpu"):
         tokenizer = Tokenizer.from_pretrained(folder)
-        _check_vocabulary(tokenizer, model_config, folder)
+        tokenizer.check_fit(model_config.vocab_size, folder)
     with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
         model = Llama(model_config).eval()  # shapes and names, no memory
     name = Path(directory).name
@@ -104,34 +104,19 @@ def _kv(
     kind, size = PrefixKV if config.prefix_cache else PagedKV, config.page_size
     if config.kv == "contiguous":
         kind, size = ContiguousKV, context
-    page = size * kv_bytes_per_token(model, dtype)
-    pages = None if config.kv_hbm is None else parse_size(config.kv_hbm) // page
-    if pages == 0:
+    page, rooms = size * kv_bytes_per_token(model, dtype), ("kv_hbm", "kv_dram", "kv_ssd")
+    hbm, dram, ssd = (parse_size(getattr(config, room) or 0) // page for room in rooms)
+    if config.kv_hbm is not None and not hbm:
         raise ConfigError(
             f"wanted kv_hbm of at least one page of {page:,} bytes, found {config.kv_hbm}; "
             "ask for more, or for a smaller page_size"
         )
-    dram, ssd = (parse_size(room or 0) // page for room in (config.kv_dram, config.kv_ssd))
     if not dram and not ssd:
-        return kind(model, machine, dtype, size, pages)
-    if pages is None or kind is ContiguousKV:
-        raise ConfigError(
-            f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={config.kv_hbm} and "
-            f"kv={config.kv!r}; say how much HBM the pages have"
-        )
+        return kind(model, machine, dtype, size, hbm or None)
     return OffloadKV(
-        model, machine, dtype, size, hbm=pages, dram=dram, ssd=ssd,
-        folder=config.ssd_dir or writable_folder(), share=config.prefix_cache,
+        model, machine, dtype, size, hbm=hbm, dram=dram, ssd=ssd, folder=config.ssd_dir,
+        share=config.prefix_cache,
     )  # fmt: skip
-
-
-def locate(path: str | PathLike[str]) -> Path:
-    """A relative path from here, or else from the folder that holds the package.
-
-    So `"data/town"` is found from the repository and from its notebooks alike.
-    """
-    beside = Path(__file__).resolve().parents[2] / path
-    return beside if beside.exists() and not Path(path).exists() else Path(path)
 
 
 def _context(config: EngineConfig, model: ModelConfig) -> int:
@@ -142,12 +127,3 @@ def _context(config: EngineConfig, model: ModelConfig) -> int:
             f"{config.max_context:,}; ask for less, or take a model with a longer context"
         )
     return config.max_context or longest
-
-
-def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, folder: Path) -> None:
-    found = tokenizer.model_vocab_size
-    if found > model.vocab_size:
-        raise CheckpointError(
-            f"wanted a tokenizer of at most {model.vocab_size:,} entries, the model's, found "
-            f"{found:,} in {folder}; take tokenizer.json and weights of one model"
-        )

@@ -84,14 +84,13 @@ class Scheduler:
         self.kv.make_room(request.slots for request in coming)
         while self.waiting and min(self._tokens, self._pages, self.max_running - len(self.running)):
             request = self.waiting[0]
-            if not self._take_in(request):
-                request.error = None if self.running else self.kv.too_large(request.slots)
-                if request.error is None:
-                    return  # room will come, or has come since we looked
-                self.waiting.popleft()
-                continue
-            self.running.append(self.waiting.popleft())
-            chosen.append((request, self._reserve(request)))
+            if self._take_in(request):
+                self.running.append(self.waiting.popleft())
+                chosen.append((request, self._reserve(request)))
+            elif self.running or not (error := self.kv.too_large(request.slots)):
+                return  # room will come, or has come since we looked
+            else:
+                self.waiting.popleft().error = error
 
     def _take_in(self, request: Request) -> bool:
         """Pages for all that there is of its text; False, and nothing held, if there are none."""

@@ -10,13 +10,11 @@ Shapes: L layers; a part is one layer's keys and values of a page, as words of 8
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
@@ -26,15 +24,12 @@ from minillm.errors import MinillmError, OutOfMemory
 from minillm.files import StrPath, temporary_folder
 from minillm.kv.pool import EMPTY, USED
 from minillm.machine import Machine, Tier
-from minillm.machine.disk import PAGE, free_disk, open_direct, read_at, write_at
+from minillm.machine.disk import PAGE, free_disk, open_direct, read_at, writable_folder, write_at
 from minillm.trace.record import Stamp
-
-if TYPE_CHECKING:
-    from minillm.kv.tiered import TieredPool
 
 IN_FLIGHT = 8  # pages that are read from SSD at once: its latency is then paid once for all
 WORD = torch.int64  # what pages move as: torch indexes rows of single bytes one by one
-_KV = {"label": USED, "stage": "model"}
+KV = {"label": USED, "stage": "model"}
 
 
 class Lower:
@@ -71,7 +66,7 @@ class DramPages(Lower):
 
     def write(self, slot: int, page: Tensor) -> None:
         """Keep a page (L, part)."""
-        self._machine.copy(page, self._block[slot], **_KV)
+        self._machine.copy(page, self._block[slot], **KV)
 
     def fetch(self, slots: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
         """Where layers of pages lie in DRAM: a tensor (…, L, part), rows of it; what is lost."""
@@ -120,13 +115,13 @@ class SsdPages(Lower):
         """Keep a page (L, part) that lies in HBM or DRAM. MinillmError if the disk cannot."""
         room, at, machine = self._rooms[0], slot * self.size, self._machine
         if machine.tier_of(page) is machine.hbm:
-            machine.copy(page, room[:, : self._part], **_KV)
+            machine.copy(page, room[:, : self._part], **KV)
         else:
             room[:, : self._part] = page
         self._sums[slot] = [crc32(row) for row in room.numpy()]
         do = partial(write_at, self._fd, memoryview(room.numpy()).cast("B"), at)
         try:
-            machine.carry(do, self.size, source="dram", target="ssd", **_KV)
+            machine.carry(do, self.size, source="dram", target="ssd", **KV)
         except OSError as error:
             wanted = f"wanted to write a page of the KV cache to SSD, found “{error.strerror}”"
             do = "free room on that disk, or choose another ssd_dir"
@@ -148,7 +143,7 @@ class SsdPages(Lower):
         do = partial(read_at, self._fd, memoryview(room.numpy()).cast("B"), at)
         try:
             with machine.trace.at(stamp):
-                got = machine.carry(do, room.nbytes, source="ssd", target="dram", **_KV)
+                got = machine.carry(do, room.nbytes, source="ssd", target="dram", **KV)
             found = f"the file's end after {got:,} bytes" if got < room.nbytes else ""
             if not found and [crc32(row) for row in room.numpy()] != self._sums[slot][layers]:
                 found = "other bytes than were written (the checksum differs)"
@@ -173,6 +168,16 @@ class SsdPages(Lower):
         self._folder.cleanup()
 
 
+def open_tiers(
+    machine: Machine, dram: int, ssd: int, layers: int, part: int, folder: StrPath | None
+) -> Iterator[DramPages | SsdPages]:
+    """The tiers that have room for any pages, the fastest first; each is taken when asked for."""
+    if dram:
+        yield DramPages(machine, dram, layers, part)
+    if ssd:
+        yield SsdPages(machine, ssd, layers, part, folder or writable_folder())
+
+
 def _preallocate(path: Path, nbytes: int) -> None:
     """A file whose blocks are there: a full disk is told now, not in the middle of an answer."""
     with path.open("wb") as file:
@@ -180,121 +185,3 @@ def _preallocate(path: Path, nbytes: int) -> None:
         if hasattr(os, "posix_fallocate"):
             with suppress(NotImplementedError):
                 os.posix_fallocate(file.fileno(), 0, nbytes)
-
-
-class Below:
-    """Where pages lie below HBM: those that have no frame, and copies of those that have one.
-
-    slots: of each page that lies here, its slot by number of the tier. `page in below` asks it.
-    """
-
-    def __init__(self, pool: TieredPool, machine: Machine, tiers: list[DramPages | SsdPages]):
-        self._pool, self._machine, self.tiers = pool, machine, tiers
-        self.slots: dict[int, dict[int, int]] = {}
-
-    def __contains__(self, page: int) -> bool:
-        return page in self.slots
-
-    def has_room(self) -> bool:
-        """Whether there is an empty slot, or one can be made."""
-        pool, free = self._pool, any(tier.free for tier in self.tiers)
-        return free or any(
-            not pool.count[p] or pool.frame[p] is not None or len(slots) > 1
-            for p, slots in self.slots.items()
-        )
-
-    def write(self, page: int, source: Tensor) -> None:
-        """Keep a page in the first tier that has room. If none has, or it fails, it is lost."""
-        for tier in range(len(self.tiers)):
-            slot = self._empty_slot(tier)
-            if slot is not None:
-                self._write(page, tier, slot, source)
-                return
-        found = "wanted room for a page of the KV cache below HBM, found none"
-        self._lose(page, MinillmError(f"{found}; give kv_dram or kv_ssd more"))
-
-    def read(self, pages: Sequence[int], layers: slice, rows: Tensor) -> None:
-        """Some layers of pages, in the order of `sort`, to HBM: to these rows of the pool's parts.
-
-        rows: (pages, layers). What is lost is noted in the pool, and its parts are zero.
-        """
-        parts, done = self._pool.parts, 0
-        for tier, pages_of in groupby(pages, self._tier):
-            here, lower = list(pages_of), self.tiers[tier]
-            for at in range(0, len(here), lower.many):
-                some = here[at : at + lower.many]
-                slots = {self.slots[page][tier]: page for page in some}
-                found, at_rows, lost = lower.fetch(list(slots), layers)
-                self._pool.lost |= {slots[slot]: error for slot, error in lost.items()}
-                to = rows[done : done + len(some)].flatten().to(parts.device)
-
-                def move(found: Tensor = found, at_rows: list[int] = at_rows, to: Tensor = to):
-                    taken = found[:, layers].index_select(0, torch.tensor(at_rows))
-                    parts.index_copy_(0, to, taken.flatten(0, 1).to(parts.device))
-
-                nbytes = len(to) * parts[0].nbytes
-                self._machine.carry(move, nbytes, source="dram", target="hbm", **_KV)
-                done += len(some)
-
-    def sort(self, pages: Iterable[int]) -> list[int]:
-        """Pages by the tier that they come from, the fastest first."""
-        return sorted(pages, key=self._tier)
-
-    def source(self, pages: Iterable[int]) -> str:
-        """The slowest tier that pages come from, or would lie in: "dram" or "ssd"."""
-        return self.tiers[max(map(self._tier, pages), default=0)].name
-
-    def _tier(self, page: int) -> int:
-        return min(self.slots.get(page, {0}))
-
-    def leave(self, page: int) -> None:
-        """What lies here of a page is not needed any more, or not true any more."""
-        for tier, slot in self.slots.pop(page, {}).items():
-            self.tiers[tier].leave(slot)
-
-    def close(self) -> None:
-        """Give everything back."""
-        for tier in self.tiers:
-            tier.close()
-        self.tiers = []
-
-    def _leave(self, page: int, tier: int) -> None:
-        slots = self.slots[page]
-        self.tiers[tier].leave(slots.pop(tier))
-        if not slots:
-            del self.slots[page]
-
-    def _write(self, page: int, tier: int, slot: int, source: Tensor) -> None:
-        try:
-            self.tiers[tier].write(slot, source)
-        except MinillmError as error:  # nobody uses the slot again
-            self._lose(page, error)
-        else:
-            self.slots.setdefault(page, {})[tier] = slot
-            self.tiers[tier].enter(slot, page)
-
-    def _lose(self, page: int, error: MinillmError) -> None:
-        if self._pool.count[page]:
-            self._pool.lost[page] = error
-        else:
-            self._pool.forget(page)
-
-    def _empty_slot(self, tier: int) -> int | None:
-        """Room, if need be of a page that lies elsewhere too, moves on, or is forgotten."""
-        if tier == len(self.tiers):
-            return None
-        pool, lower = self._pool, self.tiers[tier]
-        here = [] if lower.free else list(lower.pages.values())
-        twice = [p for p in here if pool.frame[p] is not None or len(self.slots[p]) > 1]
-        unused = [p for p in here if not pool.count[p]]
-        if twice:
-            self._leave(pool.policy.victim(twice), tier)
-        elif here and (slot := self._empty_slot(tier + 1)) is not None:
-            page = pool.policy.victim(here)
-            found, rows, _ = lower.fetch([self.slots[page][tier]], slice(None))
-            self._write(page, tier + 1, slot, found[rows[0]])
-            if page in self.slots:
-                self._leave(page, tier)
-        elif unused:
-            pool.forget(pool.policy.victim(unused))
-        return lower.free.pop() if lower.free else None

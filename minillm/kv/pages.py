@@ -40,15 +40,12 @@ class PagedKV:
 
     >>> kv = PagedKV(config, machine, torch.bfloat16, page_size=16)
     >>> kv.make_room([40]); kv.find(0, ids); kv.reserve(0, len(ids))
-    0
-    True
 
-    pages: of the pool, see `PagePool`. writable: pages that a pass may write. lost: why a request
-    cannot go on. forget: what is forgotten of each prompt that is taken in
-    from now on; None: nothing.
+    pages: of the pool, see `PagePool`. writable: pages that a pass may write. lost: of requests
+    that cannot go on, why. forget: what is forgotten of each prompt taken in from now on, or None.
     """
 
-    lost: Mapping[int, MinillmError] = {}  # nothing is, where all of it stays in HBM
+    lost: Mapping[int, MinillmError] = {}  # none, where all of it stays in HBM
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int = 16,
@@ -74,14 +71,14 @@ class PagedKV:
 
     def too_large(self, tokens: int) -> OutOfMemory | None:
         """What to say if a text of so many tokens can never fit, whoever leaves."""
-        needed, most = self.pages_for(tokens), self.pool.most
+        needed, most, size = self.pages_for(tokens), self.pool.most, self.pool.page_nbytes
         if needed <= most:
             return None
-        needed, most = needed * self.pool.page_nbytes, most * self.pool.page_nbytes
-        return OutOfMemory("hbm", needed, most, self._machine.hbm.by_label)
+        return OutOfMemory("hbm", needed * size, most * size, self._machine.hbm.by_label)
 
     def find(self, request: int, ids: Sequence[int]) -> int:
         """Take a request in. No prefix is known here: 0."""
+        assert request not in self.tables, f"request {request} is here already"
         self.tables[request], self.length[request] = [], 0
         return 0
 

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +113,24 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     infos.sort(key=lambda info: (info.start, info.end))  # no bytes, then the neighbour's bytes
     _check_layout(file, infos, 8 + length, size)
     return {info.name: info for info in infos}
+
+
+def header(dtype: str, shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """The first two parts of a file of these tensors, all of one dtype of DTYPES, in this order.
+
+    Spaces bring what follows to a multiple of 64 bytes.
+
+    >>> len(header("BF16", {"model.norm.weight": (320,)}))
+    128
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        begin, at = at, at + math.prod(shape) * DTYPES[dtype].itemsize
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, at]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _tensor(file: Path, name: str, entry: Any, data: int) -> TensorInfo:

@@ -147,12 +147,9 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
     """Fill `view` with the file's bytes from `offset` on; the bytes read, fewer at its end."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
-    if hasattr(os, "pread"):
-        data = os.pread(fd, len(view), offset)
-    else:  # Windows
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
+    with _seek_lock:  # Windows
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
     view[: len(data)] = data
     return len(data)
 
@@ -160,10 +157,7 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
 def write_at(fd: int, view: memoryview, offset: int) -> None:
     """Write all of `view` to the file, from `offset` on."""
     while view:
-        if hasattr(os, "pwrite"):
-            done = os.pwrite(fd, view, offset)
-        else:  # Windows
-            with _seek_lock:
-                os.lseek(fd, offset, os.SEEK_SET)
-                done = os.write(fd, view)
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = os.write(fd, view)
         view, offset = view[done:], offset + done

@@ -143,9 +143,6 @@ def huge_pages(tensor: Tensor) -> Tensor:
 
 def cache_bytes() -> int:
     """Bytes of the largest cache between the cores and DRAM; 32 MiB where nobody tells."""
-    sizes = []
-    for number in range(8):
-        text = read(f"/sys/devices/system/cpu/cpu0/cache/index{number}/size").strip()
-        if re.fullmatch(r"[0-9]{1,9}[KMG]", text):
-            sizes.append(parse_size(f"{text}iB"))
+    told = (read(f"/sys/devices/system/cpu/cpu0/cache/index{n}/size").strip() for n in range(8))
+    sizes = [parse_size(f"{size}iB") for size in told if re.fullmatch(r"[0-9]{1,9}[KMG]", size)]
     return max(sizes, default=0) or 32 * 2**20

@@ -64,15 +64,17 @@ class ScaledLink:
     def carry(self, do: Callable[[], T], nbytes: int, tell: Callable[[float, float], None]) -> T:
         """Run `do` here and return when the link is done; `tell(begin, end)` before that."""
         if self._queue is not None:  # it is behind those
-            return self.send(None, do, nbytes, tell).over.result()
+            return self._submit(do, nbytes, tell).result()
         return self._run(do, nbytes, self.clock(), tell)
 
     def send(self, out: Any, do: Callable, nbytes: int, tell: Callable) -> Transfer:
         """Queue a transfer, to run on a thread of the link's own."""
+        return Transfer(out, self._submit(do, nbytes, tell), self.unjoined)
+
+    def _submit(self, do: Callable[[], T], nbytes: int, tell: Callable) -> Future[T]:
         with self._lock:
             self._queue = self._queue or ThreadPoolExecutor(1, f"scaled link {id(self)}")
-            over = self._queue.submit(self._run, do, nbytes, self.clock(), tell)
-        return Transfer(out, over, self.unjoined)
+            return self._queue.submit(self._run, do, nbytes, self.clock(), tell)
 
     def _run(self, do: Callable[[], T], nbytes: int, asked: float, tell: Callable) -> T:
         with self._turn:

@@ -11,8 +11,6 @@ import ctypes
 import mmap
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.files import temporary_folder
+from minillm.compile import NoLibrary, library
 from minillm.machine.cgroups import read
 from minillm.machine.disk import PAGE
 from minillm.machine.host import available_dram, cache_bytes, n_cores, torch_threads
@@ -30,8 +28,7 @@ from minillm.probe.ssd import aligned
 
 _LINE = 64  # bytes that DRAM delivers at a time
 _MIB = 2**20
-# The whole of a pointer chase, in C and in x86-64: mov rdi,[rdi]; dec rsi; jnz; mov rax,rdi; ret.
-_CHASE = "void *chase(void **p, long n) { while (n--) p = (void **)*p; return p; }\n"
+# chase.c as a compiler makes it for x86-64: mov rdi,[rdi]; dec rsi; jnz; mov rax,rdi; ret.
 _CHASE_X86 = bytes.fromhex("488b3f 48ffce 75f8 4889f8 c3")
 
 
@@ -138,31 +135,24 @@ def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
     """
     largest = min(max(64 * _MIB, 4 * cache_bytes()), max(available_dram() // 8, 2**14))
     sizes = [n for n in (2**14 * 4**i for i in range(12)) if n < largest] + [largest]
-    with temporary_folder() as folder:
-        chase, how = _compiled(Path(folder)) or _assembled()
-        for nbytes in sizes:
-            lines = nbytes // _LINE
-            memory, base = _cycle(lines)
-            steps = max(lines // 4, 20_000)
-            walk = partial(chase, base, steps)
-            samples = [1 / rate for rate in rates(walk, steps, seconds / len(sizes))]
-            name = f"{nbytes // _MIB} MiB" if nbytes >= _MIB else f"{nbytes // 1024} KiB"
-            yield summary(f"latency {name}", "s", samples, how)
-            del memory
+    chase, how = _chase()
+    for nbytes in sizes:
+        lines = nbytes // _LINE
+        memory, base = _cycle(lines)
+        steps = max(lines // 4, 20_000)
+        walk = partial(chase, base, steps)
+        samples = [1 / rate for rate in rates(walk, steps, seconds / len(sizes))]
+        name = f"{nbytes // _MIB} MiB" if nbytes >= _MIB else f"{nbytes // 1024} KiB"
+        yield summary(f"latency {name}", "s", samples, how)
+        del memory
 
 
-def _compiled(folder: Path) -> tuple[Callable[[int, int], int], str] | None:
-    """The loop, by this machine's C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        return None
-    (folder / "chase.c").write_text(_CHASE)
-    command = [compiler, "-O2", "-shared", "-fPIC", "-o", "chase.so", "chase.c"]
+def _chase() -> tuple[Callable[[int, int], int], str]:
+    """The loop: in C by this machine's compiler, or else in machine code."""
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=30)
-        chase = ctypes.CDLL(str(folder / "chase.so")).chase
-    except (OSError, AttributeError, subprocess.SubprocessError):
-        return None
+        chase = library(Path(__file__).with_name("chase.c")).chase
+    except NoLibrary:
+        return _assembled()
     chase.argtypes, chase.restype = (ctypes.c_void_p, ctypes.c_long), ctypes.c_void_p
     return chase, "a pointer chase in C"
 

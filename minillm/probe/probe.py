@@ -30,8 +30,6 @@ from minillm.probe.memory import cache_bandwidths, copy_bandwidth, dram_bandwidt
 from minillm.probe.ssd import disk
 from minillm.units import parse_size
 
-__all__ = ["Measurement", "Profile", "dram_bandwidth", "probe"]
-
 _VERSION = 1
 # Which measurement is the ceiling of a trace's resource, where HBM is emulated and on a card.
 _CPU = {"ssd": "ssd.read", "copy": "dram.copy", "hbm": "dram.read", "network": "loopback.bandwidth"}

@@ -15,30 +15,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from minillm.errors import OutOfMemory
 from minillm.machine.disk import PAGE, Opened, drop_cache, open_direct, read_at
-from minillm.machine.host import n_cores
+from minillm.machine.host import huge_pages, n_cores
 from minillm.probe.measure import Measurement, rates, summary
 
 BLOCK = 8 * 2**20  # bytes of one request, as a load asks for them: its latency hardly counts
 IN_FLIGHT = 4
 _FILE = 1024 * 2**20
 _LEAST = 64 * 2**20
-_HUGE = 2 * 2**20  # bytes of a huge page
 _RESERVE = 256 * 2**20  # bytes of disk that a scratch file leaves free
 
 
 def disk(directory: str | Path, seconds: float = 5.0, nbytes: int = _FILE) -> Iterator[Measurement]:
     """Sequential reading cold (one request, then several in flight), latency, the page cache.
 
-    Takes about `seconds`, of which half to write the file: up to `nbytes`, less on a slow or
-    crowded disk. Raises OutOfMemory where not even 64 MiB have room, and leaves no file behind.
+    Takes about `seconds`, of which half to write the file: up to `nbytes`, less on a slow disk or
+    where that is more than half of what is free. Raises OutOfMemory as `scratch_file`, and leaves
+    no file behind.
     """
-    nbytes = _size(directory, nbytes)
+    nbytes = min(nbytes, shutil.disk_usage(directory).free // 2 // PAGE * PAGE)
     with scratch_file(directory, nbytes, seconds / 2, min(nbytes, _LEAST)) as scratch:
         memory = memoryview(aligned(IN_FLIGHT * BLOCK))
         buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(IN_FLIGHT)]
@@ -61,15 +63,6 @@ def _page_cache(scratch: Scratch, seconds: float) -> Measurement:
     )
     how = f"read() of a file that the page cache holds, {threads} threads"
     return summary("page cache.read", "bytes/s", samples, how)
-
-
-def _size(directory: str | Path, nbytes: int) -> int:
-    """What half of the free disk has room for."""
-    free = shutil.disk_usage(directory).free
-    size = min(nbytes, free // 2 // PAGE * PAGE)
-    if size < min(nbytes, _LEAST):
-        raise OutOfMemory("ssd", 2 * min(nbytes, _LEAST), free, {})
-    return size
 
 
 def _cold(
@@ -116,9 +109,7 @@ def aligned(nbytes: int) -> mmap.mmap:
     # Private: what processes share lies in tmpfs, which has no huge pages unless told by root.
     kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(size, PAGE), **kind)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    huge_pages(torch.frombuffer(memory, dtype=torch.uint8))
     memory[::PAGE] = bytes(len(memory) // PAGE)
     return memory
 

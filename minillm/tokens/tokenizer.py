@@ -100,6 +100,15 @@ class Tokenizer:
         """The same without added tokens: a model need not have a row for each of those."""
         return max(self._library.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
+    def check_fit(self, vocab_size: int, folder: Path) -> None:
+        """CheckpointError if it has more entries than a model's vocabulary; folder: of both."""
+        if self.model_vocab_size > vocab_size:
+            raise CheckpointError(
+                f"wanted a tokenizer of at most {vocab_size:,} entries, the model's, found "
+                f"{self.model_vocab_size:,} in {folder}; take tokenizer.json and weights of one "
+                "model"
+            )
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The ids of `text`; `add_special` lets the tokenizer put its own marks (BOS) around it.
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from minillm.engine.assemble import locate
-from minillm.files import home, temporary_folder
+from minillm.files import home, locate, temporary_folder
 from minillm.tools.make_checkpoint import make_checkpoint
 
 K, V = TypeVar("K"), TypeVar("V")

@@ -24,7 +24,7 @@ from minillm.machine.host import n_cores
 from minillm.probe import dram_bandwidth
 from minillm.tools.bench import Progress, given_or_random, ratios, rounds, spread, table
 from minillm.tools.bench_decode_facts import facts
-from minillm.tools.bench_decode_ways import PROMPT, LlamaCpp, Ours, Run, Transformers
+from minillm.tools.bench_decode_ways import PROMPT, LlamaCpp, Ours, Transformers, Way, seconds
 
 OURS, TORCH, THEIRS, CPP = "minillm", "minillm, torch", "transformers", "llama.cpp"
 CEILING, DTYPES = "DRAM's ceiling", ("float32", "bfloat16")
@@ -46,7 +46,7 @@ def bench(
     with given_or_random(model, shape) as folder, ExitStack() as stack:
         runs, lacking = _ways(folder, stack, packages)
         nbytes = runs[OURS].weight_bytes
-        ways = {(way, t): partial(_rate, run, t) for way, run in runs.items() for t in TASKS}
+        ways = {(name, t): partial(_rate, way, t) for name, way in runs.items() for t in TASKS}
         ways[CEILING, "decode"] = lambda: dram_bandwidth(0.2).best / nbytes
         found = rounds(ways, number, progress)
         head = f"{folder.name}, tokens a second: {Machine.here().describe()}\n"
@@ -68,23 +68,23 @@ def show(found: Rates) -> str:
     return table(rows)
 
 
-def _rate(run: Run, task: str) -> float:
+def _rate(way: Way, task: str) -> float:
     torch.set_num_threads(n_cores())
     batch, prompt = TASKS[task]
     if prompt == PREFILL:
-        return prompt / run(1, prompt, 0)[0]
-    tokens = max(FEW, min(MANY, int(FEW / run(batch, prompt, FEW)[1])))
-    return batch * tokens / run(batch, prompt, tokens)[1]
+        return prompt / seconds(way, 1, prompt, 0)[0]
+    tokens = max(FEW, min(MANY, int(FEW / seconds(way, batch, prompt, FEW)[1])))
+    return batch * tokens / seconds(way, batch, prompt, tokens)[1]
 
 
-def _ways(folder: Path, stack: ExitStack, packages: str | None) -> tuple[dict[str, Run], list[str]]:
+def _ways(folder: Path, stack: ExitStack, packages: str | None) -> tuple[dict[str, Way], list[str]]:
     """The ways that are here, ours first; and a line for each that is not."""
-    makers: dict[str, Callable[[], Run]] = {
+    makers: dict[str, Callable[[], Way]] = {
         OURS: partial(Ours, folder, "auto", stack), TORCH: partial(Ours, folder, "torch", stack),
         **{f"{THEIRS} {d}": partial(Transformers, folder, d) for d in DTYPES},
         CPP: partial(LlamaCpp, folder, packages, stack),
     }  # fmt: skip
-    ways: dict[str, Run] = {}
+    ways: dict[str, Way] = {}
     lacking = []
     for name, make in makers.items():
         try:

@@ -19,7 +19,7 @@ from minillm.kv import PagedKV, Step
 from minillm.kv.plan import Plan
 from minillm.machine import Machine
 from minillm.tools.bench import ratios, rounds, spread
-from minillm.tools.bench_decode_ways import PROMPT, Ours
+from minillm.tools.bench_decode_ways import PROMPT, Ours, seconds
 
 LONG = 2048  # tokens that attention looks at
 
@@ -33,7 +33,7 @@ def facts(ours: Ours, number: int) -> list[str]:
 
 def _steps(ours: Ours, tokens: int) -> list[float]:
     """Seconds from one pass to the next, the text between them included."""
-    ours(1, PROMPT, tokens)
+    seconds(ours, 1, PROMPT, tokens)
     return [b.start - a.start for a, b in pairwise(ours.engine.trace.select(name="decode step"))]
 
 
@@ -42,9 +42,9 @@ def _python(ours: Ours) -> float:
     steps, trace, model = _steps(ours, 100), ours.engine.trace, ours.engine.model
     one = trace.select(name="decode step")[0].start
     halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
-    seconds = sum(e.seconds for e in halves if e.start >= one) / 100
+    kernels = sum(e.seconds for e in halves if e.start >= one) / 100
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
-    return median(steps) - seconds - _best(lambda: model.output(x), 20)
+    return median(steps) - kernels - _best(lambda: model.output(x), 20)
 
 
 def _rival(ours: Ours) -> str:
@@ -63,7 +63,7 @@ def _rival(ours: Ours) -> str:
 @torch.no_grad()
 def _attention(engine: Engine, batch: int, number: int) -> str:
     """What looking at LONG tokens costs over pages, against the faster contiguous way."""
-    c, run = engine.model_config, engine.model.run_layers
+    c, run, here = engine.model_config, engine.model.run_layers, Machine.here()
     if c.max_position_embeddings < LONG:
         return f"no attention over {LONG:,} tokens: the model's context is shorter"
     engine.model.prepare(LONG + 1)
@@ -81,12 +81,12 @@ def _attention(engine: Engine, batch: int, number: int) -> str:
         return _best(lambda: [plan(layer, q, k, k) for layer in range(c.num_hidden_layers)])
 
     with ExitStack() as stack:
-        stores = []
-        for P in (16, LONG + 16):
-            kv = PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1))
-            stores.append(stack.enter_context(closing(kv)))
-        ways = {"pages": partial(ours, stores[0]), "ours": partial(ours, stores[1]),
-                "torch": partial(library, stores[1])}  # fmt: skip
+        pages, whole = (
+            stack.enter_context(closing(PagedKV(c, here, engine.dtype, P, batch * (LONG // P + 1))))
+            for P in (16, LONG + 16)
+        )
+        ways = {"pages": partial(ours, pages), "ours": partial(ours, whole),
+                "torch": partial(library, whole)}  # fmt: skip
         found = rounds(ways, number, lambda done, total: None)
     paged, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
     return (

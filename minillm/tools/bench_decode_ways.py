@@ -1,11 +1,11 @@
-"""The ways that `bench decode` sets side by side: each a call that returns seconds."""
+"""The ways that `bench decode` sets side by side: each a generator that yields after each pass."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,8 +20,20 @@ from minillm.machine import Machine
 from minillm.machine.host import n_cores
 
 PROMPT, SEQUENCES = 16, 8  # tokens read before decoding; at most so many at once
-Run = Callable[[int, int, int], tuple[float, float]]
-"""(batch, tokens of each prompt, tokens of each answer after its first) -> seconds of both."""
+Way = Callable[[int, int, int], Iterator[None]]
+"""(batch, tokens of each prompt, tokens of each answer after its first) -> one pass after another,
+the first of them over the prompts."""
+
+
+def seconds(way: Way, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
+    """Of reading the prompts, and of writing the tokens after each one's first."""
+    passes = way(batch, prompt, tokens)
+    began = time.perf_counter()
+    next(passes)
+    read = time.perf_counter()
+    for _ in passes:
+        pass
+    return read - began, time.perf_counter() - read
 
 
 def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -40,19 +52,12 @@ class Ours:
         if not model.config.tie_word_embeddings:
             self.weight_bytes -= model.model.embed_tokens.weight.nbytes
 
-    def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
+    def __call__(self, batch: int, prompt: int, tokens: int) -> Iterator[None]:
         params = SamplingParams(tokens + 1, temperature=0.0, ignore_eos=True)
         ids = prompts(batch, prompt, self.engine.model_config.vocab_size)
-        streams = [self.engine.stream(row, params) for row in ids]
         self.engine.trace.clear()
-        began = time.perf_counter()
-        for stream in streams:
-            next(stream)
-        read = time.perf_counter()
-        for _ in range(tokens):
-            for stream in streams:
-                next(stream)
-        return read - began, time.perf_counter() - read
+        for _ in zip(*(self.engine.stream(row, params) for row in ids), strict=True):
+            yield
 
 
 class Transformers:
@@ -63,14 +68,12 @@ class Transformers:
         self.model = auto.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
-    def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
-        newest = torch.tensor(prompts(batch, prompt, self.model.config.vocab_size))
-        past, times = None, [time.perf_counter()]
+    def __call__(self, batch: int, prompt: int, tokens: int) -> Iterator[None]:
+        newest, past = torch.tensor(prompts(batch, prompt, self.model.config.vocab_size)), None
         for _ in range(tokens + 1):
             out = self.model(newest, past_key_values=past, use_cache=True, logits_to_keep=1)
             newest, past = out.logits[:, -1:].argmax(-1), out.past_key_values
-            times.append(time.perf_counter())
-        return times[1] - times[0], times[-1] - times[1]
+            yield
 
 
 class LlamaCpp:
@@ -97,17 +100,14 @@ class LlamaCpp:
         self._context = lc.llama_init_from_model(model, p)
         self._batch = lc.llama_batch_init(512, 0, SEQUENCES)
 
-    def __call__(self, batch: int, prompt: int, tokens: int) -> tuple[float, float]:
-        rows = prompts(batch, prompt, self._vocabulary)
+    def __call__(self, batch: int, prompt: int, tokens: int) -> Iterator[None]:
         self._lc.llama_memory_clear(self._lc.llama_get_memory(self._context), True)
-        began = time.perf_counter()
-        newest = self._run(rows, 0)
-        read = time.perf_counter()
-        for n in range(tokens):
-            newest = self._run([[token] for token in newest], prompt + n)
-        return read - began, time.perf_counter() - read
+        rows = prompts(batch, prompt, self._vocabulary)
+        for start in (0, *range(prompt, prompt + tokens)):
+            rows = self._run(rows, start)
+            yield
 
-    def _run(self, rows: list[list[int]], start: int) -> list[int]:
+    def _run(self, rows: list[list[int]], start: int) -> list[list[int]]:
         """A pass over new tokens of each sequence; the likeliest next of each."""
         b, last = self._batch, []
         b.n_tokens = 0
@@ -120,7 +120,7 @@ class LlamaCpp:
             last.append(b.n_tokens - 1)
         assert self._lc.llama_decode(self._context, b) == 0
         logits = (self._lc.llama_get_logits_ith(self._context, i) for i in last)
-        return [int(np.ctypeslib.as_array(r, (self._vocabulary,)).argmax()) for r in logits]
+        return [[int(np.ctypeslib.as_array(r, (self._vocabulary,)).argmax())] for r in logits]
 
 
 def write_gguf(folder: Path, path: Path) -> None:

@@ -14,9 +14,9 @@ from os import PathLike
 from typing import NamedTuple
 
 from minillm.config import SamplingParams
-from minillm.engine.assemble import locate
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
+from minillm.files import locate
 from minillm.kv.pages import Forget
 from minillm.tools.bench import Progress, table
 

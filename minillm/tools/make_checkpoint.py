@@ -19,35 +19,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minillm.config import ModelConfig
+from minillm.config.shapes import SHAPES
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.files import temporary_folder
+from minillm.load.safetensors import header
 from minillm.machine.disk import drop_cache
 from minillm.model.llama import Llama
 
-_LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-          "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False,
-          "rms_norm_eps": 1e-5}  # fmt: skip
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-          "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
-          "rope_theta", "tie_word_embeddings")  # fmt: skip
-
-
-def _llama(*sizes: float, stretch: float | None = None) -> dict[str, Any]:
-    """The config.json of a Llama in bfloat16; `stretch` is the factor of Llama 3's RoPE."""
-    scaling = {"rope_type": "llama3", "factor": stretch, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
-    more = {"rope_scaling": scaling} if stretch else {}
-    return _LLAMA | dict(zip(_SIZES, sizes, strict=True)) | more
-
-
-SHAPES = {
-    "135m": _llama(49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, True),  # SmolLM2-135M
-    "360m": _llama(49152, 960, 2560, 32, 15, 5, 64, 8192, 1e5, True),  # SmolLM2-360M
-    # Llama-3.2-1B and Llama-3.1-8B
-    "1b": _llama(128256, 2048, 8192, 16, 32, 8, 64, 131072, 5e5, True, stretch=32.0),
-    "8b": _llama(128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, False, stretch=8.0),
-}
-"""Name to config.json."""
 SHARD = 5 * 10**9  # bytes of one file, about as on the hub
 _BLOCK = 32 * 2**20  # bytes drawn at random
 _WRITE = 8 * 2**20  # bytes of one write
@@ -127,7 +105,7 @@ def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> Non
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(names, file)
         with open(folder / file, "xb") as stream:
-            stream.write(_header({name: tensors[name] for name in names}))
+            stream.write(header("BF16", {name: tensors[name] for name in names}))
             for name in names:
                 source = ones if name.endswith("norm.weight") else noise
                 while done < ends[name]:
@@ -145,18 +123,6 @@ def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> Non
 
 def _nbytes(shape: torch.Size) -> int:
     return 2 * shape.numel()
-
-
-def _header(tensors: Shapes) -> bytes:
-    """The first two parts of a file; spaces bring the tensors to a multiple of 64."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in tensors.items():
-        begin, at = at, at + _nbytes(shape)
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, at]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _byte_tokenizer() -> Tokenizer:

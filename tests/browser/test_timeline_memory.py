@@ -319,8 +319,7 @@ def test_the_work_of_a_redraw_follows_the_pixels_not_the_events(shown) -> None:
         n += 1; return fill.apply(this, box); };
       const copies = [], body = run.events.filter((e) => e.request === 0);
       for (let k = 1; copies.length < 40000; k++) for (const e of body) {
-        copies.push(M.FIELDS.map((f) => f === "start" ? e.start + 30 + k * 0.015
-          : f === "request" ? 1 + k : e[f])); }
+        copies.push({ ...e, start: e.start + 30 + k * 0.015, request: 1 + k }); }
       run.append(copies); draw(run.end); await still(); return n; }""")
     assert filled < 12_000
 
@@ -332,8 +331,8 @@ def test_all_of_a_run_is_seen_and_live_there_is_room_for_more(shown) -> None:
     assert over == [1, 1.9, 2, 2.1]
     assert live == [1, 2, 2, 4]
     shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
-      run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,
-        1, "", 0, "", "measured", "measured", "", "compute", "decode step", "compute", "hbm", []]]);
+      const step = run.events.find((e) => e.name === "decode step");
+      run.append([{ ...step, start: run.end, seconds: 9, token: 4, request: 1 }]);
       draw(run.end); await still(); }""")
     shown.wait_for_function("() => views.every((one) => one.scale.to >= run.clock.length)")
     shown.evaluate("() => { view.live = false; draw(run.end); }")
@@ -344,8 +343,8 @@ def test_new_events_are_drawn_also_after_the_playhead_moved(shown) -> None:
     """Catches a redraw put off while live, and forgotten when the glass is redrawn before it."""
     shown.evaluate("""async () => { view.live = true; draw(run.end); await still();
       views.forEach((one) => { one.sheet.rested = performance.now() + 200; });
-      run.append([["span", "decode step", "model", "compute", run.end, 9.0, 0, "", "", "", null, 4,
-        1, "", 0, "", "measured", "measured", "", "compute", "decode step", "compute", "hbm", []]]);
+      const step = run.events.find((e) => e.name === "decode step");
+      run.append([{ ...step, start: run.end, seconds: 9, token: 4, request: 1 }]);
       draw(run.end); await still(); }""")
     shown.wait_for_function("() => views.every((one) => one.scale.to >= run.clock.length)")
 
