@@ -7,10 +7,12 @@
 # A text grows, and its KV cache with it, until HBM has no room. We may forget a part, or move it:
 # to DRAM, to the SSD. What does that cost, and when is it cheaper to compute it again? *Fifty
 # minutes; the code behind it: [`kv/offload.py`](../minillm/kv/offload.py),
-# [`kv/tiered.py`](../minillm/kv/tiered.py), [`kv/lower.py`](../minillm/kv/lower.py).*
+# [`kv/tiered.py`](../minillm/kv/tiered.py), [`kv/frames.py`](../minillm/kv/frames.py),
+# [`kv/below.py`](../minillm/kv/below.py).*
 
 # %% tags=["nbval-ignore-output"]
 import inspect
+import itertools
 import json
 from pathlib import Path
 from statistics import median
@@ -156,12 +158,13 @@ print(inspect.getsource(Window.enter))
 # flows. Then drag it yourself, or press play.
 
 # %% tags=["nbval-ignore-output"]
-here, wide, up = Machine.here(hbm="64 MiB"), 2 * page, {}  # wide: bytes of a page in float32
+here, wide = Machine.here(hbm="64 MiB"), 2 * page  # bytes of a page in float32
+up, numbers = {}, itertools.count()
 
 
-def answer(forget=None, **rooms) -> tuple[int, ...]:
+def answer(forget=None, number=0, **rooms) -> tuple[int, ...]:
     engine = Engine.load(town, here, EngineConfig(dtype="float32", **rooms))
-    engine.kv.forget = forget
+    engine.kv.forget, engine._numbers = forget, number  # which the trace knows the request by
     found = engine.generate(prompt, greedy)[0]
     engine.close()
     return found.token_ids
@@ -169,17 +172,16 @@ def answer(forget=None, **rooms) -> tuple[int, ...]:
 
 def squeeze(frames: int) -> None:
     """The same answer, or an error; keeps the bytes that came up for a token."""
-    began, rooms = here.trace.now(), {"kv_dram": 21 * wide, "kv_ssd": 80 * wide}
-    assert answer(kv_hbm=frames * wide, **rooms) == expected
-    events = [e for e in here.trace.events if e.start >= began]
-    steps = [e.step for e in events if e.name == "decode step"]
-    moves = [e for e in events if (e.kind, e.label, e.target) == ("transfer", "kv", "hbm")]
+    rooms = {"kv_hbm": frames * wide, "kv_dram": 21 * wide, "kv_ssd": 80 * wide}
+    assert answer(number=(mine := next(numbers)), **rooms) == expected
+    steps = [step.step for step in here.trace.select(name="decode step", request=mine)]
+    moves = here.trace.select(kind="transfer", label="kv", target="hbm", request=mine)
     found = [sum(e.nbytes for e in moves if e.step == step) for step in steps]
     assert found == [streamed(frames) * wide] * len(steps)  # moved = predicted, to the byte
     up[frames] = found[0]
 
 
-expected = answer()
+expected = answer(number=next(numbers))
 
 # %% tags=["nbval-ignore-output"]
 def draw(frames=64):
@@ -280,24 +282,23 @@ moved = check("33.1", moved)
 # hint("33.1")
 
 # %%
-from minillm.kv.lower import DramPages
-from minillm.kv.tiered import LRU, TieredPool
+from minillm.kv.tiered import TieredPool
 
 
 def by_the_pool(asked: list, frames: int, choose=None) -> tuple[int, int]:
     """The same by the package's pool: pages that its trace saw move, down and up."""
-    below, seen = DramPages(here, 16, layers, page // layers // 8), []
-    pool, began = TieredPool(config, here, torch.bfloat16, 16, frames, [below]), here.trace.now()
+    pool, seen = TieredPool(config, here, torch.bfloat16, 16, frames, dram=16, ssd=0), []
+    here.trace.clear()
     if choose:  # a policy is any object with these two
         pool.policy = SimpleNamespace(used=seen.extend, victim=lambda held: choose(held, seen))
     known = {name: pool.take() for name in sorted(set(asked))}
     for name in asked:
         pool.policy.used([known[name]])
-        pool.bring([known[name]], keep={known[name]})
+        pool.hbm.bring([known[name]], keep=[known[name]])
     for held in known.values():
         pool.drop(held)
     pool.close()
-    moves = [e for e in here.trace.select(kind="transfer", label="kv") if e.start >= began]
+    moves = here.trace.select(kind="transfer", label="kv")
     down = sum(e.nbytes for e in moves if e.source == "hbm")
     return down // page, (sum(e.nbytes for e in moves) - down) // page
 
@@ -358,14 +359,15 @@ def first(name: str) -> tuple:
 paths = {"recompute": "A", "HBM": "AAA", "DRAM": "BA", "SSD": "CDBA"}
 with charts.watch(machine.trace, "machine"):
     ways = {path: [first(name) for name in names][-1] for path, names in paths.items()}
-wires, known, figures = {"pcie": pcie, "nvme": scale.wire("nvme")}, 31 * 16, engine.kv.hardware
-rounds, promised = 31 // 8, {"recompute": predict.prefill(config, figures, tokens=known).seconds}
+figures, known = engine.kv.restore.hardware, 31 * 16  # what the engine learned; tokens of A
+wires = {"pcie": pcie, "nvme": scale.wire("nvme")}
+promised = {"recompute": predict.prefill(config, figures, tokens=known).seconds}
 for path, (took, moves) in ways.items():
     down = [m for m in moves if m.target in ("ssd", *["dram"] * (m.source == "hbm"))]
     rest = ways["HBM"][0] + sum(wires[m.link].seconds(m.nbytes) for m in down)
     if path in ("DRAM", "SSD"):
         rest += predict.restore(config, figures, known, path.lower()).parts["swap"]
-        rest += rounds * wires["nvme"].latency * (path == "SSD")
+        rest += 31 // 8 * wires["nvme"].latency * (path == "SSD")  # more rounds of eight reads
     told = 1e3 * promised.get(path, rest)
     print(f"{path:9}: {told:5.1f} ms predicted, {1e3 * took:5.1f} emulated")
 engine.close()
@@ -396,8 +398,8 @@ way = check("33.3", way)
 def measured(tokens: int):
     """The same text read anew, and brought back from the SSD."""
     def swap() -> float:
-        kv.pool.widen(kv.pool.frames, set(), set())
-        kv.pool.widen(0, set(), set())
+        kv.pool.hbm.widen(kv.pool.hbm.frames, set(), set())
+        kv.pool.hbm.widen(0, set(), set())
         return float(engine.generate([text], one)[0].ttft)
 
     def recompute() -> float:
@@ -409,7 +411,7 @@ def measured(tokens: int):
 
 
 engine = Engine.load(town, machine, EngineConfig(kv_hbm=64 * page, kv_ssd=64 * page))
-kv, engine.kv.hardware = engine.kv, None  # None: always swap
+kv, engine.kv.restore.hardware = engine.kv, None  # None: always swap
 for tokens in (16, 64, 192, 448):
     better = predict.restore(config, figures, tokens, "ssd").bound_by
     print(f"{tokens:3} tokens: {better} predicted; {measured(tokens).sentence} (emulated)")
