@@ -371,6 +371,16 @@ def test_a_file_that_does_not_fit_is_told_at_once(tiny, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_other_than_the_one_we_stand_on_has_room_of_its_own(tiny, tmp_path):
+    """Catches a file that is refused since the working directory's disk is full, or is none."""
+    machine = Machine.here("16 MiB", "cpu")
+    machine.ssd.capacity = 0
+    rooms = EngineConfig(kv_hbm="1 MiB", kv_ssd="1 MiB", ssd_dir=str(tmp_path))
+    engine = Engine.load(tiny("llama"), machine, rooms)
+    assert machine.ssd.by_label["kv reserved"] == machine.ssd.capacity > 0
+    engine.close()
+
+
 def test_what_a_killed_engine_left_is_swept(tiny, tmp_path):
     """Catches gigabytes on a learner's disk after a kernel that was killed."""
     program = (
@@ -419,4 +429,18 @@ def test_what_lies_below_is_found_if_it_comes_sooner(tiny):
         before = engine.kv.hits
         say(engine, ONE)
         assert engine.kv.hits - before == found
+        engine.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_on_a_card_the_ids_are_the_same_wherever_pages_lie(tiny):
+    """Catches a window that is computed with before it is there, and parts in the CPU's order."""
+    plain = Engine.load(tiny("llama"), Machine.here("16 MiB", "cuda"))
+    page = 4 * kv_bytes_per_token(ModelConfig.from_pretrained(tiny("llama")), "float32")
+    for below in ({"kv_dram": 60 * page}, {"kv_ssd": 60 * page}):
+        settings = EngineConfig(page_size=4, kv_hbm=14 * page, **below)
+        engine = Engine.load(tiny("llama"), Machine.here("16 MiB", "cuda"), settings)
+        for _ in range(2):
+            assert say(engine, ONE, LONG, TWO) == say(plain, ONE, LONG, TWO)
         engine.close()

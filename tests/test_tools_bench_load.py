@@ -1,4 +1,4 @@
-"""The benches of loading and streaming run, say what they measured, and leave nothing behind."""
+"""The benches of loading, streaming and offload say what they measured, and leave nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from minillm.load import Checkpoint
 from minillm.machine import Machine
 from minillm.machine.arena import Arena
 from minillm.tools import bench_load as load
+from minillm.tools import bench_offload as offload
 from minillm.tools import bench_stream as stream
 from minillm.tools import make_checkpoint as make
 from minillm.tools.bench_load import OURS, RAW, STOCK
@@ -65,6 +66,21 @@ def test_streaming_is_measured_beside_the_same_in_hbm(small, monkeypatch):
     rows = stream.bench(small, 1, lambda *step: None).splitlines()
     assert rows[0] == small.name and len(rows) == 2 + 2 * len(stream.WAYS)
     assert rows[3].startswith("prefill from DRAM")
+
+
+def test_a_context_larger_than_hbm_is_measured_beside_the_same_in_hbm(small, monkeypatch):
+    """Would catch pages that are counted as streamed where all have frames, or none where not."""
+    monkeypatch.setattr(offload, "CONTEXT", 7 * 16)
+    ways = dict(zip(offload.WAYS, ((20, 1, 0), (7, 20, 0), (7, 9, 0), (7, 0, 20)), strict=True))
+    monkeypatch.setattr(offload, "WAYS", ways)
+    for way, (frames, *_) in ways.items():
+        engine = offload.load(small, way)
+        seconds, streamed, link, compute, share = offload.measure(engine)
+        engine.close()
+        assert seconds > 0 and compute > 0 and 0 <= share <= 1
+        assert (streamed > 0) == (link > 0) == (frames < 8), way
+    rows = offload.bench(small, 1, lambda *step: None).splitlines()
+    assert rows[0] == f"{small.name}, scale model of H100 (emulated)" and len(rows) == 2 + len(ways)
 
 
 def test_the_commands_are_there(small, tmp_path, capsys, monkeypatch):

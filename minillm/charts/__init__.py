@@ -13,6 +13,8 @@ Still, with a finding in a sentence:
     stages(trace)          the table stage · bytes · time · share
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
     curve                  predictions as lines, with the reader's point on each: for a knob
+    blocks                 pages of a KV cache: the pool, and whose block table names which
+    heatmap                shares as shades, a row each: where a token looks
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
+    from minillm.charts.heat import heatmap
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
     from minillm.charts.machine_view import machine
@@ -36,14 +40,14 @@ if TYPE_CHECKING:
 # Each public name and the module it comes from, imported when the name is first used: a live view
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
-    "Chart": "style", "RunView": "live", "Table": "show", "curve": "curves", "ladder": "links",
-    "machine": "machine_view", "memory": "plots", "predicted_measured": "compare",
-    "replay": "page", "roofline": "roofs", "stages": "plots", "timeline": "timeline_still",
-    "watch": "live",
+    "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
+    "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
+    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
+    "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "curve", "ladder", "machine", "memory", "predicted_measured",
-    "replay", "roofline", "stages", "timeline", "watch",
+    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
+    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 

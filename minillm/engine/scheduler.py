@@ -61,8 +61,7 @@ class Scheduler:
         The youngest may be this one itself: then none.
         """
         P, start = self.kv.page_size, request.cached
-        room = self._pages * P - start % P
-        count = max(0, min(len(request.ids) - start, self._tokens, room))
+        count = min(len(request.ids) - start, self._tokens, max(0, self._pages * P - start % P))
         while count and not self.kv.reserve(request.number, start + count):
             self._preempt(self.running[-1])
             if request not in self.running:
@@ -80,8 +79,7 @@ class Scheduler:
 
     def _admit(self, chosen: list[tuple[Request, int]]) -> None:
         """Requests that wait join, while there are tokens, places and pages for them."""
-        coming = [*self.running, *self.waiting][: self.max_running]
-        self.kv.make_room(request.slots for request in coming)
+        self.kv.make_room(r.slots for r in [*self.running, *self.waiting][: self.max_running])
         while self.waiting and min(self._tokens, self._pages, self.max_running - len(self.running)):
             request = self.waiting[0]
             if self._take_in(request):

@@ -109,6 +109,8 @@ class SsdPages(Lower):
         except OSError as error:
             self._give_back()
             raise OutOfMemory("ssd", self._bytes, free_disk(folder), {}) from error
+        # The file is there, perhaps on another disk than the one that the tier was measured on.
+        machine.ssd.capacity = max(machine.ssd.capacity, machine.ssd.used + self._bytes)
         machine.ssd.reserve(self._bytes, EMPTY)
 
     def write(self, slot: int, page: Tensor) -> None:

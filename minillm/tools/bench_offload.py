@@ -33,7 +33,7 @@ WAYS = {
 def bench(model: str | Path | None, number: int, progress: Progress) -> str:
     """Measure with the model given, or a random one of 270 MB that is then deleted."""
     with given_or_random(model, "135m") as folder, ExitStack() as stack:
-        engines = {way: stack.enter_context(closing(_load(folder, way))) for way in WAYS}
+        engines = {way: stack.enter_context(closing(load(folder, way))) for way in WAYS}
         found = rounds({w: partial(measure, e) for w, e in engines.items()}, number, progress)
         machine = engines["all in HBM"].machine.scale
     rows = [["decode", "streamed", "ms a pass", "× all in HBM", "layer: link, compute", "hidden"]]
@@ -49,7 +49,7 @@ def bench(model: str | Path | None, number: int, progress: Progress) -> str:
     return f"{folder.name}, scale model of {machine.of} (emulated)\n{table(rows)}"
 
 
-def _load(folder: Path, way: str) -> Engine:
+def load(folder: Path, way: str) -> Engine:
     """An engine whose HBM, DRAM and SSD have room for so many pages."""
     page = 16 * kv_bytes_per_token(ModelConfig.from_pretrained(folder))
     hbm, dram, ssd = (n * page or None for n in WAYS[way])

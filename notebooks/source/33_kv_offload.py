@@ -370,7 +370,6 @@ for path, (took, moves) in ways.items():
         rest += 31 // 8 * wires["nvme"].latency * (path == "SSD")  # more rounds of eight reads
     told = 1e3 * promised.get(path, rest)
     print(f"{path:9}: {told:5.1f} ms predicted, {1e3 * took:5.1f} emulated")
-engine.close()
 
 # %% [markdown]
 # Predicted: a hit in HBM; A's pages over the links, eight reads of the SSD sharing a latency; a
@@ -410,6 +409,7 @@ def measured(tokens: int):
     return compare({"recompute": recompute, "swap": swap}, rounds=3, unit="ms")
 
 
+engine.close()
 engine = Engine.load(town, machine, EngineConfig(kv_hbm=64 * page, kv_ssd=64 * page))
 kv, engine.kv.restore.hardware = engine.kv, None  # None: always swap
 for tokens in (16, 64, 192, 448):
