@@ -54,8 +54,8 @@ def reading(away: int, chapters: int, walk: float, copy: float, read: float) -> 
 print({read: reading(6, 4, walk=2, copy=1, read=read) for read in (10, 8, 4, 1)})
 
 # %% [markdown]
-# He needs 2 + 6 · 1 = 8 minutes a chapter; with a walk for each book, 6 · (2 + 1) = 18. Reading for
-# 8 hides them, for 4 half of them.
+# The boy needs 2 + 6 · 1 = 8 minutes; with a walk for each book, 6 · (2 + 1) = 18. A chapter that
+# is read in 8 hides them, one that is read in 4 hides half.
 #
 # Books are pages, chapters layers, the walk a link's latency: a pass takes **layers · max(latency +
 # bytes ÷ link, compute)**.
@@ -73,7 +73,8 @@ few = guess("a token, 28 frames", unit="ms")
 # %% [markdown]
 # The desk must hold the copies, too: of s pages that stream this layer's s parts, and the next
 # layer's as they arrive. From layer to layer they slide on by a part, so the window for them takes
-# 2 · s + L − 1 parts, and a frame has L. From HBM it is a floor: the bytes that a token reads.
+# 2 · s + L − 1 parts, and a frame has L. With frames for all, a token takes at least the bytes that
+# it reads ÷ the bandwidth of HBM.
 
 # %% tags=["nbval-ignore-output"]
 from minillm.probe import Profile, probe
@@ -154,8 +155,8 @@ print(inspect.getsource(Window.enter))
 # ## Squeeze
 #
 # Now on this machine, without slowed links, in float32, where no rounding decides (lesson 31). DRAM
-# has room for 21 pages, the rest goes to a file on the SSD. Watch the slider go down, and what
-# flows. Then drag it yourself, or press play.
+# has room for 21 pages, the rest goes to a file on the SSD. Watch the slider below the picture go
+# down, and what flows. Then press play, or drag the slider: each notch is a run.
 
 # %% tags=["nbval-ignore-output"]
 here, wide = Machine.here(hbm="64 MiB"), 2 * page  # bytes of a page in float32
@@ -218,7 +219,8 @@ print(f"moved:   {tokenizer.decode(expected)}dropped: {tokenizer.decode(dropped)
 assert dropped != expected
 
 # %% [markdown]
-# The code was told in the half that went, and the model does not know that it forgot.
+# The code was told in the half that went, and the model does not know that it forgot. What moves
+# comes back; what is dropped is lost.
 #
 # ## First rung: one copy, or many
 #
