@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from minillm import (
     SamplingParams,
     Trace,
 )
-from minillm.kv import drop_oldest
+from minillm.kv import PagedKV, drop_oldest
 
 PROMPTS = [
     "Mia put the red key in the chest.",
@@ -621,3 +623,22 @@ def test_the_shipped_models_text_streams_as_it_generates(town):
     completion = town.generate("Mia put the red key", params)[0]
     assert "".join(p.text for p in town.stream("Mia put the red key", params)) == completion.text
     assert town.tokenizer.decode(completion.token_ids) == completion.text
+
+
+def test_an_interrupt_while_a_request_is_taken_in_leaves_nothing(tiny, monkeypatch):
+    """Catches tables without keys, and pages that nobody gives back, after a Ctrl-C."""
+    engine = Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu"), EngineConfig(page_size=4))
+    ids, params = [5, 6, 7] * 5, SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    said, find = engine.generate([ids], params)[0].token_ids, PagedKV.find
+
+    def pressed(kv: PagedKV, request: int, ids: list[int]) -> int:
+        found = find(kv, request, ids)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(PagedKV, "find", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([ids], params)
+    assert not engine.kv.tables and engine.kv.pool.idle
+    monkeypatch.setattr(PagedKV, "find", find)
+    assert engine.generate([ids], params)[0].token_ids == said

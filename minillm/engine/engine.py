@@ -49,9 +49,8 @@ class Engine:
         self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
         self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
-        self.steps = 0  # forward passes so far
+        self.steps = self._numbers = 0  # forward passes and requests so far
         self._chooser = Chooser(self.kv, self.trace)
-        self._numbers = 0  # requests so far
         self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
 
@@ -113,12 +112,12 @@ class Engine:
     def step(self) -> None:
         """One forward pass, and one more token for each request whose text was read to its end."""
         with self._lock, torch.no_grad():
-            step, requests = self.scheduler.schedule()
+            with held():  # an interrupt comes when no request is half taken in
+                step, requests = self.scheduler.schedule()
             if not requests:
                 return
             alone = requests[0].stamp if len(requests) == 1 else {}  # request and token
             at = self.trace.at(step=self.steps, model=self.name, **alone)
-            self.steps += 1
             with at, self._runner.threads(step):
                 plan = self.kv.plan(step)
                 ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
@@ -129,6 +128,7 @@ class Engine:
     def _hand_out(self, step: Step, requests: list[Request], logits: Tensor) -> None:
         """A token for each; who has ended leaves. An interrupt waits, for all or none count."""
         with held():
+            self.steps += 1
             self._chooser.choose(step, requests, logits, self._runner.tops)
             for request in requests:
                 if request.over:
@@ -164,7 +164,7 @@ class Engine:
                     self.scheduler.add(request)
             yield
         finally:
-            with self._lock:
+            with self._lock, held():
                 for request in requests:
                     self.scheduler.remove(request)
                     if not request.over:
