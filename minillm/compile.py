@@ -26,7 +26,9 @@ from minillm.files import home, save, temporary_folder
 # switch denormals off in the whole process.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-pthread", "-fPIC", "-shared")  # fmt: skip
-TUNED = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler takes
+# The first that the compiler takes. Tuned to the processor (Zen 3 and 4), gcc 12 reads from memory
+# again what it has in registers already, and a product takes 1.3 times as long.
+TUNED = ("-march=native", "-mtune=generic"), ("-mcpu=native",), ()
 SECONDS, KEPT = 60, 8  # for the compiler; libraries in the folder
 _here: dict[str, ctypes.CDLL | str] = {}  # by key: what this process has loaded, or why it has not
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from minillm.config import ModelConfig
 from minillm.tools import bench_decode as decode
+from minillm.tools import bench_decode_facts as facts
 from minillm.tools.bench_decode import CEILING, OURS, TASKS
 
 
@@ -43,3 +49,33 @@ def test_what_is_not_here_is_told_and_the_rest_goes_on(tiny, monkeypatch):
     assert list(ways) == [decode.OURS, decode.TORCH]
     assert [line.split(" is not here")[0] for line in lacking] == [
         "transformers float32", "transformers bfloat16", "llama.cpp"]  # fmt: skip
+
+
+NARROW = ModelConfig(
+    vocab_size=8, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+)  # fmt: skip
+
+
+def test_pages_are_timed_by_themselves_and_against_the_faster_way(monkeypatch):
+    """Catches a difference of two passes, which came out negative, and a rival that is slow."""
+    engine = SimpleNamespace(model_config=NARROW, dtype=torch.bfloat16)
+    monkeypatch.setattr(facts, "LONG", 64)
+    line = facts._attention(engine, 2, 3)
+    took, times = line.partition("over pages ")[2].split(" ms, ")
+    assert float(took) >= 0 and float(times.split()[0]) > 0 and "-" not in line, line
+    seconds = iter([9.0, 9.0, 9.0, 3.0, 2.0, 4.0])  # a round to warm up; over pages, ours, torch
+    monkeypatch.setattr(facts, "repeat", lambda run, **_: [next(seconds)])
+    line = facts._attention(engine, 2, 1)
+    assert "over pages 3000.00 ms, 1.50 (1.50 … 1.50) × contiguous (ours)" in line, line
+
+
+@pytest.mark.parametrize("page", [16, 80])
+def test_attention_is_timed_over_memory_that_is_there(page, monkeypatch):
+    """Catches pages never written, which Linux has read from one page of zeros in the cache."""
+    monkeypatch.setattr(facts, "LONG", 64)
+    kv = facts.PagedKV(NARROW, facts.Machine.here(), torch.float32, page, 2 * (64 // page + 1))
+    plan = facts._plan(kv, 2)
+    assert plan.stops == [64, 64] and all((pool == 1).all() for pool in kv.resident)
+    assert len({page for table in plan.tables for page in table}) == 2 * -(-64 // page)
+    kv.close()

@@ -13,7 +13,8 @@ Shapes: ΣT packed tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import Array, addressof, c_double, c_long
+from ctypes import Array, addressof, c_double, c_long, c_void_p
+from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -23,14 +24,14 @@ from torch import Tensor
 
 from minillm.compile import NoLibrary, library, processor
 from minillm.model.attention import Attend
-from minillm.model.layers import Linear, identity
+from minillm.model.layers import COLUMNS, ROWS, Linear, identity
 from minillm.model.llama import Block, Llama
 from minillm.model.products import choose
 from minillm.process import settle
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = {torch.bfloat16: (), torch.float32: ("-DF32",)}
-LAYER, PART = 42, 256  # of kernels.c: fields of a `Layer`, of 8 bytes each; tokens of a part
+LAYER, PART, UNIT = 49, 256, 4  # of kernels.c; a `Layer` is so many fields of 8 bytes
 TAKES = {"attention": 4, "ffn": 4, "layers": 6, "head": 8, "embed": 5}  # arguments, of 8 bytes each
 
 
@@ -65,7 +66,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
         except NoLibrary as error:
             told = f"torch, not C: {error}"
     where = f"{processor()} · {threads} threads"
-    products = choose(*weight.shape, weight.dtype, where, kernels and kernels.alone)
+    products = choose(*weight.shape, weight.dtype, where, kernels and kernels.multiply)
     for linear in model.modules():
         if isinstance(linear, Linear):
             linear.product = products
@@ -99,11 +100,15 @@ class Kernels:
         self.model, self.threads = model, threads
         self._lib = library(SOURCE, *FLAGS[dtype])
         for name, n in TAKES.items():  # without it ctypes loses half of each address
-            getattr(self._lib, name).argtypes = [c_long] * n
+            getattr(self._lib, name).argtypes = [c_void_p] * n
         self.stamps: list[float] | None = None
         self.tops: Tops | None = None
         self.eps, self._blocks = c_double(model.config.rms_norm_eps), model.blocks
-        self._layers = _Layers(self._blocks)
+        # The array of `Layer`; what holds a layer's weights, under "weight"; where those were.
+        self._array = (c_long * (LAYER * len(self._blocks)))()
+        modules = ([*block.modules()] for block in self._blocks)
+        self._holders = [[m._parameters for m in part if m._parameters] for part in modules]
+        self._lie: list[list[int]] = [[] for _ in self._blocks]
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._last: tuple[Attend | None, Pass | None] = (None, None)
 
@@ -125,13 +130,23 @@ class Kernels:
             if step is None:
                 return plain(x, positions, angles, attend)
             pages = attend.store.enter(block.layer, attend) if looks else None
-            run(self._layers.at(i, pages), step.at, x.data_ptr(), step.out.data_ptr())
+            run(self._layer(i, pages), step.at, x.data_ptr(), step.out.data_ptr())
             if looks:
                 attend.store.leave(block.layer, attend)
             return step.out
 
         setattr(block, place, half)
         return half
+
+    def _layer(self, i: int, pages: Tensor | None) -> int:
+        """The address of layer i, and of those after it; filled anew if a weight has moved."""
+        begin, lie = LAYER * i, [*map(Tensor.data_ptr, map(itemgetter("weight"), self._holders[i]))]
+        if lie != self._lie[i]:
+            self._array[begin : begin + LAYER - 1] = _fields(self._blocks[i])
+            self._lie[i] = lie
+        if pages is not None:
+            self._array[begin + LAYER - 1] = pages.data_ptr()
+        return addressof(self._array) + 8 * begin
 
     def _pass(self, attend: Attend) -> Pass | None:
         """The C side of a plan, made once a pass; None if torch is to do it."""
@@ -144,16 +159,16 @@ class Kernels:
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
         step, self.stamps = self._pass(attend), None
-        hooks = any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks)
         halves = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
         # More than a watch, which says what it `watches`, is for the plain way.
-        alone = [getattr(half, "watches", half) for half in halves] == self._halves and not hooks
-        alone = alone and self.model.reduce is identity
+        ours = [getattr(half, "watches", half) for half in halves] == self._halves
+        hooks = any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks)
+        alone = ours and not hooks and self.model.reduce is identity
         if step is None or attend.store.resident is None or not alone:
             return Llama.run_layers(self.model, x.contiguous(), positions, attend)
         x = x.clone(memory_format=torch.contiguous_format)  # it is added to in place
-        at = [self._layers.at(i, pages) for i, pages in enumerate(attend.store.resident)]
-        to, began = (x.data_ptr(), step.out.data_ptr(), addressof(self._stamps)), perf_counter()
+        at = [self._layer(i, pages) for i, pages in enumerate(attend.store.resident)]
+        to, began = (x.data_ptr(), step.out.data_ptr(), self._stamps), perf_counter()
         self._lib.layers(at[0], len(at), step.at, *to)
         self.stamps = [began + seconds for seconds in self._stamps]
         return x
@@ -161,11 +176,10 @@ class Kernels:
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: ids (ΣT,) -> x (ΣT, D) float32. IndexError for an id that is none."""
         table, ids = self.model.model.embed_tokens, ids.long().contiguous()
-        N, K = table.weight.shape
-        x, struct = torch.empty(len(ids), K), _struct(*_linear(table))
+        x = torch.empty(len(ids), self.model.config.hidden_size)
         to = ids.data_ptr(), len(ids), x.data_ptr(), self.threads
-        if not self._lib.embed(addressof(struct), *to):
-            raise IndexError(f"wanted ids below {N}, found {ids.min()} to {ids.max()}")
+        if not self._lib.embed(_struct(*_linear(table)), *to):
+            raise IndexError(f"wanted ids below {len(table.weight)}, found {ids.tolist()}")
         return x
 
     def output(self, x: Tensor) -> Tensor:
@@ -173,21 +187,17 @@ class Kernels:
         self.tops = None
         if not 0 < len(x) <= self.most or x.dtype != torch.float32:
             return Llama.output(self.model, x)
-        return self._head(x.contiguous(), self._out, self.model.model.norm.weight)
+        return self.multiply(x.contiguous(), self._out, self.model.model.norm.weight)
 
-    def _head(self, x: Tensor, head: Linear, norm: Tensor) -> Tensor:
-        N, scratch, logits = len(x), torch.empty_like(x), torch.empty(len(x), len(head.weight))
+    def multiply(self, x: Tensor, head: Linear, norm: Tensor) -> Tensor:
+        """Normed x (N, K) times a weight (V, K): (N, V); and their tops."""
+        N, V, scratch = len(x), len(head.weight), torch.empty_like(x)
+        logits = torch.empty(N, -(-V // UNIT) * UNIT)
         self.tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
-        struct = _struct(*_linear(head))
         step = _struct(scratch.data_ptr(), N, self.threads, addressof(self.eps))  # it needs no more
         to = (t.data_ptr() for t in (x, logits, *self.tops))
-        self._lib.head(addressof(struct), norm.data_ptr(), addressof(step), *to)
-        return logits
-
-    def alone(self, linear: Linear, tokens: int) -> Callable[[], object]:
-        """What multiplies tokens with a weight, to measure it: as if it were a vocabulary."""
-        x = torch.zeros(tokens, linear.weight.shape[1])
-        return lambda: self._head(x, linear, linear.weight[0])
+        self._lib.head(_struct(*_linear(head)), norm.data_ptr(), step, *to)
+        return logits[:, :V]
 
 
 class Pass:
@@ -200,31 +210,11 @@ class Pass:
         q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
         row = c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
         self.out, scratch = torch.empty(M, c.hidden_size), torch.empty(M * row)
-        step = _struct(
+        self.at = _struct(
             scratch.data_ptr(), M, kernels.threads, addressof(kernels.eps), tables.data_ptr(),
             plan.place.data_ptr(), angles.data_ptr(), width, plan.page_size, c.head_dim, parts,
         )  # fmt: skip
-        self.at, self._kept = addressof(step), (step, tables, plan.place, angles, scratch)
-
-
-class _Layers:
-    """The array of `Layer` of kernels.c: each is filled anew when one of its weights has moved."""
-
-    def __init__(self, blocks: list[Block]):
-        self._blocks, self._array = blocks, (c_long * (LAYER * len(blocks)))()
-        # What holds the weights, under "weight": whoever replaces one does it there.
-        self._holders = [[m._parameters for m in b.modules() if m._parameters] for b in blocks]
-        self._lie: list[list[int]] = [[] for _ in blocks]  # where weights were
-
-    def at(self, i: int, pages: Tensor | None = None) -> int:
-        """The address of layer i, and of those after it."""
-        begin, lie = LAYER * i, [held["weight"].data_ptr() for held in self._holders[i]]
-        if lie != self._lie[i]:
-            self._array[begin : begin + LAYER - 1] = _fields(self._blocks[i])
-            self._lie[i] = lie
-        if pages is not None:
-            self._array[begin + LAYER - 1] = pages.data_ptr()
-        return addressof(self._array) + 8 * begin
+        self._kept = tables, plan.place, angles, scratch
 
 
 def _struct(*fields: int) -> Array[c_long]:
@@ -244,7 +234,9 @@ def _fields(block: Block) -> list[int]:
 def _linear(linear: Linear) -> list[int]:
     """`Linear` of kernels.c. A deferred bias is not the product's business."""
     bias = None if linear.deferred else linear.bias
-    return [_at(linear.weight), _at(bias), *linear.weight.shape, linear.packed]
+    N, K = linear.weight.shape
+    lies = (COLUMNS, ROWS * COLUMNS) if linear.packed else (K, COLUMNS)
+    return [_at(linear.weight), _at(bias), N, K, *lies]
 
 
 def _at(tensor: Tensor | None) -> int:

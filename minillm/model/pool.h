@@ -6,7 +6,6 @@
 // thread that runs it, so a worker that comes late may take part in whatever is under way by then.
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <time.h>
@@ -19,7 +18,7 @@ static struct Pool {
   pthread_mutex_t busy; // held by the one caller whose job is under way: of any engine, from any thread
   pthread_mutex_t lock; // of those that sleep
   pthread_cond_t wake;
-  atomic_int threads, asleep[THREADS];
+  atomic_int threads, asleep;
   _Alignas(64) atomic_int round, done; // done: items of this round
   struct { _Alignas(64) _Atomic uint64_t v; } left[THREADS]; // of each thread's run of items: first << 32 | stop
   void (*run)(void *job, int item);
@@ -46,15 +45,16 @@ static void take(int t) {
   if (done) atomic_fetch_add(&pool.done, done);
 }
 
+static int idle(int t, int seen) { return atomic_load(&pool.round) == seen || t >= atomic_load(&pool.threads); }
 static void *worker(void *number) {
   int t = (int)(intptr_t)number;
   for (int seen = 0;;) {
-    for (double until = now() + SPIN; atomic_load(&pool.round) == seen && now() < until;) {}
-    if (atomic_load(&pool.round) == seen || t >= atomic_load(&pool.threads)) {
+    for (double until = now() + SPIN; idle(t, seen) && now() < until;) {}
+    if (idle(t, seen)) {
       pthread_mutex_lock(&pool.lock);
-      atomic_store(&pool.asleep[t], 1);
-      while (atomic_load(&pool.round) == seen || t >= atomic_load(&pool.threads)) pthread_cond_wait(&pool.wake, &pool.lock);
-      atomic_store(&pool.asleep[t], 0);
+      atomic_fetch_add(&pool.asleep, 1);
+      while (idle(t, seen)) pthread_cond_wait(&pool.wake, &pool.lock);
+      atomic_fetch_sub(&pool.asleep, 1);
       pthread_mutex_unlock(&pool.lock);
     }
     seen = atomic_load(&pool.round);
@@ -63,18 +63,15 @@ static void *worker(void *number) {
   return 0;
 }
 
-static void start_worker(int t) { // it leaves signals to Python's threads
-  sigset_t all, before; pthread_t id;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  if (!pthread_create(&id, 0, worker, (void *)(intptr_t)t)) pthread_detach(id), pool.workers = t;
-  pthread_sigmask(SIG_SETMASK, &before, 0);
+static int start_worker(int t) {
+  pthread_t id;
+  return !pthread_create(&id, 0, worker, (void *)(intptr_t)t) && !pthread_detach(id);
 }
 
 // Run items 0 … items - 1 of the job on at most `threads` threads; when it returns, all of them were run.
 static void parallel(void (*run)(void *job, int item), int items, void *job, int threads) {
   pthread_mutex_lock(&pool.busy);
-  for (int t = pool.workers + 1; t < threads && t < THREADS && t == pool.workers + 1; t++) start_worker(t);
+  while (pool.workers + 1 < threads && pool.workers + 1 < THREADS && start_worker(pool.workers + 1)) pool.workers++;
   if (threads > pool.workers + 1) threads = pool.workers + 1;
   pool.run = run, pool.job = job; // seen by whoever takes an item
   atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
@@ -82,19 +79,16 @@ static void parallel(void (*run)(void *job, int item), int items, void *job, int
   for (uint64_t t = 0, n = items; t < (uint64_t)threads; t++)
     atomic_store_explicit(&pool.left[t].v, n * t / threads << 32 | n * (t + 1) / threads, memory_order_release);
   atomic_fetch_add(&pool.round, 1);
-  for (int t = 1; t < threads; t++) if (atomic_load(&pool.asleep[t])) {
+  if (threads > 1 && atomic_load(&pool.asleep)) {
     pthread_mutex_lock(&pool.lock);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
-    break;
   }
   take(0);
   for (double until = now() + SPIN; atomic_load(&pool.done) < items;) if (now() > until) sched_yield();
   pthread_mutex_unlock(&pool.busy);
 }
 
-static void forked(void) { // in the child only the thread that forked lives on, and a lock may be held by another
-  struct Pool fresh = FRESH;
-  pool = fresh;
-}
+// In the child only the thread that forked lives on, and a lock may be held by another.
+static void forked(void) { pool = (struct Pool)FRESH; }
 __attribute__((constructor)) static void loaded(void) { pthread_atfork(0, 0, forked); }

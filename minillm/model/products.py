@@ -29,8 +29,8 @@ from minillm.probe.measure import rates
 FEW, MANY, ALL = 16, 128, 2**31  # tokens
 PIECE = 2**21  # numbers: 8 MiB of float32
 REST = 2.0  # a layer in torch ÷ its products: norms, turns, and each sequence looked up by itself
-Kernel = Callable[[Linear, int], Callable[[], object]]
-"""(linear, tokens): what multiplies so many tokens in C."""
+# (x (ΣT, K), linear, the weight (K,) of a norm): norms and multiplies in C.
+Kernel = Callable[[Tensor, Linear, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def _measure(N: int, K: int, dtype: torch.dtype, kernel: Kernel | None) -> tuple
 
     # For few, to convert the weight takes longer than the product.
     own = ALL if rate(ALL, MANY) >= rate(0, MANY) else FEW
-    most = FEW // 2 if kernel else 0
-    for tokens in (FEW, 2 * FEW) if kernel else ():
-        if REST * max(rates(kernel(linear, tokens), 1, 0.004)) >= rate(own, tokens):
-            most = tokens
+    most = 2 * FEW if kernel else 0
+    run = partial(kernel, torch.zeros(most, K), linear, linear.weight[0]) if kernel else None
+    if run and REST * max(rates(run, 1, 0.004)) < rate(own, most):
+        most = FEW // 2
     return own, most

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from statistics import mean, median
@@ -15,9 +15,10 @@ from timeit import repeat
 import torch
 
 from minillm.engine.engine import Engine
-from minillm.kv import PagedKV, Step
-from minillm.kv.plan import Plan
+from minillm.kv import PagedKV, Plan, Step
 from minillm.machine import Machine
+from minillm.model.kernels import install
+from minillm.model.llama import Llama
 from minillm.tools.bench import ratios, rounds, spread
 from minillm.tools.bench_decode_ways import PROMPT, Ours, seconds
 
@@ -44,7 +45,8 @@ def _python(ours: Ours) -> float:
     halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
     kernels = sum(e.seconds for e in halves if e.start >= one) / 100
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
-    return median(steps) - kernels - _best(lambda: model.output(x), 20)
+    head = min(repeat(lambda: model.output(x), number=1, repeat=20))
+    return median(steps) - kernels - head
 
 
 def _rival(ours: Ours) -> str:
@@ -63,30 +65,26 @@ def _rival(ours: Ours) -> str:
 @torch.no_grad()
 def _attention(engine: Engine, batch: int, number: int) -> str:
     """What looking at LONG tokens costs over pages, against the faster contiguous way."""
-    c, run, here = engine.model_config, engine.model.run_layers, Machine.here()
-    if c.max_position_embeddings < LONG:
-        return f"no attention over {LONG:,} tokens: the model's context is shorter"
-    engine.model.prepare(LONG + 1)
-    x = torch.zeros(batch, c.hidden_size)
-    q = torch.zeros(batch, c.num_attention_heads, c.head_dim)
-    k = torch.zeros(batch, c.num_key_value_heads, c.head_dim)
+    c = replace(engine.model_config, hidden_size=16, intermediate_size=16, vocab_size=16)
+    x, models = torch.zeros(batch, 16), {}
+    for in_c in (True, False):  # of zeros, and so narrow that they hardly do more than attention
+        model = models[in_c] = Llama(c).requires_grad_(False).to(engine.dtype)
+        for p in model.parameters():
+            p.zero_()
+        model.prepare(LONG + 1)
+        install(model, torch.get_num_threads(), in_c)
 
-    def ours(kv: PagedKV) -> float:
-        """Seconds of all layers over LONG tokens of each sequence, less those over one."""
-        long, short = (_plan(kv, batch, S) for S in (LONG - 1, 1))
-        return _best(lambda: run(x, long.place, long)) - _best(lambda: run(x, short.place, short))
-
-    def library(kv: PagedKV) -> float:
-        plan = _plan(kv, batch, LONG - 1)
-        return _best(lambda: [plan(layer, q, k, k) for layer in range(c.num_hidden_layers)])
+    def took(way: str) -> float:
+        plan, model = plans[way == "pages"], models[way != "torch"]
+        run = partial(model.run_layers, x, plan.place, plan)
+        return min(repeat(run, number=1, repeat=3))
 
     with ExitStack() as stack:
-        pages, whole = (
-            stack.enter_context(closing(PagedKV(c, here, engine.dtype, P, batch * (LONG // P + 1))))
-            for P in (16, LONG + 16)
-        )
-        ways = {"pages": partial(ours, pages), "ours": partial(ours, whole),
-                "torch": partial(library, whole)}  # fmt: skip
+        plans = []
+        for P in (LONG + 16, 16):
+            kv = PagedKV(c, Machine.here(), engine.dtype, P, batch * (LONG // P + 1))
+            plans.append(_plan(stack.enter_context(closing(kv)), batch))
+        ways = {way: partial(took, way) for way in ("pages", "ours", "torch")}
         found = rounds(ways, number, lambda done, total: None)
     paged, best = found.pop("pages"), min(found, key=lambda way: median(found[way]))
     return (
@@ -95,15 +93,12 @@ def _attention(engine: Engine, batch: int, number: int) -> str:
     )
 
 
-def _plan(kv: PagedKV, batch: int, S: int) -> Plan:
-    """A pass of one token each, for sequences of S tokens before it."""
+def _plan(kv: PagedKV, batch: int) -> Plan:
+    """A pass of one token each, which sees LONG tokens; all of them lie in memory."""
+    for pool in kv.resident:
+        pool.fill_(1)
     for request in range(batch):
-        if request not in kv.tables:
-            kv.find(request, [])
-            assert kv.reserve(request, LONG)
-    kv.length.update(dict.fromkeys(range(batch), S))
-    return kv.plan(Step(tuple(range(batch)), (S,) * batch, (1,) * batch, (1,) * batch))
-
-
-def _best(run: Callable[[], object], times: int = 3) -> float:
-    return min(repeat(run, number=1, repeat=times))
+        kv.find(request, [])
+        assert kv.reserve(request, LONG)
+        kv.length[request] = LONG - 1
+    return kv.plan(Step((*range(batch),), (LONG - 1,) * batch, (1,) * batch, (1,) * batch))
