@@ -155,10 +155,13 @@ def the_latest(held, asked):
     cases=[
         Case(1000, 100_000, 10e9, 0.0, 10**9, 100e12, 2e12, expect="swap",
              because="100 MB over the link take 10 ms; 2 · 10⁹ · 1,000 FLOP take 20 ms"),
-        Case(1000, 100_000, 4e9, 0.0, 10**9, 100e12, 2e12, expect="recompute",
-             because="over the slower link they take 25 ms; computing takes 20 ms"),
+        Case(1000, 100_000, 4.8e9, 0.0, 10**9, 100e12, 2e12, expect="recompute",
+             because="over the slower link they take 20.8 ms; computing takes 20 ms, and in 1 ms "
+             "of them the weights are read"),
         Case(10, 100_000, 4e9, 0.0, 10**9, 100e12, 2e12, expect="swap",
-             because="1 MB takes 0.25 ms; ten tokens take 0.2 ms of arithmetic, but the weights, "
+             because="1 MB takes 0.25 ms, less than it takes to read the weights"),
+        Case(10, 100_000, 1.25e9, 0.0, 10**9, 100e12, 2e12, expect="swap",
+             because="1 MB takes 0.8 ms; ten tokens take 0.2 ms of arithmetic, but the weights, "
              "2 GB, are read in 1 ms"),
         Case(1000, 100_000, 10e9, 0.015, 10**9, 100e12, 2e12, expect="recompute",
              because="15 ms of latency and 10 ms of bytes are more than 20 ms"),
@@ -202,13 +205,27 @@ def reads_the_weights_each_time(tokens, kv, link, latency, weights, flops, hbm):
     return "swap" if latency + tokens * kv / link <= recompute else "recompute"
 
 
+@wrong("33.3", says="The weights are read while arithmetic goes on: a pass takes the longer of the "
+       "two, not their sum.")  # fmt: skip
+def adds_up(tokens, kv, link, latency, weights, flops, hbm):
+    recompute = 2 * weights * tokens / flops + 2 * weights / hbm
+    return "swap" if latency + tokens * kv / link <= recompute else "recompute"
+
+
+@wrong("33.3", says="A weight is 2 bytes here: 2 · weights ÷ hbm.")
+def a_byte_a_weight(tokens, kv, link, latency, weights, flops, hbm):
+    recompute = max(2 * weights * tokens / flops, weights / hbm)
+    return "swap" if latency + tokens * kv / link <= recompute else "recompute"
+
+
 @exercise(
     "33.4",
     cases=[
         Case(10, 100, 0, 0, 10, 10, 60, expect=10,
              because="HBM has room for 10, and there is nothing below"),
-        Case(10, 100, 50, 0, 10, 10, 60, expect=15,
-             because="DRAM keeps 5 more; the link could bring 60 of them a minute"),
+        Case(10, 105, 58, 0, 10, 10, 60, expect=15,
+             because="HBM has room for 10 whole ones and DRAM for 5; the link could bring 60 a "
+             "minute"),
         Case(10, 100, 50, 0, 0.5, 10, 60, expect=13,
              because="half a byte a second brings 3 texts a minute: more must not lie below"),
         Case(10, 100, 50, 1000, 10, 1, 60, expect=21,
@@ -249,3 +266,9 @@ def links_by_themselves(text, hbm, dram, ssd, pcie, nvme, pause):
 def all_over_the_link(text, hbm, dram, ssd, pcie, nvme, pause):
     below = dram // text + min(ssd // text, nvme * pause // text)
     return int(min(hbm // text + below, pcie * pause // text))
+
+
+@wrong("33.4", says="What is left over in two places does not hold a text: round each place down.")
+def adds_up_what_is_left(text, hbm, dram, ssd, pcie, nvme, pause):
+    below = dram / text + min(ssd / text, nvme * pause / text)
+    return int(hbm / text + min(below, pcie * pause / text))
