@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm/process.py
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    _c = any(map(which, ("cc", "gcc", "clang")))  # then torch computes prompts only
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000" if _c else "7000")
 
 # The public names of each module. It is imported when a name of it is first used: `import minillm`
 # costs nothing, and `python -m minillm doctor` can run without torch.

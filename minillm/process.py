@@ -17,8 +17,7 @@ def settle() -> None:
     _keep_freed_memory()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         before, made = torch.get_num_threads(), threading.Event()
-        team = threading.Thread(None, _keep_a_team, "openmp-team", (made,), daemon=True)
-        team.start()
+        threading.Thread(None, _keep_a_team, "openmp-team", (made,), daemon=True).start()
         made.wait()
         torch.set_num_threads(before)
 
@@ -39,8 +38,10 @@ def _keep_a_team(made: threading.Event) -> None:
 
     GNU's OpenMP spins for milliseconds after each part of a product; beside one busy program that
     made a prompt of 140 tokens 60 times slower. Where torch came after us, `minillm/__init__.py`
-    has set a limit. Else this: with more OpenMP threads than cores it spins hardly at all, so one
-    thread of ours has such a team and never calls it again.
+    has set a limit: a higher one without a C compiler, for then torch decodes too, and would have
+    to wake its threads for each of a hundred small products. (Beside busy programs it costs half of
+    the speed.) Else this: with more OpenMP threads than cores it spins hardly at all, so one thread
+    of ours has such a team and never calls it again.
     Source: libgomp, config/linux/wait.h, gomp_throttled_spin_count_var.
     """
     torch.set_num_threads((os.cpu_count() or 1) + 1)

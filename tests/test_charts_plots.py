@@ -189,6 +189,21 @@ def test_memory_says_the_peak_and_the_labels_that_make_it() -> None:
     assert {"KV cache 3.0 MiB", "weights 15.0 MiB"} <= set(texts(chart))
 
 
+def test_memory_counts_the_requests_that_ran_meanwhile() -> None:
+    """Catches "one request" above the KV cache of several, and one that had ended among them."""
+    clock = Clock()
+    trace = Trace(clock=clock)
+    for number in (0, 1):
+        add_request(trace, clock, number)
+    assert "one request" in texts(charts.memory(trace))
+    with trace.at(request=2), trace.span("tokenize", stage="tokens", resource="cpu"):
+        clock.now += 300e-6
+    add_request(trace, clock, 3)
+    with trace.at(request=2, token=0), trace.span("sample", stage="decode", resource="cpu"):
+        clock.now += 90e-6
+    assert "2 requests" in texts(charts.memory(trace))
+
+
 def test_many_labels_are_shown_as_three_that_add_up() -> None:
     """Catches small labels that vanish from a stack or crowd its margin."""
     trace = make_run()

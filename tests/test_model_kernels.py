@@ -146,7 +146,7 @@ def test_each_half_equals_the_plain_one(family):
         assert kv.reserve(0, 23) and kv.reserve(1, 6)
         plan = kv.plan(Step((0, 1), (20, 5), (3, 1), (1, 1)))
         x = torch.randn(4, 64, generator=chance.manual_seed(5))
-        at = plan.place, model.angles, plan
+        at = model.angles[plan.place], plan
         block = model.blocks[1]
         seen[model] = block.attention_half(x, *at).clone(), block.ffn_half(x, *at).clone()
         seen[model] += tuple(kv.resident[1][kv.tables[0]].nan_to_num())
@@ -401,7 +401,9 @@ def test_torchs_product_is_the_same_by_parts(own, packed, dtype, monkeypatch):
         wanted = x @ linear.weight.float().T
         if packed:
             linear.pack()
-        close(product(x, linear), wanted, 1e-5 if not own or dtype == torch.float32 else 2e-2)
+        got, exact = product(x, linear.weight, linear.packed), not own or dtype == torch.float32
+        assert got.dtype == (dtype if own else torch.float32)
+        close(got.float(), wanted, 1e-5 if exact else 2e-2)
 
 
 def test_the_measured_choice_is_kept(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from minillm.kv import PagedKV, Step
 from minillm.kv.plan import Hidden
 from minillm.model import Llama
 from minillm.model.attention import causal
-from minillm.model.layers import Linear
+from minillm.model.layers import Linear, product, together
 
 NAMES = sorted(TINY)
 
@@ -272,3 +272,32 @@ def test_a_packed_weight_is_the_same_matrix(dtype):
     assert torch.equal(linear.look_up(ids), before[ids])
     assert torch.equal(linear(x), wanted)
     assert not Linear(40, 20).packable and not Linear(48, 18).packable
+
+
+CASES = ["one block", "packed", "bias", "a gap", "two blocks", "gradients"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_that_lie_together_are_one_product(case):
+    """Catches a product past the end of its block, a bias skipped, a gradient that goes astray."""
+    calls, sizes, block = [], (12, 12, 24), torch.randn(52, 48)
+    places = list(block[: sum(sizes)].split(sizes))
+    if case == "a gap":
+        places[2] = block[28:]
+    if case == "two blocks":
+        places[1] = places[1].clone()
+    linears = [Linear(48, n, case == "bias" and n == 24).requires_grad_(False) for n in sizes]
+    for linear, place in zip(linears, places, strict=True):
+        linear.weight.data = place
+        linear.product = lambda *given: (calls.append(1), product(*given))[1]
+        if linear.bias is not None:
+            linear.bias.fill_(3)
+    x = torch.randn(5, 48)
+    wanted = x @ torch.cat(places).T
+    wanted[:, 24:] += 3 * (case == "bias")
+    if case == "packed":
+        for linear in linears:
+            linear.pack()
+    with torch.set_grad_enabled(case == "gradients"):
+        assert_close(together(x, *linears), wanted, 1e-5)
+    assert len(calls) == (1 if case in ("one block", "packed") else 3)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -199,33 +200,42 @@ for source, raises in json.loads(sys.argv[1]):
 NO_FILES = Path("/proc") if sys.platform.startswith("linux") else ROOT / "notebooks"
 
 
+def run_twice(source: Path, env: dict[str, str]) -> tuple[int, str]:
+    """Exit code and errors of a process that runs each cell of a source twice."""
+    cells = code_cells(build.read_source(source))
+    told = json.dumps([(cell.source, "raises-exception" in tags(cell)) for cell in cells])
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, told], cwd=NO_FILES, env=env, text=True, timeout=900,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen]]:
-    """A process for each source, side by side: much of their time they wait for scaled links."""
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[tuple[int, str]]]]:
+    """A process for each source that is asked for, a few side by side: much of their time they
+    wait for scaled links."""
     home = str(tmp_path_factory.mktemp("home"))
     more = {"MINILLM_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    env = os.environ | more
-    started = {}
-    for source in SOURCES:
-        cells = code_cells(build.read_source(source))
-        told = json.dumps([(cell.source, "raises-exception" in tags(cell)) for cell in cells])
-        started[source.stem] = subprocess.Popen(
-            [sys.executable, "-c", TWICE, told], cwd=NO_FILES, env=env, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    yield started
-    for process in started.values():
-        process.kill()
-        process.wait()
+    asked = [i.callspec.params["name"] for i in request.session.items if "runs" in i.fixturenames]
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        started = {
+            source.stem: pool.submit(run_twice, source, os.environ | more)
+            for source in SOURCES if source.stem in asked
+        }  # fmt: skip
+        yield started
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("name", [source.stem for source in SOURCES])
-def test_every_cell_may_be_run_again(runs: dict[str, subprocess.Popen], name: str) -> None:
+def test_every_cell_may_be_run_again(runs: dict[str, Future], name: str) -> None:
     """Catches a cell that takes memory a second time, or frees what it has freed before: a learner
     who changes a number runs a cell twice. And one that wants to write beside the notebooks, which
     on a server may be a disk for reading only."""
-    errors = runs[name].communicate(timeout=300)[1]
-    assert runs[name].returncode == 0, errors
+    code, errors = runs[name].result()
+    assert code == 0, errors
 
 
 def test_pictures_show_without_a_kernel(notebook: NotebookNode) -> None:

@@ -42,10 +42,14 @@ def memory(trace: Trace) -> Chart:
 
 
 def _views(trace: Trace) -> list[tuple[str, Window]]:
-    """What is worth a panel: the load and the last request; without both, everything."""
+    """What is worth a panel: the load and the last request, with how many ran meanwhile; without
+    both, everything."""
     moved = any(e.kind == "transfer" for e in trace.events)
     views = [(loading.panel_title(trace), loading.load(trace))] if moved else []
-    views += [("one request", facts.request(trace))] if facts.asked(trace) else []
+    if facts.asked(trace):
+        one = facts.request(trace)
+        alive = {e.request for e in facts.work(trace) if one.start <= e.start <= one.stop} - {None}
+        views.append(("one request" if len(alive) < 2 else f"{len(alive)} requests", one))
     whole = Window(0.0, max(e.end for e in trace.events) or 1.0, trace.events)
     return [(title, window) for title, window in views if window] or [("the whole run", whole)]
 

@@ -90,7 +90,7 @@ class Runner:
         wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
         decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, step.counts, strict=True)]
         name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
-        with trace.span(
+        with torch.inference_mode(), trace.span(
             name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         ) as span:  # fmt: skip

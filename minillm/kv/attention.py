@@ -30,6 +30,8 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, plan: Plan) -
     pool[pages, :, :, slots] = torch.stack((k, v), 1).to(pool.dtype)  # (ΣT, 2, K, E)
     if q.is_cuda and _flash(pool, plan):
         return _varlen(q, pool, plan)
+    if len(plan.tables) == 1:
+        return _look(q, _past(pool, plan, 0).to(q.dtype), plan, 0)
     out, at = torch.empty_like(q), 0
     for number, count in enumerate(plan.step.counts):
         here = slice(at, at + count)
@@ -47,7 +49,7 @@ def _past(pool: Tensor, plan: Plan, number: int) -> Tensor:
     index = plan.cached.get(("pages", number))
     if index is None:
         index = plan.cached["pages", number] = plan.ints(table).long()
-    gathered = pool.index_select(0, index).permute(1, 2, 0, 3, 4)  # (2, K, pages, P, E)
+    gathered = pool.permute(1, 2, 0, 3, 4).index_select(2, index)  # (2, K, pages, P, E)
     return gathered.flatten(2, 3)[:, :, :S]
 
 
@@ -57,8 +59,8 @@ def _look(q: Tensor, past: Tensor, plan: Plan, number: int) -> Tensor:
     mask = _mask(plan, number)
     if T == 1:
         # The heads of a group ask as if they were tokens of one head: k and v are read once.
-        rows = q.view(1, past.shape[1], -1, E)
-        return F.scaled_dot_product_attention(rows, *past[:, None], mask).view(1, H, E)
+        rows, keys, values = q.view(1, past.shape[1], -1, E), past[:1], past[1:]
+        return F.scaled_dot_product_attention(rows, keys, values, mask).view(1, H, E)
     causal = plan.step.starts[number] == 0 and mask is None
     rows = q.transpose(0, 1)[None]  # (1, H, T, E)
     out = F.scaled_dot_product_attention(

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from minillm.config import ModelConfig
-from minillm.model.layers import Linear, RMSNorm, rotate
+from minillm.model.layers import Linear, RMSNorm, rotate, together
 
+# (layer, q (ΣT, H, E), k (ΣT, K, E), v (ΣT, K, E)) -> what each query sees, (ΣT, H, E).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q (ΣT, H, E), k (ΣT, K, E), v (ΣT, K, E)) -> what each query sees, (ΣT, H, E)."""
 
 
 class Attention(nn.Module):
@@ -41,18 +41,18 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
-        heads = (len(x), -1, self.head_dim)
-        q = self.q_proj(x).view(heads)  # (ΣT, H_r, E)
-        k = self.k_proj(x).view(heads)  # (ΣT, K_r, E)
-        v = self.v_proj(x).view(heads)
+        heads = together(x, self.q_proj, self.k_proj, self.v_proj).unflatten(1, (-1, self.head_dim))
+        K = self.k_proj.weight.shape[0] // self.head_dim  # K_r; before them are H_r of q
+        qk, v = heads[:, :-K], heads[:, -K:]
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        seen = attend(self.layer, rotate(q, turns), rotate(k, turns), v)  # (ΣT, H_r, E)
-        return self.o_proj(seen.reshape(len(x), -1))
+            qk = torch.cat((self.q_norm(qk[:, :-K]), self.k_norm(qk[:, -K:])), 1)
+        qk = rotate(qk, turns)
+        seen = attend(self.layer, qk[:, :-K], qk[:, -K:], v)  # (ΣT, H_r, E)
+        return self.o_proj(seen.flatten(1))
 
 
 def causal(layer: int, q: Tensor, k: Tensor, v: Tensor, rows: int = 1) -> Tensor:
     """The default `attend`: the ΣT tokens are `rows` whole texts of equal length, one by one."""
     q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return out.transpose(1, 2).flatten(0, 1)

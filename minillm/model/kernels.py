@@ -125,10 +125,10 @@ class Kernels:
         block, place, run = self._blocks[i], f"{name}_half", getattr(self._lib, name)
         plain, looks = getattr(block, place), name == "attention"
 
-        def half(x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
+        def half(x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
             step = self._pass(attend)
             if step is None:
-                return plain(x, positions, angles, attend)
+                return plain(x, turns, attend)
             pages = attend.store.enter(block.layer, attend) if looks else None
             run(self._layer(i, pages), step.at, x.data_ptr(), step.out.data_ptr())
             if looks:

@@ -5,7 +5,6 @@ Shapes: ΣT packed tokens of all sequences, D width, E head size, I width inside
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -39,7 +38,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
         self.packed, self.deferred = False, deferred
-        self.product: Callable[[Tensor, Linear], Tensor] = product
+        self.product: Callable[[Tensor, Tensor, bool], Tensor] = product
 
     @property
     def packable(self) -> bool:
@@ -54,43 +53,58 @@ class Linear(nn.Module):
             rows.copy_(pieces.transpose(1, 2).reshape(rows.shape))
         self.packed = True
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start … stop of the weight as plain ones, in its own dtype: a view, or a copy of
-        packed ones, of which start and stop are multiples of four."""
-        rows = self.weight[start:stop]
-        if not self.packed:
-            return rows
-        pieces = rows.view(-1, rows.shape[1] // COLUMNS, ROWS, COLUMNS)
-        return pieces.transpose(1, 2).reshape(rows.shape)
+    def rows(self) -> Tensor:
+        """The weight as plain rows, in its own dtype: itself, or a copy of a packed one."""
+        return rows_of(self.weight, self.packed)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K). Slow if packed."""
         return F.embedding(ids, self.rows())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (ΣT, K) -> (ΣT, N), in the dtype of x; without the bias if it is deferred."""
-        y = self.product(x, self)
+        """x (ΣT, K) -> (ΣT, N), in the dtype of the product; without the bias if it is deferred."""
+        y = self.product(x, self.weight, self.packed)
         return y if self.bias is None or self.deferred else y + self.bias.to(y.dtype)
 
 
-def product(x: Tensor, linear: Linear) -> Tensor:
+def rows_of(weight: Tensor, packed: bool) -> Tensor:
+    """A weight, or 4 n rows of a packed one, as plain rows: itself, or a copy."""
+    if packed:
+        pieces = weight.view(-1, weight.shape[1] // COLUMNS, ROWS, COLUMNS)
+        weight = pieces.transpose(1, 2).reshape(weight.shape)
+    return weight
+
+
+def product(x: Tensor, weight: Tensor, packed: bool) -> Tensor:
     """x Wᵀ in the dtype of x: exact, and slow where the weight must be converted each time."""
-    return F.linear(x, linear.rows().to(x.dtype))
+    return F.linear(x, rows_of(weight, packed).to(x.dtype))
 
 
-class RMSNorm(nn.Module):
+def together(x: Tensor, *linears: Linear) -> Tensor:
+    """Linears that take the same x (ΣT, K), their results side by side: (ΣT, ΣN).
+
+    One product, where their weights lie one after the other in one block, as loaders lay them out.
+    """
+    if not torch.is_grad_enabled():
+        first, packed, K = linears[0].weight, linears[0].packed, x.shape[1]
+        block, end, apart = first.untyped_storage(), first.data_ptr(), False
+        for linear in linears:
+            apart |= linear.bias is not None or linear.weight.data_ptr() != end
+            end += linear.weight.nbytes
+        if not apart and end <= block.data_ptr() + block.nbytes():
+            N = (end - first.data_ptr()) // (K * first.itemsize)
+            return linears[0].product(x, first.as_strided((N, K), (K, 1)), packed)
+    return torch.cat([linear(x) for linear in linears], 1)
+
+
+class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x²) + eps) · weight over the last axis; the mean is taken in float32.
 
     Takes and returns (..., size), in the dtype of x.  Zhang and Sennrich, 2019.
     """
 
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def rope_table(config: ModelConfig, length: int) -> Tensor:
@@ -111,7 +125,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     (a, b) -> (a·cos - b·sin, b·cos + a·sin): rolled by E/2, x is (b, a), and row 1 brings the
     minus sign along.  Returns the dtype of x.
     """
-    cos, sin = turns[:, :1], turns[:, 1:]  # each (ΣT, 1, E)
+    cos, sin = turns.split(1, 1)  # each (ΣT, 1, E)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
@@ -127,7 +141,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
-    waves = scaling.original_max_position_embeddings * frequency / (2 * math.pi)  # in the text
+    waves = scaling.original_max_position_embeddings * frequency / (2 * torch.pi)  # in the text
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = ((waves - low) / (high - low)).clamp(0, 1)  # 0: stretch, 1: keep
     return frequency * (keep + (1 - keep) / scaling.factor)
@@ -147,4 +161,5 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, D, bias, deferred=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = together(x, self.gate_proj, self.up_proj).chunk(2, 1)
+        return self.down_proj(F.silu(gate) * up)

@@ -18,8 +18,8 @@ from minillm.model.layers import MLP, Linear, Reduce, RMSNorm, identity, rope_ta
 class Block(nn.Module):
     """One layer: x + the sum of the attention halves, then x + the sum of the FFN halves.
 
-    A half is (x (ΣT, D), positions (ΣT,), angles, attend) -> this rank's part (ΣT, D), with the
-    norm before it, without sum, bias and residual. Halves are the seam of the model: a kernel
+    A half is (x (ΣT, D), turns (ΣT, 2, E), attend) -> this rank's part (ΣT, D), with the norm
+    before it, without sum, bias and residual. Halves are the seam of the model: a kernel
     takes the place of one, a span is put round one, ranks add their parts.
     """
 
@@ -30,19 +30,15 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def attention_half(
-        self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend
-    ) -> Tensor:
-        return self.self_attn(self.input_layernorm(x), angles[positions], attend)
+    def attention_half(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        return self.self_attn(self.input_layernorm(x), turns, attend)
 
-    def ffn_half(self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend) -> Tensor:
+    def ffn_half(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         return self.mlp(self.post_attention_layernorm(x))
 
-    def forward(
-        self, x: Tensor, positions: Tensor, angles: Tensor, attend: Attend, reduce: Reduce
-    ) -> Tensor:
-        x = add(x, reduce(self.attention_half(x, positions, angles, attend)), self.self_attn.o_proj)
-        return add(x, reduce(self.ffn_half(x, positions, angles, attend)), self.mlp.down_proj)
+    def forward(self, x: Tensor, turns: Tensor, attend: Attend, reduce: Reduce) -> Tensor:
+        x = add(x, reduce(self.attention_half(x, turns, attend)), self.self_attn.o_proj)
+        return add(x, reduce(self.ffn_half(x, turns, attend)), self.mlp.down_proj)
 
 
 def add(x: Tensor, whole: Tensor, last: Linear) -> Tensor:
@@ -112,8 +108,7 @@ class Llama(nn.Module):
         if positions is None:
             positions = torch.arange(len(ids), device=ids.device)
             self.prepare(len(ids), ids.device)
-        x = self.embed(ids) if self.first else ids  # (ΣT, D)
-        x = self.run_layers(x, positions, attend)
+        x = self.run_layers(self.embed(ids) if self.first else ids, positions, attend)  # (ΣT, D)
         if not self.last:
             return x
         return self.output(x if wanted is None else x[wanted])
@@ -125,8 +120,9 @@ class Llama(nn.Module):
 
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """x (ΣT, D) through all layers that are here."""
+        turns = self.angles.index_select(0, positions)
         for block in self.model.layers.values():
-            x = block(x, positions, self.angles, attend, self.reduce)
+            x = block(x, turns, attend, self.reduce)
         return x
 
     def output(self, x: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.files import kept
-from minillm.model import layers
-from minillm.model.layers import Linear
+from minillm.model.layers import Linear, rows_of
 from minillm.probe.measure import rates
 
 FEW, MANY, ALL = 16, 128, 2**31  # tokens
@@ -35,26 +34,24 @@ Kernel = Callable[[Tensor, Linear, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Products:
-    """What a `Linear` multiplies with. Takes x (ΣT, K) in float32; other types go the plain way.
+    """What a `Linear` multiplies with: x (ΣT, K) -> (ΣT, N), each in float32 or the weight's type.
 
-    own: for fewer tokens x is rounded to the weight's type. most: so many tokens or fewer are the C
+    own: for fewer tokens x is rounded to the weight's type, and the result is of it: between a norm
+    and the sum that follows nothing is converted again. most: so many tokens or fewer are the C
     kernels' work.
     """
 
     own: int
     most: int
 
-    def __call__(self, x: Tensor, linear: Linear) -> Tensor:
-        weight = linear.weight
-        if x.dtype != torch.float32 or weight.device.type != "cpu":
-            return layers.product(x, linear)
-        dtype, (N, K) = weight.dtype if len(x) < self.own else torch.float32, weight.shape
+    def __call__(self, x: Tensor, weight: Tensor, packed: bool) -> Tensor:
+        dtype = weight.dtype if x.shape[0] < self.own else torch.float32
         x = x.to(dtype)
-        if dtype == weight.dtype and not linear.packed:
-            return F.linear(x, weight).float()
-        step = max(PIECE * min(max(1, len(x) // 64), 8) // K // 32, 1) * 32
-        parts = [F.linear(x, linear.rows(a, a + step).to(dtype)) for a in range(0, N, step)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).float()
+        if dtype == weight.dtype and not packed:
+            return F.linear(x, weight)
+        step = max(PIECE * min(max(1, len(x) // 64), 8) // x.shape[1] // 32, 1) * 32
+        parts = [F.linear(x, rows_of(part, packed).to(dtype)) for part in weight.split(step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def choose(N: int, K: int, dtype: torch.dtype, where: str, kernel: Kernel | None) -> Products:
@@ -74,7 +71,8 @@ def _measure(N: int, K: int, dtype: torch.dtype, kernel: Kernel | None) -> tuple
     linear.packed = kernel is not None  # zeros are packed, too
 
     def rate(own: int, tokens: int) -> float:
-        return max(rates(partial(Products(own, 0), torch.zeros(tokens, K), linear), 1, 0.004))
+        given = torch.zeros(tokens, K), linear.weight, linear.packed
+        return max(rates(partial(Products(own, 0), *given), 1, 0.004))
 
     # For few, to convert the weight takes longer than the product.
     own = ALL if rate(ALL, MANY) >= rate(0, MANY) else FEW

@@ -65,6 +65,12 @@ def two_matrices(D, inner, H, K, E, seen):
     return weights - 2 * D * inner, cache
 
 
+@wrong("30.1", says="The two norms were left out: each has D weights.")
+def no_norms(D, inner, H, K, E, seen):
+    weights, cache = block_bytes(D, inner, H, K, E, seen)
+    return weights - 4 * D, cache
+
+
 @wrong("30.1", says="D ÷ H was taken for the head's size. E is a number of its own: heads together "
        "may be wider than the model.")  # fmt: skip
 def divides_the_width(D, inner, H, K, E, seen):
@@ -159,9 +165,9 @@ def not_itself(starts, counts):
         Case(100, 50, 8, 1000, 10, 1000, expect=5200.0,
              because="arithmetic holds the products, 200 s, and memory attention, 5,000 s; one "
              "does not hide behind the other"),
-        Case(100, 50, 200, 1, 10, 1000, expect=30.0,
-             because="200 FLOP for each byte are beyond the ridge, which is at 100: attention "
-             "takes 10,000 ÷ 1,000 s"),
+        Case(100, 50, 400, 2, 10, 1000, expect=60.0,
+             because="400 FLOP for each byte are beyond the ridge, which is at 100: attention "
+             "takes 2 · 20,000 ÷ 1,000 s, after the 20 s of the products"),
     ],
     hints=[
         "There are two operators, one after the other. Each takes the longer of its bytes ÷ "
@@ -194,6 +200,18 @@ def adds_up_first(weights, kv, group, batch, bandwidth, flops):
 def shares_the_cache(weights, kv, group, batch, bandwidth, flops):
     products = max(2 * weights / bandwidth, 2 * weights * batch / flops)
     return products + kv * max(1 / bandwidth, group / flops)
+
+
+@wrong("30.3", says="Attention's FLOP were counted for one text: each of the batch has its own.")
+def computes_for_one(weights, kv, group, batch, bandwidth, flops):
+    products = max(2 * weights / bandwidth, 2 * weights * batch / flops)
+    return products + kv * max(batch / bandwidth, group / flops)
+
+
+@wrong("30.3", says="Memory was taken to hold attention always. Beyond the ridge arithmetic does.")
+def attention_by_memory(weights, kv, group, batch, bandwidth, flops):
+    products = max(2 * weights / bandwidth, 2 * weights * batch / flops)
+    return products + batch * kv / bandwidth
 
 
 @wrong("30.3", says="The weights were read for each text: the batch shares one reading.")

@@ -21,6 +21,8 @@ ALONE, TWICE = {7: 1, 8: 1}, {7: 2, 8: 2}
              because="page 8 will be written and stands in another table too; page 7 is only read"),
         Case([7, 8], 6, 13, [9, 3, 5], TWICE, 4, expect=([7, 5, 3, 9], [(8, 5)]),
              because="one page is copied, and then two more are taken"),
+        Case([7, 8], 2, 8, [9, 3], TWICE, 4, expect=([3, 9], [(7, 3), (8, 9)]),
+             because="both pages will be written and stand in another table: each is copied"),
         Case([7, 8], 6, 13, [9, 3], TWICE, 4, expect=None,
              because="a copy and two new pages are three, and two are free"),
     ],
@@ -61,6 +63,12 @@ def copies_all_that_is_shared(table, length, stop, free, count, P):
     return grow(table, 0, stop, free, count, P)
 
 
+@wrong("32.1", says="Not one page but each that will be written may stand in another table.")
+def copies_one_at_most(table, length, stop, free, count, P):
+    at = length // P
+    return grow(table, length, stop, free, count | dict.fromkeys(table[at + 1 :], 1), P)
+
+
 @wrong("32.1", says="stop tokens take ⌈stop ÷ P⌉ pages; stop // P + 1 is one too many where a page "
        "is just full.")  # fmt: skip
 def takes_one_more(table, length, stop, free, count, P):
@@ -85,6 +93,8 @@ def forgets_the_copies_room(table, length, stop, free, count, P):
         Case([1, 2, 3, 4], {(1, 2), (1, 2, 3, 4)}, 2, expect=2,
              because="all of it is known, but the last token must be computed: its page is not "
              "taken"),
+        Case([1, 2, 3, 4, 5], {(1, 2, 3, 4)}, 2, expect=0,
+             because="the page of 1, 2 was given away, and without it 3, 4 is of no use"),
         Case([9, 2, 3, 4, 5], {(1, 2), (1, 2, 3, 4)}, 2, expect=0,
              because="3, 4 have looked at another first token: their keys and values differ"),
     ],
@@ -121,6 +131,11 @@ def finds_all(ids, known, P):
 def looks_at_each_page_alone(ids, known, P):
     own = {text[-P:] for text in known}
     return sum(P for n in range(0, len(ids) - P, P) if tuple(ids[n : n + P]) in own)
+
+
+@wrong("32.2", says="The first page that is missing ends the search: nothing behind a gap counts.")
+def jumps_over_a_gap(ids, known, P):
+    return max((n for n in range(0, len(ids), P) if tuple(ids[:n]) in known), default=0)
 
 
 @wrong("32.2", says="Only full pages are shared: a page half alike would be written by both.")

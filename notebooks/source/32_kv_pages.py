@@ -42,9 +42,9 @@ print(machine.describe())
 # but the widest hole has three.
 #
 # Now six boxes of 2, and books cut up: A, B, C take two boxes each. B goes; D takes its two,
-# wherever they stand, and a list says in which order. Half a box of A stays empty.
+# wherever they stand, and a list gives the order. Half a box of A stays empty.
 #
-# A text of n tokens takes **⌈n ÷ P⌉** pages, less the whole pages of a known prefix.
+# A text of n tokens takes **⌈n ÷ P⌉** pages, less the whole ones of a prefix already there.
 
 # %%
 def pages_of(tokens: int, P: int, prefix: int = 0) -> int:
@@ -76,7 +76,7 @@ print("boxes of 2:", [pages_of(n, P=2) for n in (3, 3, 4)], "of 6; B goes, D nee
 # A pool of 3 MiB, and forty texts that want to be answered at the same time. A token takes 3 KiB.
 # A text that is done has 75 tokens there, the first 56 of them the same for all: the rules of the
 # house. How many texts run at once: if each gets a block for the longest text allowed, 256 tokens;
-# with pages of 16; with pages, when somebody has read the rules before?
+# with pages of 16; with pages of 16, when the rules lie there already, once for all?
 
 # %%
 in_blocks = guess("texts at once, a block each", unit="texts")
@@ -86,9 +86,10 @@ sharing = guess("texts at once, the rules shared", unit="texts")
 # %% [markdown]
 # ## Run
 #
-# The same forty texts, three engines; somebody reads the rules first. Before each pass the engine
-# asks its cache for a plan: there we look on, and count the texts of the pass. The prediction is
-# the arithmetic of the boxes: whole pages of the rules are taken once, the rest by each text.
+# The same forty texts, three engines; a text that is the rules alone goes before them. Before each
+# pass the engine asks its cache for a plan: there we look on, and count the texts of the pass. The
+# prediction is the arithmetic of the boxes: whole pages of the rules are taken once, the rest by
+# each text.
 
 # %%
 config = Engine.load("data/town", machine).model_config
@@ -119,12 +120,10 @@ assert found == fit
 #
 # A block for the longest text is a waste. Suppose we knew each length beforehand, and put texts
 # side by side, as on the shelf. Four hundred come, between 16 and 256 tokens long, and each stays a
-# while. Who finds no room is turned away. Then the same four hundred, with the package's pages.
+# while. Who finds no room is turned away. Then the same four hundred, with the package's pages:
+# `find` takes a text in, and says how many of its tokens are known; here none, 0.
 
 # %%
-side, torn = ["."] * places, []
-
-
 def take(text: int, tokens: int) -> bool:
     """Side by side; what is refused although there is room enough is noted down."""
     holes = "".join(".#"[place != "."] for place in side).split("#")
@@ -146,8 +145,8 @@ def turned_away(take, leave) -> int:
     return refused
 
 # %%
-kv = PagedKV(config, machine, torch.bfloat16, page_size=16, pages=pool)
-by_pages = turned_away(lambda text, n: not kv.find(text, ()) and kv.reserve(text, n), kv.release)
+side, torn, cache = ["."] * places, [], PagedKV(config, machine, torch.bfloat16, 16, pool)
+by_pages = turned_away(lambda t, n: not cache.find(t, ()) and cache.reserve(t, n), cache.release)
 by_place = turned_away(take, lambda text: take_away(side, text))
 print(f"turned away: {by_place} of 400 side by side, {by_pages} with pages")
 print(f"{len(torn)} of the {by_place} though there was room enough, such as: {torn[0]}")
@@ -160,11 +159,11 @@ print(f"{len(torn)} of the {by_place} though there was room enough, such as: {to
 #
 # Position p of a text lies in page `table[p // P]`, at place `p % P` of it. That is all: to write
 # and to read, whoever computes goes through the table. A text in the pool of the four hundred, by
-# hand and by the package:
+# hand and by the package, whose `plan` says where a pass writes:
 
 # %%
-kv.release(900), kv.find(900, ()), kv.reserve(900, 40)
-table, plan = kv.tables[900], kv.plan(Step((900,), (0,), (40,), (1,)))
+cache.release(900), cache.find(900, ()), cache.reserve(900, 40)
+table, plan = cache.tables[900], cache.plan(Step((900,), (0,), (40,), (1,)))
 where = [(table[p // 16], p % 16) for p in range(40)]
 assert where == list(zip(*(part.tolist() for part in plan.written()), strict=True))
 print(f"table {table}: position 20 lies in page {where[20][0]}, at place {where[20][1]}")
@@ -185,31 +184,31 @@ def grow(table: list, length: int, stop: int, free: list, count: dict, P: int):
 grow = check("32.1", grow)
 
 # %%
-small, chance = PagedKV(config, machine, torch.bfloat16, page_size=4, pages=40), Random(5)
+small, chance = PagedKV(config, machine, torch.bfloat16, page_size=4, pages=80), Random(5)
 small.find(0, ())
+copies = []
 for new in range(1, 300):
     length = small.length[text := chance.choice(list(small.tables))]
-    stop = length + chance.randint(1, 9)
+    stop, count = length + chance.randint(1, 9), dict(enumerate(small.pool.count))
     if new % 5 == 0:
         small.fork(text, new)
-    elif new % 7 == 0 and len(small.tables) > 1:
-        small.release(text)
-    else:
-        free, count = list(small.pool.free), dict(enumerate(small.pool.count))
-        mine = grow(list(small.tables[text]), length, stop, free, count, P=4)
-        assert (mine is not None) == small.reserve(text, stop)
-        assert mine is None or mine[0] == small.tables[text]
-        small.commit(text, range(stop if mine else length))
+    elif mine := grow(list(small.tables[text]), length, stop, list(small.pool.free), count, P=4):
+        assert small.reserve(text, stop) and small.tables[text] == mine[0]
+        small.commit(text, range(stop)), copies.append(len(mine[1]))
+    else:  # no room: it ends, and another comes
+        assert not small.reserve(text, stop)
+        small.release(text), small.find(new, ())
+print(f"{len(copies)} times grown, {sum(copies)} pages copied: tables as the package's")
 
 # %% [markdown]
 # ## Third rung, yours: the same beginning
 #
-# What a page holds depends on *all* tokens up to its end, for each has looked at those before it.
-# So a page is known by the whole text up to there: `known` has such texts, as tuples. (The package
-# keeps a hash of a page's tokens and of the hash before.)
+# What a page holds depends on *all* tokens up to its end: each has looked at those before it. So a
+# page is known by the whole text up to there: `known` has such texts, as tuples. (The package keeps
+# hashes.)
 #
-# How many of the first tokens of a prompt are found? Only full pages; and the last token is
-# computed always, or there would be no scores for the next one.
+# How many of the first tokens of a prompt are found? Only full pages, and the first that is missing
+# ends the search. The last token is always computed, or there were no scores for the next one.
 
 # %%
 def prefix_found(ids: list, known: set, P: int) -> int:
@@ -224,9 +223,12 @@ for function in (PagedKV.reserve, PrefixKV.find):
 # %% [markdown]
 # ## Watch three block tables
 #
-# Above: the heart of both rungs in the package. Now the loop round it: pages are reserved, a pass
-# runs, the likeliest token is added. Mia's question comes first. Tom's text begins with the same
-# facts. A *twin* divides from Tom's text, with the same past and the second likeliest word.
+# Above: both rungs in the package. A known page that no table names is `unused`, and counts as
+# room: when none is free, the one longest unused is forgotten.
+#
+# Now the loop round it: pages are reserved, a pass runs, the likeliest token is added. Mia's
+# question comes first. Tom's text begins with the same facts. A *twin* divides from Tom's text,
+# with the same past and the second likeliest word.
 
 # %%
 engine = Engine.load("data/town", machine, EngineConfig(page_size=8, kv_hbm="384 KiB"))
@@ -259,31 +261,32 @@ question = "\nWhat is the code of Mia's chest?"
 mia, tom = (engine.tokenizer.encode(facts + more) for more in (question, " Then Tom"))
 
 # %% [markdown]
-# Slowed down for your eyes. Pass 5: Tom finds three pages. 12: the twin names all of Tom's. 13: the
-# first of the two that writes gets a copy. 22: Mia's text ends; what it filled is still known. When
-# it is over, the slider is yours.
+# Slowed down for your eyes. *Named*: entries of all tables; *held*: pages, each once. Pass 5: Tom
+# finds three pages. 12: the twin names all of Tom's. 13: the first of the two that writes gets a
+# copy. 22: Mia's text ends; what it filled stays known, for whoever asks the same. 24: the twin is
+# given up; what it alone has filled is forgotten. Later the slider is yours.
 
 # %% tags=["nbval-ignore-output"]
 def draw(passes: int = 0) -> charts.Chart:
     return charts.blocks(*seen[min(passes, len(seen) - 1)])
 
 
-[kv.release(n) for n in range(3)]  # what an earlier run of this cell has left
+[kv.release(n) for n in range(3)], kv.find(0, mia)  # all new, also if you run this cell again
 texts, seen = {0: list(mia)}, [state()]
 turned = knob(draw, passes=(0, 26))
 shown = display(turned, display_id=True)
-kv.find(0, mia)
 for number in range(1, 27):
     best = one_pass(texts)
-    for ids, two in zip(texts.values(), best, strict=True):
-        ids.append(two[0])
+    [ids.append(two[0]) for ids, two in zip(texts.values(), best, strict=True)]
     if number == 5:  # Tom comes
         kv.find(1, tom), texts.update({1: list(tom)})
     if number == 12:  # the twin divides
-        texts[2] = [*texts[1][:-1], best[1][1]]
+        texts[2] = twin = [*texts[1][:-1], best[1][1]]
         kv.fork(1, 2)
     if number == 22:  # Mia's text has ended
         kv.release(0), texts.pop(0)
+    if number == 24:  # the twin is given up
+        kv.release(2, keep=False), texts.pop(2)
     seen.append(state())
     turned.sliders["passes"].value = number
     time.sleep(0.05)
@@ -295,11 +298,12 @@ before, after, tables = (seen[passes][0] for passes in (12, 13, 21))
 copied = [(a, b) for n in names for a, b in zip(before[n], after[n], strict=False) if a != b]
 named, held = (len(kind(sum(tables.values(), []))) for kind in (list, set))
 print(f"copied: {copied}; saved: {(named - held) * kv.pool.page_nbytes // 1024} KiB after pass 21")
-print(*(f"{names[n]}:{engine.tokenizer.decode(ids[28:])}" for n, ids in texts.items()), sep="\n")
+print("Tom:{}\ntwin:{}".format(*map(engine.tokenizer.decode, (texts[1][28:], twin[28:]))))
 
 # %% [markdown]
 # Of all that Tom and his twin have in common one page was copied, (old, new): the one in which both
-# went on.
+# went on. Nobody goes on from an answer that nobody has read, so what is given up does not stay
+# known; only what others have found of it does.
 #
 # ## Turn the knob: how large is a page?
 #
@@ -353,8 +357,8 @@ for order, prompts in orders.items():
 # ## What a hit saves: time to the first token
 #
 # A known prompt of 500 tokens: 31 full pages of 16 are found, 4 tokens are left to compute. The
-# prediction is the roofline's (lesson 02), for 500 tokens, and for 4 that look back on 496. A small
-# model also starts a hundred operations a pass: compare the proportion.
+# prediction is the roofline's (lesson 02), for 500 tokens, and for 4 that look back on 496. It does
+# not count the start of a hundred operations a pass: look at the last line, the two ratios.
 
 # %% tags=["nbval-ignore-output"]
 profile = Profile.here() or probe(seconds=10)
@@ -417,13 +421,13 @@ assert right == again != wrong and "4713" in right
 # ## Where it loses
 #
 # A page must be looked up. What does that cost? The pass for a token after 600 others, the best of
-# 23, with pages of 1 and of 16, and with one page for all of it: *contiguous*.
+# 63, with pages of 1 and of 16, and with one page for all of it: *contiguous*.
 
 # %% tags=["nbval-ignore-output"]
 kinds = {"contiguous": EngineConfig(kv="contiguous", max_context=1040, kv_hbm="8 MiB")}
 kinds |= {f"pages of {P}": EngineConfig(page_size=P, kv_hbm="8 MiB") for P in (1, 16)}
 engines = {name: Engine.load("data/town", machine, how) for name, how in kinds.items()}
-past, params = (tom * 20)[:600], SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+past, params = (tom * 20)[:600], SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 
 
 def a_token(engine: Engine) -> float:
@@ -433,14 +437,17 @@ def a_token(engine: Engine) -> float:
 
 
 price = compare({n: lambda e=e: a_token(e) for n, e in engines.items()}, rounds=7, unit="ms")
+print(f"looked up for 664 tokens: 1 block, {pages_of(664, 16)} pages of 16, 664 of 1")
 print(price.sentence)
 for one in engines.values():
     one.close()
 
 # %% [markdown]
-# The rest is arithmetic. Small pages: a long table, many keys to hash. Large pages: more places
-# stand empty, and a beginning that ends in mid-page is not shared. Where all texts are equally long
-# and have nothing in common, blocks do as well.
+# A price that the noise hides is smaller than the noise.
+#
+# Small pages: a long table, many keys to hash. Large pages: more places stand empty, and a
+# beginning that ends in mid-page is not shared. Where all texts are equally long with nothing in
+# common, blocks do as well.
 #
 # ## On paper: a chat server
 #

@@ -22,7 +22,8 @@ from .server import NOTEBOOKS
 
 STEMS = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
 BROKEN = "Error displaying widget"
-VIEW = ".minillm-view"
+VIEW, SOURCES = ".minillm-view", "pictures => pictures.map(picture => picture.src)"
+
 
 @pytest.fixture(scope="module", params=STEMS)
 def opened(request: pytest.FixtureRequest, browser, server) -> Iterator[tuple[Lab, list[str]]]:
@@ -87,6 +88,16 @@ def test_a_live_view_moves_while_its_cell_runs(lab: Lab, shots: Path) -> None:
             (shots / f"{lab.stem}_live_{index}_{number}.png").write_bytes(frame.picture)
         told[index] = [frame.told for frame in frames]
     assert any(len(seen) > 1 for seen in told.values()), f"all stood still; they told {told}"
+
+
+def test_a_slider_that_its_cell_moves_is_seen_moving(lab: Lab) -> None:
+    """Catches pictures that wait for the end of the cell, though the kernel sends each at once."""
+    for index in lab.find(".sliders["):
+        cell, seen = lab.start(index), set()
+        while not lab.page.evaluate("window.ended"):
+            seen.update(cell.locator(".widget-html-content img").evaluate_all(SOURCES))
+        lab.wait()
+        assert len(seen) >= hands.FRAMES, f"cell {index} showed {len(seen)} pictures"
 
 
 def test_choosing_a_word_shows_its_journey(lab: Lab, shots: Path) -> None:
