@@ -203,12 +203,12 @@ def draw(frames=64):
 
 
 with charts.watch(here.trace, "machine"):
-    turned = knob(draw, frames=[64, 40, 28])
+    turned = knob(draw, frames=[64, 48, 36, 28])
     shown = display(turned, display_id=True)
-    for frames in (40, 28):
+    for frames in (48, 36, 28):
         turned.sliders["frames"].value = frames
 shown.update(turned)
-assert len(up) == 3, turned.result
+assert len(up) == 4, turned.result
 
 # %% [markdown]
 # At each notch two things were asserted: the ids are those of a run with all pages in HBM, and each
