@@ -115,7 +115,11 @@ class OffloadRun(Run):
         return do(at, *more)
 
     def play(self) -> Counter:
-        super().play()
+        try:
+            super().play()
+        finally:  # a run that found a bug ends in the middle
+            self.kv._window.close()
+            self.kv.pool.below.close()
         self.moved = +self.moved
         self.check_moved()
         self.seen.update(self.kv.preempted)

@@ -39,11 +39,10 @@ class Chooser:
         """
         largest = repeat(None) if tops is None else zip(*(t.tolist() for t in tops), strict=True)
         rows = zip(logits, largest, strict=False)
-        lost = self._kv.lost
         for request, count, wanted in zip(requests, step.counts, step.wanted, strict=True):
             try:
-                if request.number in lost:
-                    raise lost[request.number]
+                if error := self._kv.lost.get(request.number):
+                    raise error
                 chosen = self._sample(request, *next(rows)) if wanted else None
             except MinillmError as error:  # of this request alone; the others go on
                 request.error = error

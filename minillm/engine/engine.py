@@ -118,7 +118,7 @@ class Engine:
                 return
             alone = requests[0].stamp if len(requests) == 1 else {}  # request and token
             at = self.trace.at(step=self.steps, model=self.name, **alone)
-            with at, self._runner.threads(step):
+            with at, self._runner.threads(step, self.kv.resident is None):
                 plan = self.kv.plan(step)
                 ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
                 logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM

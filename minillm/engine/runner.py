@@ -20,6 +20,10 @@ from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
 from minillm.trace import Record, Trace
 
+# Tokens. Without a card it is a core that moves what comes. Where compute had them all, it came
+# late now and then, and a pass of so few took as long as with one core less.
+FEW = 4
+
 
 class Runner:
     """Runs `model` on `machine`: at most max_batch_tokens tokens of max_running requests a pass.
@@ -32,8 +36,8 @@ class Runner:
         self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
         machine: Machine, config: EngineConfig,
     ) -> None:  # fmt: skip
-        self._model, self._weights, self._kernels = model, weights, kernels
-        self._machine, self._weight_bytes = machine, weights.nbytes
+        self._model, self._streams, self._kernels = model, config.weights == "stream", kernels
+        self._machine, self._weights, self._weight_bytes = machine, weights, weights.nbytes
         self.tops: Tops | None = None  # the largest of the last logits, where the kernels told them
         if not model.config.tie_word_embeddings:  # of it one row a token is read, not the table
             self._weight_bytes -= model.model.embed_tokens.weight.nbytes
@@ -59,13 +63,15 @@ class Runner:
         self._stack.close()
 
     @contextmanager
-    def threads(self, step: Step) -> Iterator[None]:
+    def threads(self, step: Step, streams: bool) -> Iterator[None]:
         """The cores of a pass: all but the link's, to the kernels or to torch.
 
-        While C computes torch has one thread, for two pools on the same cores fight.
+        While C computes torch has one thread, for two pools on the same cores fight. streams:
+        whether pages come meanwhile.
         """
         before, kernels, tokens = torch.get_num_threads(), self._kernels, sum(step.counts)
-        cores = max(1, before - (tokens <= self._weights.few))
+        link = self._machine.emulated and (streams or self._streams)
+        cores = max(1, before - (link and tokens <= FEW))
         if kernels is not None and tokens <= kernels.most:
             kernels.threads, cores = cores, 1
         torch.set_num_threads(cores)

@@ -33,10 +33,8 @@ _LAYERS = "model.layers."
 class Resident:
     """All of the model in HBM. What it takes and raises: as `load`.
 
-    nbytes: of all the weights. few: a pass of at most so many tokens leaves a core to the link.
+    nbytes: of all the weights.
     """
-
-    few = 0
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
@@ -69,9 +67,7 @@ class Streamed:
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
         self.nbytes = sum(p.nbytes for p in model.parameters())
-        # Without a card it is a core that moves the layers. Where compute had them all, layers came
-        # late now and then, and a pass of a few tokens took as long as with one core less.
-        self._layers, self.few = model.layers, 4 if machine.emulated else 0
+        self._layers = model.layers
         rest = ((n, p) for n, p in model.named_parameters() if not n.startswith(_LAYERS))
         with ExitStack() as stack:
             with held():

@@ -117,7 +117,7 @@ class OffloadKV(PrefixKV):
     def lost(self) -> dict[int, MinillmError]:
         """Requests that cannot go on, since a page of theirs was lost, and why."""
         lost = self.pool.lost
-        return {r: lost[p] for r, table in self.tables.items() for p in table if p in lost}
+        return {r: lost[p] for r, t in self.tables.items() for p in t if p in lost} if lost else {}
 
     def too_large(self, tokens: int) -> OutOfMemory | None:
         """What to say if a text of so many tokens can never fit, wherever its pages lie."""

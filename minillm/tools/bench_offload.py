@@ -71,5 +71,5 @@ def measure(engine: Engine) -> tuple[float, int, float, float, float]:
     layers = len(passes) * engine.model_config.num_hidden_layers
     pieces.close()
     seconds = mean(event.seconds for event in passes)
-    halves = [e.seconds for half in ("attention", "ffn") for e in trace.select(name=half)]
-    return seconds, streamed, share.moving / layers, sum(halves) / layers, share.share
+    halves = sum(e.seconds for half in ("attention", "ffn") for e in trace.select(name=half))
+    return seconds, streamed, share.moving / layers, (halves - share.waited) / layers, share.share
