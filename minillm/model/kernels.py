@@ -18,6 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
             kernels = Kernels(model, weight.dtype, threads)
         except NoLibrary as error:
             told = f"torch, not C: {error}"
-    where = f"{processor()} · {threads} threads"
+    where = f"{processor()} · {threads} threads · kernels {crc32(SOURCE.read_bytes()):08x}"
     products = choose(*weight.shape, weight.dtype, where, kernels and kernels.multiply)
     for linear in model.modules():
         if isinstance(linear, Linear):
