@@ -267,15 +267,16 @@ def rate(kib: int) -> float:
     return 1024 * kib / median(took)
 
 
-print(f"A copy of {pcie.latency * pcie.bandwidth / 1024:.0f} KiB gets half of the link.")
-for words, kib in {"a part": 8, "a page": 48, "40 parts": 320, "61 pages": 2928}.items():
-    predicted = 1024 * kib / pcie.seconds(1024 * kib) / pcie.bandwidth
-    print(f"{words:8} {kib:5,} KiB: {predicted:4.0%} of the link predicted, "
-          f"{rate(kib) / pcie.bandwidth:4.0%} emulated")
+sizes = {8: "a part", 48: "a page", 320: "40 parts", 2928: "61 pages"}
+charts.curve(
+    f"A copy of {pcie.latency * pcie.bandwidth / 1024:.0f} KiB gets half of the link",
+    {"": lambda kib: 1024 * kib / pcie.seconds(1024 * kib)}, [2 ** (n / 2) for n in range(4, 28)],
+    points=[(kib, rate(kib), words) for kib, words in sizes.items()], ceiling=pcie.bandwidth,
+    x="a copy (KiB)", y="bandwidth", unit="B/s", log="xy", note="predicted; points: emulated")
 
 # %% [markdown]
-# Half is reached at latency · bandwidth bytes, on a real H100 too: 1 µs · 64 GB/s are 64 KB. So
-# whole pages move, or gathered parts.
+# The knee is at latency · bandwidth bytes, on a real H100 too: 1 µs · 64 GB/s are 64 KB. So whole
+# pages move, or gathered parts.
 #
 # ## Second rung, yours: count the moves
 #
