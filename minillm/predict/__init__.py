@@ -27,6 +27,6 @@ from minillm.predict.time import (
 
 __all__ = [
     "HARDWARE", "Hardware", "Operator", "Plan", "Prediction", "Wire", "bus_bandwidth", "bus_bytes",
-    "critical_batch", "decode_step", "dtype_bytes", "find_hardware", "kv_bytes_per_token", "load_time", "operators",
-    "parameters", "plan", "prefill", "restore", "weight_bytes",
+    "critical_batch", "decode_step", "dtype_bytes", "find_hardware", "kv_bytes_per_token",
+    "load_time", "operators", "parameters", "plan", "prefill", "restore", "weight_bytes",
 ]  # fmt: skip
