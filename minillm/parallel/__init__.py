@@ -2,6 +2,7 @@
 
 ranks.py   processes beside this one, and a function run by all of them
 shards.py  how each of them gets its part of the weights: reads its own, or is sent it
-links.py   messages between two of them, and the link they go over
+links.py   messages between two of them; on a scale model each pays its link, NVLink or InfiniBand
+collectives.py  sums and copies among all of them, by hand, of such messages
 mesh.py    one grid of ranks; groups of them, with torch's collectives, traced
 """
