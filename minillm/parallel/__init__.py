@@ -1,5 +1,6 @@
 """Stage 4: ranks, processes that drive a GPU each and send tensors to one another.
 
-ranks.py   processes beside this one, and a function run by all of them
+ranks.py   processes beside this one, and a function or a notebook's cell run by all of them
+worker.py  the life of such a process
 shards.py  how each of them gets its part of the weights: reads its own, or is sent it
 """
