@@ -14,10 +14,10 @@
 # %% tags=["nbval-ignore-output"]
 # %load_ext minillm.parallel.ranks
 import inspect
-from dataclasses import replace
 from statistics import median
 
 from minillm import Machine, ModelConfig, Trace, charts, predict
+from minillm.files import locate
 from minillm.lesson import check, guess, guesses, hint, knob, recall, reveal
 from minillm.machine.scale import ScaleModel
 from minillm.predict import HARDWARE
@@ -27,11 +27,12 @@ print(Machine.here(hbm="64 MiB").describe())
 # %% [markdown]
 # Six words:
 #
-# - **node**: GPUs that NVLink joins; **adapter**: its door to InfiniBand, the network between nodes.
+# - **node**: GPUs that NVLink joins; **adapter**: its door to InfiniBand, the network between
+#   nodes.
 # - **flat ring**: an all-reduce (lesson 40) that goes round all GPUs of all nodes.
 # - **hierarchical**: first inside each node, then between nodes, then inside again.
-# - **stage**: some of the layers, on GPUs of their own; a pipeline hands *micro-batches*, parts of a
-#   batch, from stage to stage.
+# - **stage**: some of the layers, on GPUs of their own; a pipeline hands *micro-batches*, parts of
+#   a batch, from stage to stage.
 # - **bubble**: the time in which a stage has nothing to do.
 #
 # *Rank*, *ring*, *latency* and *bandwidth* of a link: as in lesson 40.
@@ -45,7 +46,8 @@ print(Machine.here(hbm="64 MiB").describe())
 #
 # **Flat ring**: 6 steps with 2 numbers. The door sees all 6: 12 minutes. And a number that goes
 # round has 3 short walks and 3 long ones: 12 more. **Hierarchical**: a step inside with 4 numbers,
-# so that each clerk has the sum of a half; two steps between the offices with 2 numbers; one inside.
+# so that each clerk has the sum of a half; two steps between the offices with 2 numbers; one
+# inside.
 
 # %%
 def flat_ring(n: float, inside: tuple, between: tuple, ranks: int = 4) -> float:
@@ -75,25 +77,25 @@ for name in ("nvlink", "infiniband"):
 # %% [markdown]
 # ## Predict
 #
-# We build two such nodes, of two GPUs each, from four processes. All links are **emulated**, 1,000 ×
-# slower: what takes a millisecond here takes a microsecond there. How long here for the sum of 4 MB,
-# an adapter for each GPU? And a pipeline: four stages, a batch takes 40 ms in each. How long for the
+# We build two such nodes, of two GPUs each, from four processes. All links are **emulated**, 10,000
+# × slower: what takes 10 ms here takes a microsecond there. How long here for the sum of 400 KB, an
+# adapter for each GPU? And a pipeline: four stages, a batch takes 200 ms in each. How long for the
 # batch in four micro-batches, links left out?
 
 # %%
-scale = ScaleModel(H100, H100.hbm_bandwidth / 1000, Trace())
+scale = ScaleModel(H100, H100.hbm_bandwidth / 10_000, Trace())
 nvlink, infiniband = scale.wire("nvlink"), scale.wire("infiniband")
 for name, wire in (("NVLink", nvlink), ("InfiniBand", infiniband)):
-    print(f"{name:10}: {wire.bandwidth / 1e6:3.0f} MB/s, {1e3 * wire.latency:.1f} ms (emulated)")
-ring_4 = guess("flat ring, 4 MB", unit="ms")
-levels_4 = guess("hierarchical, 4 MB", unit="ms")
-piped = guess("4 stages of 40 ms, 4 micro-batches", unit="ms")
+    print(f"{name:10}: {wire.bandwidth / 1e6:2.0f} MB/s, {1e3 * wire.latency:2.0f} ms (emulated)")
+flat_400 = guess("flat ring, 400 KB", unit="ms")
+levels_400 = guess("hierarchical, 400 KB", unit="ms")
+piped = guess("4 stages of 200 ms, 4 micro-batches", unit="ms")
 
 # %% [markdown]
 # A message is really sent, and then counts as arrived when the slowed link would have brought it.
 # When a link is free again stands in a file that all ranks see: they share it. A `Mesh` places the
-# ranks: `local` are those of my node, `across` those at my place in every node. (To begin takes some
-# seconds.)
+# ranks: `local` are those of my node, `across` those at my place in every node. (To begin takes
+# some seconds.)
 
 # %%
 # %%ranks 4
@@ -105,7 +107,7 @@ from minillm.parallel.mesh import Mesh
 from minillm.predict import HARDWARE, Wire
 
 def servers(hardware=HARDWARE["H100"], adapters=2, **sizes):
-    scale = ScaleModel(hardware, hardware.hbm_bandwidth / 1000, trace)
+    scale = ScaleModel(hardware, hardware.hbm_bandwidth / 10_000, trace)
     return Mesh(trace, nodes=2, scale=scale, adapters=adapters, **sizes)
 
 mesh = servers(tp=4)
@@ -128,7 +130,7 @@ def seconds(do, x, times=3):
         found.append(time.perf_counter() - start)
     return found
 
-x = torch.zeros(1_000_000)
+x = torch.zeros(100_000)
 both = {"flat": seconds(flat, x), "levels": seconds(levels, x)}
 
 # %% tags=["nbval-ignore-output"]
@@ -140,21 +142,21 @@ def slowest(name: str) -> dict:
 
 two = [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
 summed = slowest("both")
-reveal(ring_4, predicted=1e3 * flat_ring(4e6, *two), how="emulated",
+reveal(flat_400, predicted=1e3 * flat_ring(4e5, *two), how="emulated",
        measured=[1e3 * s for s in summed["flat"]])  # fmt: skip
-reveal(levels_4, predicted=1e3 * two_levels(4e6, *two), how="emulated",
+reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
        measured=[1e3 * s for s in summed["levels"]])  # fmt: skip
 
 # %% [markdown]
-# The offices' arithmetic, with other numbers. What the links cannot hide is this machine's own work:
-# four processes on its cores add and copy. That comes on top, and it is not to scale.
+# The offices' arithmetic, with other numbers. What the links cannot hide is this machine's own
+# work: four processes on its cores add and copy. That comes on top, and it is not to scale.
 #
 # ## First rung, yours: two levels
 #
-# `lists[rank]` are numbers; the first half of the ranks is node 0, the other half node 1. A list has
-# as many equal parts as a node has ranks. Each rank sums *its* part (by its place in the node) over
-# its node; then partners of the two nodes send each other that sum, and add; then each node gathers.
-# Return the lists at the end, and how many numbers crossed between the nodes.
+# `lists[rank]` are numbers; the first half of the ranks is node 0, the other half node 1. A list
+# has as many equal parts as a node has ranks. Each rank sums *its* part (by its place in the node)
+# over its node; then partners of the two nodes send each other that sum, and add; then each node
+# gathers. Return the lists at the end, and how many numbers crossed between the nodes.
 
 # %%
 def two_level(lists: list) -> tuple:
@@ -186,9 +188,9 @@ print(f"{crossed} numbers crossed, {sent} bytes; in a flat ring {2 * 6} numbers:
 # %% [markdown]
 # ## Meet the package
 #
-# `hierarchical_all_reduce` is that, for parts of any size, and each of its steps is one event of the
-# trace. `_reserve` is what a message pays: both ports, the sender's and the receiver's, are taken
-# until it has passed.
+# `hierarchical_all_reduce` is that, for parts of any size, and each of its steps is one event of
+# the trace. `_reserve` is what a message pays: both ports, the sender's and the receiver's, are
+# taken until it has passed.
 
 # %%
 from minillm.parallel import collectives, links
@@ -212,14 +214,15 @@ kinds = {"NVLink, 2 adapters": (HARDWARE["H100"], 2), "NVLink, 1 adapter": (HARD
 sweep = {}
 for kind, (hardware, adapters) in kinds.items():
     mesh = servers(hardware, adapters, tp=4)
-    for nbytes in (4_000, 40_000, 400_000, 4_000_000):
+    for nbytes in (4_000, 40_000, 400_000, 1_600_000):
         x = torch.zeros(nbytes // 4)
         for way in (flat, levels):
-            sweep[f"{kind}/{way.__name__}/{nbytes}"] = seconds(way, x)
+            sweep[f"{kind}/{way.__name__}/{nbytes}"] = seconds(way, x, times=2)
 
 # %% tags=["nbval-ignore-output"]
 found = {tuple(key.split("/")): median(s) for key, s in slowest("sweep").items()}
-pcie = ScaleModel(HARDWARE["A100"], HARDWARE["A100"].hbm_bandwidth / 1000, Trace()).wire("pcie")
+A100 = HARDWARE["A100"]
+pcie = ScaleModel(A100, A100.hbm_bandwidth / 10_000, Trace()).wire("pcie")
 
 
 def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
@@ -228,14 +231,14 @@ def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
     lines = {"flat ring": lambda kb: predict.all_reduce(1000 * kb, 4, around),
              "hierarchical": lambda kb: predict.hierarchical(
                  1000 * kb, 2, 2, inside, infiniband, adapters)}  # fmt: skip
-    sizes, name = [2 ** (n / 2) for n in range(4, 27)], dict(flat="flat", levels="hierarchical")
+    sizes, name = [2 ** (n / 2) for n in range(4, 23)], dict(flat="flat", levels="hierarchical")
     wins = [kb for kb in sizes if lines["flat ring"](kb) < lines["hierarchical"](kb)]
     said = f"the flat ring takes less from {wins[0]:,.0f} KB on" if wins else "hierarchical is less"
     points = [(int(n) / 1000, took, name[way] * (n == "4000")) for (which, way, n), took
               in found.items() if which == kind]  # fmt: skip
     return charts.curve(f"{kind}: {said}", lines, sizes, x="tensor (KB)", y="all-reduce", unit="s",
-                        points=points, log="xy", span=(2e-3, 0.6), note="predicted; points: "
-                        "emulated, 1,000 × slower")  # fmt: skip
+                        points=points, log="xy", span=(0.03, 2.5), note="predicted; points: "
+                        "emulated, 10,000 × slower")  # fmt: skip
 
 
 knob(draw, kind=["NVLink, 2 adapters", "NVLink, 1 adapter", "PCIe, 1 adapter"])
@@ -260,13 +263,13 @@ for kind in dict.fromkeys(which for which, *_ in found):
 #
 # Four GPUs hold a model of 4 layers, 4,096 numbers a token: tensor parallel inside a node (two sums
 # a layer, lesson 41), and two **stages**, one a node, since a stage hands on one hidden state only.
-# Compute is a pause of 2 ms here. Every message of one token:
+# Compute is a pause of 5 ms here. Every message of one token:
 
 # %%
 # %%ranks 4
 def half_layer(name):
     with trace.span(name, stage="model", resource="compute"):
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 def token(x, layers):
     for _ in range(layers):
@@ -291,11 +294,11 @@ inside = sum(event.nbytes for event in one.select(name="all_reduce", rank=0))
 handed = sum(event.nbytes for event in one.select(name="send", rank=0))
 assert inside == predict.tensor_bytes(model, 2) / 2  # a stage has half of the layers
 assert handed == predict.pipeline_bytes(model, 2)
-charts.machine(one)
+display(charts.machine(one), include=["image/png", "text/plain"])
 
 # %% [markdown]
-# The bytes counted are those predicted. NVLink carries eight times as many as InfiniBand here, and a
-# real model has twenty times as many layers.
+# The bytes counted are those predicted. NVLink carries eight times as many as InfiniBand here, and
+# a real model has twenty times as many layers.
 #
 # ## Break it: sums between nodes
 #
@@ -315,9 +318,9 @@ def cut_over_nodes(x):
     for _ in range(8):
         mesh.tp.all_reduce(x)
 
-split = {"tp 2 · pp 2": seconds(staged, x)}
+split = {"tp 2 · pp 2": seconds(staged, x, times=2)}
 mesh = servers(tp=4)
-split["tp 4"] = seconds(cut_over_nodes, x)
+split["tp 4"] = seconds(cut_over_nodes, x, times=2)
 
 # %% tags=["nbval-ignore-output"]
 state, across = 2 * 4096, predict.around(2, 2, nvlink, infiniband)
@@ -346,14 +349,14 @@ pipeline = check("42.2", pipeline)
 
 # %%
 for micro in (1, 2, 4, 16):
-    took, idle = pipeline([40 / micro] * 4, micro)
-    print(f"{micro:2} micro-batches of {40 / micro:4.1f} ms: {took:5.1f} ms, idle {idle:.0%}")
+    took, idle = pipeline([200 / micro] * 4, micro)
+    print(f"{micro:2} micro-batches of {200 / micro:5.1f} ms: {took:5.1f} ms, idle {idle:.0%}")
     assert abs(idle - predict.bubble(4, micro)) < 1e-9
 
 # %% [markdown]
-# One request is one micro-batch: it passes stage after stage, 160 ms, as it would on one GPU that
-# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks:
-# (S − 1) ÷ (M + S − 1). Now on four ranks, each a stage, over the emulated links:
+# One request is one micro-batch: it passes stage after stage, 800 ms, as it would on one GPU that
+# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks: (S
+# − 1) ÷ (M + S − 1). Now on four ranks, each a stage, over the emulated links:
 
 # %%
 # %%ranks 4
@@ -365,7 +368,7 @@ def batch(micro):
         if rank > 0:
             mesh.pp.recv(x, rank - 1)
         with trace.span("stage", stage="model", resource="compute"):
-            time.sleep(0.04 / micro)
+            time.sleep(0.2 / micro)
         if rank < 3:
             sent.append(mesh.pp.isend(x, rank + 1))
     for work in sent:
@@ -374,11 +377,11 @@ def batch(micro):
 stages = {}
 for micro in (1, 2, 4, 8):
     trace.clear()
-    stages[micro] = seconds(batch, micro)
+    stages[micro] = seconds(batch, micro, times=2)
 
 # %% tags=["nbval-ignore-output"]
 whole = {micro: median(times) for micro, times in slowest("stages").items()}
-reveal(piped, predicted=pipeline([10] * 4, 4)[0], how="emulated",
+reveal(piped, predicted=pipeline([50] * 4, 4)[0], how="emulated",
        measured=[1e3 * s for s in slowest("stages")[4]])  # fmt: skip
 
 
@@ -387,15 +390,15 @@ def idle(micro: int = 1) -> charts.Chart:
         f"{micro} in flight: {predict.bubble(4, micro):.0%} of the time stages wait",
         {"": lambda m: 100 * predict.bubble(4, m)}, range(1, 33), at=micro, log="x",
         x="micro-batches", y="bubble", unit="%", note="predicted; points: emulated, with the links",
-        points=[(m, 100 * (1 - 0.04 / took), "") for m, took in whole.items()])  # fmt: skip
+        points=[(m, 100 * (1 - 0.2 / took), "") for m, took in whole.items()])  # fmt: skip
 
 
 knob(idle, micro=[1, 2, 4, 8, 16, 32])
 
 # %% [markdown]
-# The points lie a little higher: a hop between stages takes time as well, and shorter micro-batches
-# are a larger part of it. On a GPU there is one more price: each micro-batch reads the stage's
-# weights again.
+# What the line leaves out: a hop between stages takes time as well, and the shorter the
+# micro-batches are the larger is its part. On a GPU there is one more price: each micro-batch reads
+# the stage's weights again.
 #
 # ## Hand over the KV cache
 #
@@ -411,9 +414,10 @@ if rank in (0, 2):
     engine = Engine.load("data/town", Machine.here(hbm="64 MiB"), EngineConfig(kv_hbm="4 MiB"))
     pool, greedy = engine.kv.pool, SamplingParams(max_tokens=16, temperature=0.0)
 if rank == 0:
-    alone = engine.generate([prompt], greedy)[0].text
-    keys, pages = zip(*pool.known.page_of.items())
+    engine.generate([prompt], SamplingParams(max_tokens=1))
+    keys, pages = zip(*pool.known.page_of.items(), strict=True)
     raw = torch.stack([layer[list(pages)] for layer in pool.layers])
+    alone = engine.generate([prompt], greedy)[0].text
 
 # %% [markdown]
 # A page is known by a key, a hash of all text up to its end (lesson 32). Keys and pages go; then
@@ -431,7 +435,7 @@ if rank == 2:
     room = mesh.world_group.recv(torch.empty(shape[0][0], dtype=pool.dtype), 0)
     for number, key in enumerate(shape[0][1]):
         page = pool.take()
-        for layer, part in zip(pool.layers, room):
+        for layer, part in zip(pool.layers, room, strict=True):
             layer[page] = part[number]
         pool.known.enter(page, key)
         pool.drop(page)
@@ -442,22 +446,21 @@ if rank == 2:
 alone, after = ranks.get("alone")[0], ranks.get("after")[2]
 assert alone == after
 (sent,) = ranks.trace().select(name="send")
-town = ModelConfig.from_pretrained("data/town")
+page = 16 * predict.kv_bytes_per_token(ModelConfig.from_pretrained(locate("data/town")))
 hits, asked = ranks.get("found")[2]
-pages = -(-sent.nbytes // (16 * predict.kv_bytes_per_token(town)))
-assert sent.nbytes == 16 * pages * predict.kv_bytes_per_token(town) and hits > 0
-print(f"{pages} pages, {sent.nbytes:,} bytes, as predicted: {1e3 * infiniband.seconds(sent.nbytes):.1f}"
-      f" ms predicted, {1e3 * sent.seconds:.1f} ms emulated")  # fmt: skip
-print(f"rank 2 found {hits} of {asked} tokens, and wrote what rank 0 would have written: {after!r}")
+assert sent.nbytes == asked // 16 * page and hits > 0
+print(f"rank 2 found {hits} of {asked} tokens, and wrote what rank 0 would have: {after!r}")
+print(f"{asked // 16} full pages, {sent.nbytes:,} bytes, as predicted; {1e3 * sent.seconds:.1f} ms "
+      f"emulated, {1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")  # fmt: skip
 ranks.close()
 
 # %% [markdown]
 # ## Which split?
 #
 # `gpus` GPUs, `node` of them in each node; tp · pp = gpus. A token needs `work` seconds on one GPU,
-# divided by tp (stages follow each other: pp divides nothing). If tp > 1 each of `layers` layers has
-# two sums: `inside` seconds each if tp fits into a node, else `between`. And pp − 1 times the state
-# is handed on, `hop` seconds. Return (tp, pp) with the shortest token; tp divides gpus.
+# divided by tp (stages follow each other: pp divides nothing). If tp > 1 each of `layers` layers
+# has two sums: `inside` seconds each if tp fits into a node, else `between`. And pp − 1 times the
+# state is handed on, `hop` seconds. Return (tp, pp) with the shortest token; tp divides gpus.
 
 # %%
 def best_split(gpus, node, work, layers, inside, between, hop) -> tuple:
@@ -467,8 +470,9 @@ best_split = check("42.3", best_split)
 # hint("42.3")
 
 # %%
-llama = ModelConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672, dtype="bfloat16",
-                    num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)  # fmt: skip
+llama = ModelConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672,
+                    num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+                    dtype="bfloat16")  # fmt: skip
 for requests in (1, 64):
     print(f"Llama-3-70B on 16 H100s, {requests} requests of 1,000 tokens (predicted):")
     for split in predict.splits(llama, H100, 16, batch=requests, context=1000):
@@ -497,7 +501,8 @@ for tokens in (1_000, 8_000, 100_000):
 
 # %% [markdown]
 # Llama-3-70B between two servers of eight H100s, by data sheets (predicted). The prompt takes much
-# longer to read than its cache to cross: that is why prefill and decode can live on different nodes.
+# longer to read than its cache to cross: that is why prefill and decode can live on different
+# nodes.
 #
 # ## Five questions
 #
@@ -523,8 +528,8 @@ recall(
 # ## Three takeaways, with the numbers of your run, and your guesses
 
 # %% tags=["nbval-ignore-output", "folded"]
-print(f"1. 4 MB on two nodes: flat {1e3 * median(summed['flat']):.0f} ms, hierarchical "
-      f"{1e3 * median(summed['levels']):.0f} ms (emulated, 1,000 × slower).")
+print(f"1. 400 KB on two nodes: flat {1e3 * median(summed['flat']):.0f} ms, hierarchical "
+      f"{1e3 * median(summed['levels']):.0f} ms (emulated, 10,000 × slower).")
 print(f"2. One token: {inside:,} bytes a GPU over NVLink, {handed:,} over InfiniBand.")
 print(f"3. 4 stages: {1e3 * whole[1]:.0f} ms with one request, {1e3 * whole[8]:.0f} ms in eight "
       "micro-batches (emulated).")
