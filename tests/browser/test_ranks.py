@@ -29,7 +29,7 @@ def test_cells_of_ranks_are_seen_and_nobody_outlives_an_interrupt_or_the_kernel(
         lab.run(begins)
         assert lab.errors() == []
         text = lab.show(begins).locator(".jp-OutputArea").inner_text()
-        assert [line[:17] for line in text.strip().splitlines()] == [
+        assert [line[:18] for line in text.strip().splitlines()] == [
             f"[rank {n}] rank {n} of" for n in range(4)
         ]
         lab.page.screenshot(path=shots / f"ranks_{ends}.png")
