@@ -1,4 +1,5 @@
-"""How the engine runs a model (EngineConfig), and how words are chosen (SamplingParams)."""
+"""How the engine runs a model (EngineConfig), over how many ranks (ParallelConfig), and how words
+are chosen (SamplingParams)."""
 
 from __future__ import annotations
 
@@ -62,6 +63,32 @@ class EngineConfig:
                 f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={self.kv_hbm} and "
                 f"kv={self.kv!r}; say how much HBM the pages have"
             )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a model is split over tp · pp ranks.
+
+    tp: ranks that share each layer; pp: stages, each with some of the layers. A stage's ranks are
+    neighbours. nodes: machines that the ranks are spread over, equally many on each.
+    timeout: seconds that a rank waits in the middle of a pass for one that does not answer.
+    weights: "own", each rank reads its slices; "broadcast", rank 0 reads all and sends it to all.
+    micro_batches: that a pass is cut into, so that stages work at once; None takes as many as
+    stages where the pass has tokens enough.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    nodes: int = 1
+    timeout: float = 60.0
+    weights: str = "own"
+    micro_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        rules.check(
+            self, tp=rules.COUNT, pp=rules.COUNT, nodes=rules.COUNT, timeout=rules.POSITIVE,
+            weights=rules.one_of("own", "broadcast"), micro_batches=rules.SIZE_OR_NONE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from minillm.config import EngineConfig, ModelConfig
+from minillm.config import EngineConfig, ModelConfig, ParallelConfig
+from minillm.engine.ranks import RankRunner, join, pages_of, part_of
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import ConfigError
 from minillm.files import locate
 from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
-from minillm.load.checkpoint import Checkpoint
+from minillm.load.checkpoint import Checkpoint, Fill
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
 from minillm.model.layers import Linear
@@ -34,16 +35,20 @@ class Parts:
     """What an engine is made of. held: gives all their memory back when it is closed."""
 
     name: str
-    model: Llama
+    config: ModelConfig  # of the whole model
+    model: Llama  # on several ranks, this one's part of it
     dtype: torch.dtype
     kv: PagedKV
     runner: Runner
     tokenizer: Tokenizer
     max_context: int
     held: ExitStack
+    rank: int
 
 
-def assemble(directory: str | PathLike[str], machine: Machine, config: EngineConfig) -> Parts:
+def assemble(
+    directory: str | PathLike[str], machine: Machine, config: EngineConfig, parallel: ParallelConfig
+) -> Parts:
     """The parts for a checkpoint; raises as `Engine.load` does, and then nothing is kept."""
     folder, trace = locate(directory), machine.trace
     with trace.span("read config and headers", stage="load", resource="cpu"):
@@ -53,29 +58,41 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
     with trace.span("read tokenizer", stage="tokens", resource="cpu"):
         tokenizer = Tokenizer.from_pretrained(folder)
         tokenizer.check_fit(model_config.vocab_size, folder)
+    world = join(config, parallel, trace)  # None: nobody else
     with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
-        model = Llama(model_config).eval()  # shapes and names, no memory
+        model, own, fill = part_of(world, parallel, model_config, checkpoint)  # no memory yet
     name = Path(directory).name
     dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
     with ExitStack() as stack:
-        kv = _kv(config, model_config, machine, dtype, context)
-        stack.callback(kv.close)
-        weights, kernels = _weights(model, checkpoint, machine, dtype, config)
+        if world is None:
+            kv = _kv(config, model_config, machine, dtype, context)
+            stack.callback(kv.close)
+        weights, kernels = _weights(model, own, machine, dtype, config, fill)
         stack.callback(weights.close)
-        runner = Runner(model, weights, kernels, machine, config)
+        rest = model, weights, kernels, machine, config, model_config.vocab_size
+        if world is None:
+            runner = Runner(*rest)
+        else:
+            kv = pages_of(world, model, machine, dtype, config, context)
+            stack.callback(kv.close)
+            runner = RankRunner(world, parallel, kv, *rest)
         stack.callback(runner.close)
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
-        return Parts(name, model, dtype, kv, runner, tokenizer, context, stack.pop_all())
+        return Parts(
+            name, model_config, model, dtype, kv, runner, tokenizer, context, stack.pop_all(),
+            world.rank if world else 0,
+        )  # fmt: skip
 
 
 def _weights(
-    model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype, config: EngineConfig
-) -> tuple[Resident | Streamed, Kernels | None]:
+    model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
+    config: EngineConfig, fill: Fill | None,
+) -> tuple[Resident | Streamed, Kernels | None]:  # fmt: skip
     """The weights where the settings want them, and what computes with them."""
     if config.weights == "resident":
-        weights = Resident(model, checkpoint, machine, dtype, config)
+        weights = Resident(model, checkpoint, machine, dtype, config, fill)
         return weights, _install(model, machine, config)
     model.to(dtype)  # on the meta device still: kernels follow weights that come and go
     kernels = _install(model, machine, config)

@@ -106,14 +106,14 @@ class Pipeline:
             results.append(self._plain(x, *rest))
             if not model.last:
                 group.send(results.pop(), group.index + 1)
-        if not self._back or not (model.first or model.last):
-            return torch.empty(0)
+        rows, (width, dtype) = len(ids) if wanted is None else len(wanted), self.shape
         if model.last:
             result = torch.cat(results)
-            group.send(result, 0)  # only now: the first stage has sent all, and listens
+            if self._back and rows:
+                group.send(result, 0)  # only now: the first stage has sent all, and listens
             return result
-        rows = len(ids) if wanted is None else len(wanted)
-        width, dtype = self.shape
+        if not (self._back and rows and model.first):
+            return torch.empty(0, width)
         return group.recv(torch.empty(rows, width, dtype=dtype, device=ids.device), group.size - 1)
 
     def _micro_batches(

@@ -88,9 +88,13 @@ class TensorParallel:
         """`Llama.output`: x (rows, D) -> (rows, V), or (rows, 3)."""
         scores = self._output(x)  # (rows, V_r)
         if self.whole:
-            return torch.cat(self._group.all_gather(scores.contiguous()), 1)
+            return torch.cat(self._gather(scores.contiguous()), 1)
         tops = self._kernels and self._kernels.tops
-        return best(self._group.all_gather(pack(tops or _tops(scores), self._first)))
+        return best(self._gather(pack(tops or _tops(scores), self._first)))
+
+    def _gather(self, part: Tensor) -> list[Tensor]:
+        """Every rank's part; no rows, in the middle of prompts, cost no message."""
+        return self._group.all_gather(part) if len(part) else [part] * self._group.size
 
 
 def _tops(scores: Tensor) -> Tops:
