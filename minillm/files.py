@@ -130,11 +130,12 @@ def kept(folder: str, key: str, parse: Callable[[Any], T], make: Callable[[], An
 
 
 @contextmanager
-def locked(path: StrPath, seconds: float = 10.0) -> Iterator[None]:
+def locked(path: StrPath, seconds: float = 10.0, pause: float = 0.005) -> Iterator[None]:
     """Of all processes and threads, one at a time: around reading, changing and writing `path`.
 
     The lock is a file beside it. Where the file system knows no locks, or if another holds it for
     longer than `seconds`, which only one that hangs does, it goes on without. Not to be nested.
+    pause: seconds between two looks whether it is free.
     """
     path = Path(path)
     try:
@@ -144,7 +145,7 @@ def locked(path: StrPath, seconds: float = 10.0) -> Iterator[None]:
     end = time.monotonic() + seconds
     try:
         while fd is not None and _must_wait(fd) and time.monotonic() < end:
-            time.sleep(0.005)
+            time.sleep(pause)
         yield
     finally:
         if fd is not None:

@@ -6,8 +6,9 @@ Tensor parallel ranks are neighbours, since they talk most; stages of a pipeline
     pp 0, node 0                   0    1        tp groups (0, 1), (2, 3)
     pp 1, node 1                   2    3        pp groups (0, 2), (1, 3)
 
-What a group does is `torch.distributed`'s, by Gloo on a CPU and by NCCL on CUDA, and each
-collective is one event of the trace. Groups are made by all ranks together, like collectives.
+What a group does is `torch.distributed`'s, by Gloo on a CPU and by NCCL on CUDA; on the links of a
+scale model it is done by hand, message by message, so that each pays its link (`collectives`,
+`links`). Each collective is one event of the trace.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from minillm.errors import ConfigError
-from minillm.parallel.links import Links, Work
+from minillm.machine.scale import ScaleModel
+from minillm.parallel import collectives
+from minillm.parallel.links import Links, ScaledLinks, Work
 from minillm.predict.links import bus_bytes
 from minillm.trace import Trace
 from minillm.units import format_value
@@ -44,11 +47,14 @@ class Group:
         self.index, self.size = self.ranks.index(dist.get_rank()), len(self.ranks)
         self.name, self.link = name, links.between(*self.ranks)
         self._trace, self._group, self._links = trace, group, links
+        self._by_hand = links.how == "emulated"
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the ranks, on all of them. In place if x is contiguous; returns it."""
         if self.size == 1:
             return x
+        if self._by_hand:
+            return collectives.ring_all_reduce(self, x)
         x = x.contiguous()
         with self.traced("all_reduce", x):
             dist.all_reduce(x, group=self._group)
@@ -58,6 +64,8 @@ class Group:
         """Every rank's tensor, in the order of the group."""
         if self.size == 1:
             return [x]
+        if self._by_hand:
+            return collectives.ring_all_gather(self, x)
         x = x.contiguous()
         parts = x.new_empty(self.size, *x.shape)
         with self.traced("all_gather", parts):
@@ -69,8 +77,10 @@ class Group:
         assert x.shape[0] % self.size == 0, (x.shape, self.size)
         if self.size == 1:
             return x
-        x = x.contiguous()
         out = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
+        if self._by_hand:
+            return collectives.ring_reduce_scatter(self, x).view(out.shape)
+        x = x.contiguous()
         with self.traced("reduce_scatter", x):
             dist.reduce_scatter(out, list(x.chunk(self.size)), group=self._group)
         return out
@@ -79,6 +89,8 @@ class Group:
         """The tensor of rank `source`, on all. In place if x is contiguous; returns it."""
         if self.size == 1:
             return x
+        if self._by_hand:
+            return collectives.tree_broadcast(self, x, source)
         x = x.contiguous()
         with self.traced("broadcast", x, source):
             dist.broadcast(x, self.ranks[source], group=self._group)
@@ -119,6 +131,8 @@ class Group:
         """
         start = self._trace.now()
         yield
+        if self.size == 1:
+            return
         if x.is_cuda:
             torch.cuda.synchronize()  # a collective is queued, and the call is back before its end
         seconds = max(self._trace.now() - start, 1e-9)
@@ -143,11 +157,17 @@ class Mesh:
     stage first; local: those of this node; across: those at the same place of every node, each a
     Group. Nodes are runs of neighbours. ConfigError if the sizes do not fit the number of ranks.
 
+    scale: messages pay NVLink and InfiniBand of this model, the same on all ranks. adapters: that
+    a node then has, by default one a GPU.
+
     >>> mesh = Mesh(trace, tp=2, pp=2, nodes=2)   # on each of 4 ranks
     >>> mesh.tp.all_reduce(partial)
     """
 
-    def __init__(self, trace: Trace, *, tp: int = 1, pp: int = 1, nodes: int = 1) -> None:
+    def __init__(
+        self, trace: Trace, *, tp: int = 1, pp: int = 1, nodes: int = 1,
+        scale: ScaleModel | None = None, adapters: int | None = None,
+    ) -> None:  # fmt: skip
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if min(tp, pp) < 1 or tp * pp != self.world:
             raise ConfigError(
@@ -160,7 +180,7 @@ class Mesh:
                 "choose another number"
             )
         gpus = self.world // nodes
-        links = Links(gpus)
+        links = ScaledLinks(gpus, scale, adapters) if scale else Links(gpus)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         grid = init_device_mesh(device, (pp, tp), mesh_dim_names=("pp", "tp"))
         places = init_device_mesh(device, (nodes, gpus), mesh_dim_names=("across", "local"))
