@@ -23,7 +23,8 @@ class EngineConfig:
     prefix_cache: whether requests that begin alike share the pages of what they share. With
     `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
-    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need;
+    on several ranks, at most half.
     kv_dram, kv_ssd: DRAM, and SSD in `ssd_dir`, for pages that HBM has no room for; with kv_hbm.
     ssd_dir: a folder; None takes this one, or another on a disk that takes files.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"

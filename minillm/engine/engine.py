@@ -77,10 +77,8 @@ class Engine:
             self.close()
 
     def close(self) -> None:
-        """Give all memory back; the engine answers no more. A second call does nothing.
-
-        Of several ranks, all end; `trace` is then that of all of them.
-        """
+        """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
+        is that of all of them. A second call does nothing."""
         if not self._closed:
             self._closed = True
             self.trace = self._runner.end()
