@@ -104,19 +104,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from minillm import Engine, SamplingParams
+    from minillm import Engine, ParallelConfig, SamplingParams
 
     params = SamplingParams(options.max_tokens, options.temperature, seed=options.seed)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))  # torchrun says so
+    parallel = ParallelConfig(options.tp, options.pp, nodes)
     folder = Path(options.trace or ".").resolve().parent
     if not folder.is_dir():
         raise ConfigError(f"wanted a folder for the trace, found none at {folder}; make it first")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows a "?"
         sys.stdout.reconfigure(errors="replace")
-    engine = Engine.load(options.model)
+    engine = Engine.load(options.model, parallel=parallel)
+    if engine.rank:
+        engine.follow()
+        return 0
     try:
         for piece in engine.stream(options.prompt, params):
             print(piece.text, end="", flush=True)
     finally:
+        if options.tp * options.pp > 1:
+            engine.close()  # the other ranks too, and their traces come
         if options.trace:  # of an interrupted run too
             engine.trace.save(options.trace)
     if sys.stdout.isatty():
@@ -204,6 +211,11 @@ def _parser() -> argparse.ArgumentParser:
         help="0, the default, always takes the likeliest token",
     )  # fmt: skip
     generate.add_argument("--seed", type=int, metavar="S", help="same seed, same text")
+    generate.add_argument(
+        "--tp", type=_positive, default=1, metavar="N", help="ranks that share each layer; "
+        "start them: torchrun --nproc-per-node N -m minillm generate ...",
+    )  # fmt: skip
+    generate.add_argument("--pp", type=_positive, default=1, metavar="N", help="stages of layers")
     generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")

@@ -14,7 +14,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from minillm.config import EngineConfig, ModelConfig, SamplingParams
+from minillm.config import EngineConfig, ParallelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import generator
 from minillm.engine.assemble import Parts, assemble
@@ -26,7 +26,7 @@ from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
 
-_ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
+_ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
 
 class Engine:
@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, parts: Parts, machine: Machine, config: EngineConfig) -> None:
         self.name, self.model, self.dtype = parts.name, parts.model, parts.dtype
         self.machine, self.trace, self.config = machine, machine.trace, config
-        self.model_config: ModelConfig = parts.model.config
+        self.model_config, self.rank = parts.config, parts.rank
         self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
         self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
@@ -57,20 +57,31 @@ class Engine:
     @classmethod
     def load(
         cls, directory: str | PathLike[str], machine: Machine | None = None,
-        config: EngineConfig = _ENGINE,
+        config: EngineConfig = _ENGINE, parallel: ParallelConfig = _ALONE,
     ) -> Engine:  # fmt: skip
         """Stage 1: the checkpoint in `directory` (Hugging Face layout) goes SSD → DRAM → HBM.
 
         A relative directory is looked for here, then beside the package. Raises CheckpointError,
         ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
+        parallel: on several ranks all of them load; then rank 0 is asked, and the others `follow`.
         """
         machine = machine or Machine.here()
-        return cls(assemble(directory, machine, config), machine, config)
+        return cls(assemble(directory, machine, config, parallel), machine, config)
+
+    def follow(self) -> None:
+        """On every rank but 0: take part in what rank 0 is asked, until it closes. RankError if
+        another rank fails."""
+        try:
+            self._runner.follow()
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Give all memory back; the engine answers no more. A second call does nothing."""
+        """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
+        is that of all of them. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            self.trace = self._runner.end()
             self._held.close()
             self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory

@@ -46,6 +46,7 @@ class PagedKV:
     """
 
     lost: Mapping[int, MinillmError] = {}  # none, where all of it stays in HBM
+    first = 0  # the first layer that is here: a stage of a pipeline has its own
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int = 16,
@@ -118,7 +119,7 @@ class PagedKV:
 
     def enter(self, layer: int, plan: Plan) -> Tensor:
         """The layer's pages: they are in HBM already."""
-        return self.pool.layers[layer]
+        return self.pool.layers[layer - self.first]
 
     def leave(self, layer: int, plan: Plan) -> None:
         """Nothing has to go anywhere."""
