@@ -23,8 +23,7 @@ from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint, Fill
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
-from minillm.model.layers import Linear
-from minillm.model.llama import Block, Llama
+from minillm.model.llama import Llama
 from minillm.parallel.world import World
 from minillm.predict import kv_bytes_per_token
 from minillm.tokens.tokenizer import Tokenizer
@@ -89,13 +88,7 @@ def _weights(
         return weights, _install(model, machine, config)
     model.to(dtype)  # on the meta device still: kernels follow weights that come and go
     kernels = _install(model, machine, config)
-
-    def pack(block: Block) -> None:
-        for linear in block.modules() if kernels else ():
-            if isinstance(linear, Linear) and linear.packable:
-                linear.pack()
-
-    return Streamed(model, checkpoint, machine, dtype, config, at_home=pack), kernels
+    return Streamed(model, checkpoint, machine, dtype, config), kernels
 
 
 def _install(model: Llama, machine: Machine, config: EngineConfig) -> Kernels | None:
