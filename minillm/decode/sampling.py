@@ -70,9 +70,10 @@ def sample(logits: Tensor, texts: Sequence[Text]) -> list[Chosen | MinillmError]
     >>> sample(torch.tensor([[0.0, 9.0]]), [text])[0].token_id
     1
     """
-    totals = logits.double().logsumexp(-1)  # (R,)
-    fine = totals.isfinite()[:, None]
-    scores = torch.where(fine, logits.double(), 0.0)  # what is not must not trouble the others
+    scores = logits.double()
+    totals = scores.logsumexp(-1)  # (R,)
+    if not (fine := totals.isfinite()).all():  # what is not must not trouble the others
+        scores = torch.where(fine[:, None], scores, 0.0)
     scores = penalized(scores, texts)
     ids = scores.argmax(-1)
     if drawn := [n for n, text in enumerate(texts) if text.params.temperature > 0]:
@@ -128,8 +129,12 @@ def filtered(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """
     # The largest score is taken off first: a tiny temperature then gives -inf, never inf - inf.
     scores = (scores - scores.amax(-1, keepdim=True)) / _column(scores, params, "temperature")
-    if some := [n for n, each in enumerate(params) if each.top_k or each.top_p < 1]:
-        scores[some] = _top(scores[some], [params[n] for n in some])
+    if some := [n for n, each in enumerate(params) if each.top_k]:
+        k = torch.tensor([[params[n].top_k] for n in some])
+        scores[some] = _top_k(scores[some], k.clamp(max=scores.shape[-1]))
+    if some := [n for n, each in enumerate(params) if each.top_p < 1]:
+        top_p = _column(scores, [params[n] for n in some], "top_p")
+        scores[some] = _top_p(scores[some], top_p)
     if any(each.min_p for each in params):
         probs = scores.softmax(-1)
         least = _column(scores, params, "min_p") * probs.amax(-1, keepdim=True)
@@ -137,22 +142,30 @@ def filtered(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return scores
 
 
-def _top(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """-inf for what top-k, and then top-p, take out of scores (R, V): one sort serves both.
+def _top_k(scores: Tensor, k: Tensor) -> Tensor:
+    """-inf for what is less than the k-th of its row; all that equal it stay. k (R, 1)."""
+    largest = scores.topk(int(k.max())).values
+    return scores.masked_fill(scores < largest.gather(-1, k - 1), -inf)
 
-    All that equal the k-th stay. Top-p keeps a token if those before it together have less than
-    p. We sum from the least likely up, as transformers does: there sums are exact where they
-    matter, and one that misses its end by rounding takes out no token too many; of equals where p
-    is reached those with the higher ids stay.
+
+def _top_p(scores: Tensor, top_p: Tensor) -> Tensor:
+    """-inf for a token if those before it, the likelier ones, have p together. top_p (R, 1).
+
+    We sum from the least likely up, as transformers does, and take out what has at most 1 - p with
+    all below it: where p is near 1 no rounding makes the sum miss it. Of equals those with the
+    higher ids stay. Sorting costs the most, so only tokens that may stay are sorted: V that each
+    have less than (1 - p) / V are less than 1 - p together.
     """
-    values, order = scores.sort(dim=-1, stable=True)
-    V, top_p = scores.shape[-1], _column(scores, params, "top_p")
-    kth = torch.tensor([[V - min(each.top_k or V, V)] for each in params])
-    values = values.masked_fill(values < values.gather(-1, kth), -inf)
-    tail = values.softmax(-1).cumsum(-1)  # of a token, and all that are less likely
-    out = (tail <= 1 - top_p) & (top_p < 1)
+    probs = scores.softmax(-1)
+    may_stay = (probs >= (1 - top_p) / scores.shape[-1]).any(0)  # (V,), in any row
+    values, order = scores[:, may_stay].sort(dim=-1, stable=True)
+    below = probs[:, ~may_stay].sum(-1, keepdim=True)
+    tail = below + probs[:, may_stay].gather(-1, order).cumsum(-1)
+    out = tail <= 1 - top_p
     out[:, -1] = False  # p may be so small that no sum passes 1 - p
-    return scores.scatter(-1, order, values.masked_fill(out, -inf))
+    kept = torch.full_like(scores, -inf)
+    kept[:, may_stay] = torch.empty_like(values).scatter(-1, order, values.masked_fill(out, -inf))
+    return kept
 
 
 def _column(like: Tensor, params: Sequence[SamplingParams], name: str) -> Tensor:
