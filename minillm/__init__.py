@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from minillm.config import EngineConfig, ModelConfig, SamplingParams
     from minillm.engine.engine import Engine
     from minillm.engine.request import Completion, Piece
-    from minillm.errors import CheckpointError, ConfigError, MinillmError, OutOfMemory, PromptError
+    from minillm.errors import (
+        CheckpointError,
+        ConfigError,
+        MinillmError,
+        OutOfMemory,
+        PromptError,
+        SessionError,
+    )
     from minillm.machine import Machine, Tier
     from minillm.tokens.tokenizer import Tokenizer
     from minillm.trace import Event, Trace
@@ -48,7 +55,10 @@ _NAMES = {
     "config": ("EngineConfig", "ModelConfig", "SamplingParams"),
     "engine.engine": ("Engine",),
     "engine.request": ("Completion", "Piece"),
-    "errors": ("CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError"),
+    "errors": (
+        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError",
+        "SessionError",
+    ),  # fmt: skip
     "machine": ("Machine", "Tier"),
     "tokens.tokenizer": ("Tokenizer",),
     "trace": ("Event", "Trace"),
@@ -57,8 +67,8 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
-    "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "SamplingParams", "Tier",
-    "Tokenizer", "Trace", "format_size", "parse_size",
+    "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "SamplingParams",
+    "SessionError", "Tier", "Tokenizer", "Trace", "format_size", "parse_size",
 ]  # fmt: skip
 
 

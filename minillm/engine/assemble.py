@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from minillm.config import EngineConfig, ModelConfig
+from minillm.decode.session import Sessions
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
 from minillm.errors import ConfigError
@@ -39,6 +40,7 @@ class Parts:
     kv: PagedKV
     runner: Runner
     tokenizer: Tokenizer
+    sessions: Sessions
     max_context: int
     held: ExitStack
 
@@ -67,7 +69,8 @@ def assemble(directory: str | PathLike[str], machine: Machine, config: EngineCon
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
-        return Parts(name, model, dtype, kv, runner, tokenizer, context, stack.pop_all())
+        sessions, held = Sessions(kv, machine, model_config, folder, tokenizer), stack.pop_all()
+        return Parts(name, model, dtype, kv, runner, tokenizer, sessions, context, held)
 
 
 def _weights(
