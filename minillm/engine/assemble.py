@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from minillm.config import EngineConfig, ModelConfig, ParallelConfig
+from minillm.decode.session import Sessions
 from minillm.engine.ranks import RankRunner, join, part_of
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
@@ -41,6 +42,7 @@ class Parts:
     kv: PagedKV
     runner: Runner
     tokenizer: Tokenizer
+    sessions: Sessions
     max_context: int
     rank: int
     held: ExitStack
@@ -74,7 +76,8 @@ def assemble(
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
-        parts = name, model_config, model, dtype, kv, runner, tokenizer, context
+        sessions = Sessions(kv, machine, model_config, folder, tokenizer)
+        parts = name, model_config, model, dtype, kv, runner, tokenizer, sessions, context
         return Parts(*parts, world.rank if world else 0, stack.pop_all())
 
 
