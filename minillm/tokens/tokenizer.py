@@ -105,8 +105,7 @@ class Tokenizer:
         if self.model_vocab_size > vocab_size:
             raise CheckpointError(
                 f"wanted a tokenizer of at most {vocab_size:,} entries, the model's, found "
-                f"{self.model_vocab_size:,} in {folder}; take tokenizer.json and weights of one "
-                "model"
+                f"{self.model_vocab_size:,} in {folder}; take both from one model"
             )
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -114,15 +113,7 @@ class Tokenizer:
 
         PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it.
         """
-        if not isinstance(text, str):
-            raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
-        try:
-            return self._library.encode(text, add_special_tokens=add_special).ids
-        except (UnicodeError, TypeError) as error:
-            raise PromptError(
-                "wanted text, found a string that has no UTF-8 form (half of a surrogate pair); "
-                "decode the bytes it came from as UTF-8"
-            ) from error
+        return self._library.encode(checked(text), add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without marks (BOS); bytes that form no UTF-8 character are U+FFFD."""
@@ -141,6 +132,15 @@ class Tokenizer:
     def _marks(self) -> frozenset[int]:
         added = self._library.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
+
+
+def checked(text: str) -> str:
+    """PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it."""
+    try:
+        text.encode()
+    except (AttributeError, UnicodeError) as error:
+        raise PromptError(f"wanted text, found none ({error}); decode bytes as UTF-8") from error
+    return text
 
 
 def _library(path: Path) -> Library:
