@@ -15,6 +15,7 @@ Still, with a finding in a sentence:
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
     heatmap                shares as shades, a row each: where a token looks
+    looks                  who looks at whom in a batch, padded and packed, to one scale
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
-    from minillm.charts.heat import heatmap
+    from minillm.charts.heat import heatmap, looks
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
     from minillm.charts.machine_view import machine
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
-    "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
-    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
-    "stages": "plots", "timeline": "timeline_still", "watch": "live",
+    "curve": "curves", "heatmap": "heat", "ladder": "links", "looks": "heat",
+    "machine": "machine_view", "memory": "plots", "predicted_measured": "compare",
+    "replay": "page", "roofline": "roofs", "stages": "plots", "timeline": "timeline_still",
+    "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
-    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "looks", "machine",
+    "memory", "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 
