@@ -102,12 +102,11 @@ def left_padded(ids_lists):
 @wrong("21.2", says="That is padding on the right: then the ends of the texts, where answers grow, "
        "lie in different columns.")  # fmt: skip
 def pads_right(ids_lists):
-    return tuple([[*row[row_start:], *row[:row_start]] for row, row_start in
-                  zip(rows, starts(ids_lists), strict=True)] for rows in left_padded(ids_lists))  # fmt: skip
-
-
-def starts(ids_lists):
-    return [max(map(len, ids_lists)) - len(text) for text in ids_lists]
+    T = max(map(len, ids_lists))
+    back = [[0] * (T - len(text)) for text in ids_lists]
+    ids = [list(text) + zeros for zeros, text in zip(back, ids_lists, strict=True)]
+    mask = [[1] * (T - len(zeros)) + zeros for zeros in back]
+    return ids, mask, [list(range(T - len(zeros))) + zeros for zeros in back]
 
 
 @wrong("21.2", says="The mask lets everybody look at padding: the model reads it as text.")
@@ -122,8 +121,8 @@ def masks_tokens(ids_lists):
     return ids, [[1 - place for place in row] for row in mask], positions
 
 
-@wrong("21.2", says="Positions from the edge of the row change with the company: count from the "
-       "text's first token. An answer that counts tokens would stand inside its prompt.")  # fmt: skip
+@wrong("21.2", says="Positions from the edge of the row change with the company. Count from the "
+       "text's first token, or an answer that counts tokens stands inside its prompt.")  # fmt: skip
 def counts_from_the_edge(ids_lists):
     ids, mask, _ = left_padded(ids_lists)
     return ids, mask, [list(range(len(row))) for row in ids]

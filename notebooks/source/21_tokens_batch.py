@@ -55,7 +55,7 @@ def places(parties: list) -> tuple[int, int]:
 
 
 tables, bench = places([6, 3, 2, 1])
-print(f"{tables} chairs or {bench}: waste {1 - bench / tables:.0%}, {tables / bench:.1f} × the time")
+print(f"{tables} chairs or {bench}: waste {1 - bench / tables:.0%}, time × {tables / bench:.1f}")
 
 # %% [markdown]
 # ## Predict
@@ -95,13 +95,13 @@ from minillm.tokens.batch import Staging, buckets, pack, pad, padding_waste
 
 def in_rows(mask):
     """Attention in a rectangle: at tokens of the same row, not later than oneself. mask (B, T)"""
-    mask = mask.bool().to(machine.device)
-    T = torch.ones(2 * mask.shape[1:]).tril().bool().to(mask.device)
-    seen = (T & mask[:, None]) | torch.eye(len(T), device=mask.device).bool()  # (B, T, T)
+    B, T = mask.shape
+    seen = (torch.ones(T, T).tril().bool() & mask[:, None].bool()) | torch.eye(T).bool()
+    seen = seen[:, None].to(machine.device)  # (B, 1, T, T): the same for all heads
 
     def attend(layer, q, k, v):
-        q, k, v = (t.unflatten(0, mask.shape).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, seen[:, None], enable_gqa=True)
+        q, k, v = (t.unflatten(0, (B, T)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
         return out.transpose(1, 2).flatten(0, 1)
 
     return attend
@@ -120,8 +120,7 @@ model.prepare(512, machine.device)
 @torch.no_grad()
 def forward(ids, positions, attend, wanted):
     """Ids through the staging buffer to HBM, the model over them: logits of the wanted rows."""
-    where = (t.flatten().to(machine.device) for t in (positions, wanted))
-    positions, wanted = where
+    positions, wanted = (t.flatten().to(machine.device) for t in (positions, wanted))
     logits = model(staging.send(ids), positions, attend, wanted)
     machine.sync()
     return logits
@@ -191,7 +190,8 @@ print(f"def pack{inspect.getsource(pack).split('def pack')[1].split(chr(34) * 3)
 # %% tags=["nbval-ignore-output"]
 def squares(mask):
     """Padded: for each text a square as large as the longest needs; mask (B, T)."""
-    real = mask[:, :, None] * mask[:, None] * torch.ones(2 * mask.shape[1:]).tril()
+    T = mask.shape[1]
+    real = mask[:, :, None] * mask[:, None] * torch.ones(T, T).tril()
     return torch.block_diag(*(0.3 + 0.7 * real)).numpy()
 
 
@@ -390,9 +390,9 @@ print(f"PCIe of an H100: {1e6 * 8 * 510 / pcie.bandwidth:.2f} µs for the bytes,
 eight = ModelConfig(128256, 4096, 14336, 32, 32, 8, dtype="bfloat16")  # Llama-3-8B
 cut = parts["tokenize"][0]
 for n in (510, 5100):
-    least = predict.prefill(eight, "H100", tokens=n).seconds
+    least, cpu = predict.prefill(eight, "H100", tokens=n).seconds, cut * n / 510
     print(f"Llama-3-8B, {n:,} tokens: prefill at least {1e3 * least:.1f} ms, tokenizer "
-          f"{1e3 * cut * n / 510:.1f} ms, {cut * n / 510 / (least + cut * n / 510):.0%} of both")  # fmt: skip
+          f"{1e3 * cpu:.1f} ms, {cpu / (least + cpu):.0%} of both")  # fmt: skip
 
 # %% [markdown]
 # The latency is more than the bytes, so one copy for the whole batch, and not one a request.
@@ -403,20 +403,25 @@ for n in (510, 5100):
 # copies it into a pinned buffer first. A pinned page stays where it is.
 
 # %% tags=["nbval-ignore-output"]
-if machine.emulated:
-    print("No card here: HBM is a part of DRAM, no memory is pinned, and nothing is measured.")
-for size in () if machine.emulated else (8 * 510, 2**26):
+def copied(size: int):
+    """Bytes to the card, from both kinds of memory, in turns."""
     on_card = machine.empty((size,), torch.uint8, "hbm", "ids")
     sources = {"pinned": machine.empty((size,), torch.uint8, "dram", "ids"),
                "pageable": torch.zeros(size, dtype=torch.uint8)}  # fmt: skip
 
-    def copied(source):
+    def once(source):
         machine.copy(source, on_card, label="ids", stage="tokens")
         machine.sync()
 
-    copies = compare({n: lambda s=s: copied(s) for n, s in sources.items()}, rounds=15, unit="µs")
-    print(f"{size:,} B: {copies.sentence}")
+    found = compare({n: lambda s=s: once(s) for n, s in sources.items()}, rounds=15, unit="µs")
     machine.free(on_card), machine.free(sources["pinned"])
+    return found
+
+
+if machine.emulated:
+    print("No card here: HBM is a part of DRAM, no memory is pinned, and nothing is measured.")
+else:
+    print(*(f"{size:,} B: {copied(size).sentence}" for size in (8 * 510, 2**26)), sep="\n")
 
 # %% [markdown]
 # ## Where it loses
@@ -445,7 +450,7 @@ def padding_dollars(lengths: list, B: int, rate: float, price: float) -> float:
 padding_dollars = check("21.3", padding_dollars)
 
 # %%
-million = [n for _ in range(50) for n in Random(7).sample(day, 400)] * 50  # requests of a day
+million = Random(7).choices(day, k=1_000_000)  # as many requests as come in a day
 for order, some in (("order of arrival", million), ("order of length", sorted(million))):
     lost = padding_dollars(some, B=32, rate=60_000, price=3.0)
     whole = sum(some) / 60_000 / 3600 * 3.0
@@ -475,8 +480,8 @@ recall(
 
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. Padding was {padding_waste(lengths):.0%} of the places; {both.sentence}.")
-print("2. Mask and marks keep texts apart: without a mask "
-      f"{sum(a != b for a, b in zip(right, seen['no mask'], strict=True))} of 3 answers changed.")  # fmt: skip
+other = sum(a != b for a, b in zip(right, seen["no mask"], strict=True))
+print(f"2. Mask and marks keep texts apart: without a mask {other} of 3 answers changed.")
 print(f"3. Of the time to the first token the tokenizer took {sorted(shares)[3]:.1f} %; "
       f"the ids were {8 * 510:,} bytes.")  # fmt: skip
 
