@@ -14,22 +14,22 @@ import inspect
 import json
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 import torch
 
-import minillm
 from minillm import Engine, EngineConfig, Machine, ModelConfig, SamplingParams, charts, predict
+from minillm.files import locate
 from minillm.lesson import check, compare, guess, guesses, hint, knob, recall, reveal
 
 machine = Machine.here(hbm="512 MiB")
+exam = [json.loads(line) for line in locate("data/eval/skills.jsonl").open()]
 print(machine.describe())
 
 # %% [markdown]
 # Six words:
 #
-# - **batch**: texts that one pass of the model runs together.
+# - **batch**: texts that one pass runs together.
 # - **padded**: each text is a row, filled up to the longest; what fills it is padding.
 # - **mask**: says which places of a row hold a token.
 # - **packed**: all tokens lie one after the other, and `cu_seqlens` says where each text begins.
@@ -53,7 +53,7 @@ def places(parties: list) -> tuple[int, int]:
     """Chairs at equal tables, and on a bench."""
     return len(parties) * max(parties), sum(parties)
 
-
+# %%
 tables, bench = places([6, 3, 2, 1])
 print(f"{tables} chairs or {bench}: waste {1 - bench / tables:.0%}, time × {tables / bench:.1f}")
 
@@ -65,14 +65,11 @@ print(f"{tables} chairs or {bench}: waste {1 - bench / tables:.0%}, time × {tab
 # the tokenizer take?
 
 # %% tags=["nbval-ignore-output"]
-town = Path(minillm.__file__).parents[1] / "data" / "town"
-exam = [json.loads(line) for line in (town.parent / "eval" / "skills.jsonl").open()]
-engine = Engine.load(town, machine, EngineConfig(dtype="float32", kernels="torch"))
+engine = Engine.load("data/town", machine, EngineConfig(dtype="float32", kernels="torch"))
 tokenizer, model, config = engine.tokenizer, engine.model, engine.model_config
 every = {len(ids): ids for ids in (tokenizer.encode(q["prompt"]) for q in exam)}
 texts = [every[length] for length in (152, 88, 50, 39, 13, 9, 7, 6)]
-lengths = list(map(len, texts))
-print("tokens:", lengths)
+print("tokens:", lengths := list(map(len, texts)))
 
 # %% tags=["nbval-ignore-output"]
 empty = guess("places that are padding", unit="%")
@@ -350,9 +347,11 @@ assert "4713" in leak[0] and "4713" not in own[0]
 # after the other, and copies it to HBM: the buffer is made once. Watch a few questions; then choose
 # the first word in the player and look at the row *tokens*.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 print(inspect.getsource(Staging.send).split(chr(34) * 3)[-1].rstrip())
-fast = Engine.load(town, machine, EngineConfig(prefix_cache=False))
+fast = Engine.load("data/town", machine, EngineConfig(prefix_cache=False))
+
+# %% tags=["nbval-ignore-output"]
 machine.trace.clear()
 with charts.watch(machine.trace, "timeline"):
     for question in exam[:400:50]:
@@ -383,14 +382,15 @@ assert parts["copy ids dram->hbm"][1] == 8 * 510
 # model is large and the card is fast? The tokenizer's time is this machine's; the rest follows from
 # data sheets.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 pcie = predict.find_hardware("H100").pcie
 print(f"PCIe of an H100: {1e6 * 8 * 510 / pcie.bandwidth:.2f} µs for the bytes, "
       f"{1e6 * pcie.latency:.1f} µs latency (predicted)")  # fmt: skip
+
+# %% tags=["nbval-ignore-output"]
 eight = ModelConfig(128256, 4096, 14336, 32, 32, 8, dtype="bfloat16")  # Llama-3-8B
-cut = parts["tokenize"][0]
 for n in (510, 5100):
-    least, cpu = predict.prefill(eight, "H100", tokens=n).seconds, cut * n / 510
+    least, cpu = predict.prefill(eight, "H100", tokens=n).seconds, parts["tokenize"][0] * n / 510
     print(f"Llama-3-8B, {n:,} tokens: prefill at least {1e3 * least:.1f} ms, tokenizer "
           f"{1e3 * cpu:.1f} ms, {cpu / (least + cpu):.0%} of both")  # fmt: skip
 
