@@ -305,7 +305,8 @@ assert [said == right for said in seen.values()] == [True, False, True, False]
 # *difference* of two positions: shifted all alike, nothing changes. A model with a learned vector
 # for each position (GPT-2) would answer otherwise. In the fourth, an answer stands where its prompt
 # lies already, and the differences are wrong.
-#
+
+# %% [markdown]
 # ## Fourth rung, yours: mend it
 #
 # Fill up with id 0 on the left. Return three lists of rows: ids; mask, 1 for a token and 0 for
