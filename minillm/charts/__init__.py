@@ -16,6 +16,7 @@ Still, with a finding in a sentence:
     blocks                 pages of a KV cache: the pool, and whose block table names which
     bars                   shares as bars, and what they were before: how likely each word is
     heatmap                shares as shades, a row each: where a token looks
+    looks                  who looks at whom in a batch, padded and packed, to one scale
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
-    from minillm.charts.heat import heatmap
+    from minillm.charts.heat import heatmap, looks
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
     from minillm.charts.machine_view import machine
@@ -44,12 +45,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "bars": "bar_rows",
     "blocks": "blocks_view", "curve": "curves", "heatmap": "heat", "ladder": "links",
-    "machine": "machine_view", "memory": "plots",
+    "looks": "heat", "machine": "machine_view", "memory": "plots",
     "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
     "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "machine",
+    "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "looks", "machine",
     "memory", "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 

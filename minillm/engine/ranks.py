@@ -98,7 +98,7 @@ class RankRunner(Runner):
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """As `Runner.run`; where nobody asks for more, the best of each row come, and no more."""
-        self._ends.whole = any(request.params.temperature for request in requests)
+        self._ends.whole = not all(request.plain for request in requests)
         with self._world.watched(), held():
             return super().run(plan, ids, requests)
 
@@ -135,7 +135,8 @@ class RankRunner(Runner):
                 plan = Plan(step, tables, self._kv, pool.page_size, device, hidden)
                 self._model.prepare(max(plan.stops), device)
                 with self._machine.trace.at(stamp), self.threads(step, streams=False):
-                    self.forward(plan, self.send(ids) if self._model.first else plan.place, name)
+                    first = self._model.first
+                    self.forward(plan, self.staging.send([ids]) if first else plan.place, name)
 
     def end(self) -> Trace:
         """Rank 0 lets the others go; the trace of the run is that of all ranks."""

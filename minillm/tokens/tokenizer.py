@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,17 @@ class Tokenizer:
     >>> tokenizer = Tokenizer.from_pretrained("data/town")
     >>> tokenizer.decode(tokenizer.encode("the red key"))
     'the red key'
+
+    token(id): the token as the vocabulary spells it ("Ġkey"); None if `decode` leaves it out.
     """
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        added = library.get_added_tokens_decoder()
+        marks = {token_id for token_id, token in added.items() if token.special}
+        known = (number for number in range(self.vocab_size) if number not in marks)
+        # Each id of an answer is asked for: a table answers before a call of the library begins.
+        self.token = {number: library.id_to_token(number) for number in known}.get
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike[str]) -> Tokenizer:
@@ -119,19 +125,10 @@ class Tokenizer:
         """The text of `ids`, without marks (BOS); bytes that form no UTF-8 character are U+FFFD."""
         return self._library.decode(list(ids), skip_special_tokens=True)
 
-    def token(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it ("Ġkey"); None if `decode` leaves it out."""
-        return None if token_id in self._marks else self._library.id_to_token(token_id)
-
     def join(self, tokens: Sequence[str]) -> str:
         """The text of tokens as `token` spells them."""
         decoder = self._library.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
-
-    @cached_property
-    def _marks(self) -> frozenset[int]:
-        added = self._library.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
 
 
 def checked(text: str) -> str:
