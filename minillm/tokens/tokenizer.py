@@ -133,10 +133,13 @@ class Tokenizer:
 
 def checked(text: str) -> str:
     """PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it."""
+    if not isinstance(text, str):
+        raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
     try:
         text.encode()
-    except (AttributeError, UnicodeError) as error:
-        raise PromptError(f"wanted text, found none ({error}); decode bytes as UTF-8") from error
+    except UnicodeError as error:
+        found = "a string that has no UTF-8 form (half of a surrogate pair)"
+        raise PromptError(f"wanted text, found {found}; decode bytes as UTF-8") from error
     return text
 
 
