@@ -58,3 +58,8 @@ def fail(folder: str, parallel: dict, who: int, how: str) -> None:
             engine.generate("Mia put the red key", SamplingParams(max_tokens=40, ignore_eos=True))
         finally:
             engine.close()
+
+
+def fail_alone(how: str) -> None:
+    """Two ranks of torchrun, of which the second fails."""
+    fail("data/town", dict(tp=2), 1, how)
