@@ -25,6 +25,7 @@ from minillm.errors import ConfigError
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
+from minillm.parallel.world import connect
 
 _ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
@@ -65,6 +66,7 @@ class Engine:
         ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
         parallel: on several ranks all of them load; then rank 0 is asked, and the others `follow`.
         """
+        connect(parallel)  # a rank has its own card, and its part of the DRAM
         machine = machine or Machine.here()
         return cls(assemble(directory, machine, config, parallel), machine, config)
 
