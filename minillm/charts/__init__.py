@@ -14,6 +14,7 @@ Still, with a finding in a sentence:
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
+    bars                   shares as bars, and what they were before: how likely each word is
     heatmap                shares as shades, a row each: where a token looks
 """
 
@@ -23,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minillm.charts.bar_rows import bars
     from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
@@ -40,14 +42,15 @@ if TYPE_CHECKING:
 # Each public name and the module it comes from, imported when the name is first used: a live view
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
-    "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
-    "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
-    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
+    "Chart": "style", "RunView": "live", "Table": "show", "bars": "bar_rows",
+    "blocks": "blocks_view", "curve": "curves", "heatmap": "heat", "ladder": "links",
+    "machine": "machine_view", "memory": "plots",
+    "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
     "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
-    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "machine",
+    "memory", "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 

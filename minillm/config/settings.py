@@ -3,6 +3,7 @@ are chosen (SamplingParams)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minillm.config import rules
@@ -99,7 +100,12 @@ class SamplingParams:
     temperature: 0 always takes the most likely token (greedy); 1 samples as the model says.
     top_k, top_p, min_p: keep the k likeliest tokens; the likeliest that together reach p; those
     at least min_p times as likely as the likeliest. 0, 1.0 and 0.0 switch them off.
+    repetition_penalty: above 1 makes what prompt or answer hold less likely, below 1 more; 1 is
+    off. presence_penalty, frequency_penalty: taken off the logit of what the answer holds, once or
+    each time it came. logit_bias: what is added to the logits of some ids, as in {42: -100}.
     seed: of this request's own random generator; None draws a fresh one.
+    logprobs: of how many of the likeliest tokens the log-probabilities are told, beside the
+    chosen one's.
     stop: a text, or several, before which the answer ends. ignore_eos: go on to max_tokens.
 
     >>> SamplingParams(stop="\\n").stop
@@ -111,7 +117,12 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+    logprobs: int = 0
     stop: str | tuple[str, ...] = ()
     ignore_eos: bool = False
 
@@ -119,6 +130,8 @@ class SamplingParams:
         if isinstance(self.stop, (str, list)):
             stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             object.__setattr__(self, "stop", stop)
+        if isinstance(self.logit_bias, Mapping):  # pairs, so that settings stay as they are
+            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
         is_int, is_number = rules.is_int, rules.is_number
         rules.check(
             self,
@@ -127,11 +140,21 @@ class SamplingParams:
             top_k=(lambda v: is_int(v) and v >= 0, "an int >= 0"),
             top_p=(lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
             min_p=(lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+            repetition_penalty=rules.between(0.01, 100),
+            presence_penalty=rules.between(-2, 2), frequency_penalty=rules.between(-2, 2),
+            logit_bias=(_are_biases, "a dict of token ids and numbers from -100 to 100"),
+            logprobs=(lambda v: is_int(v) and v >= 0, "an int >= 0"),
             seed=(lambda v: v is None or is_int(v), "an int, or None"),
             stop=(_are_texts, "texts that are not empty"),
             ignore_eos=rules.FLAG,
-        )
+        )  # fmt: skip
 
 
 def _are_texts(stop: object) -> bool:
     return isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop)
+
+
+def _are_biases(pairs: object) -> bool:
+    bias = rules.between(-100, 100)[0]
+    ids = isinstance(pairs, tuple) and all(rules.is_int(id) and id >= 0 for id, _ in pairs)
+    return ids and all(bias(by) for _, by in pairs)

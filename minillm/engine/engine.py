@@ -152,7 +152,7 @@ class Engine:
             self.trace.at(token=0, request=number, model=self.name),
             self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
         ):
-            ids = prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+            ids = prompt_ids(prompt, params, self.tokenizer, self.model_config.vocab_size)
             span.detail = prompt if isinstance(prompt, str) else ""
             span.nbytes = len(span.detail.encode())
         check_length(len(ids), params.max_tokens, self.max_context)
