@@ -19,6 +19,7 @@ from minillm.parallel.ranks import Ranks
 PROMPTS = ["Mia put the red key in the chest.", "Tom", "€ 🔑 " * 9, "Mia put the red key!"]
 GREEDY = dict(max_tokens=10, temperature=0.0, ignore_eos=True)
 WARM = dict(max_tokens=10, temperature=0.8, top_p=0.95, seed=5, ignore_eos=True)
+PENALTY = dict(max_tokens=10, temperature=0.0, repetition_penalty=1.5, ignore_eos=True)
 FLOAT = dict(dtype="float32")
 
 
@@ -54,7 +55,11 @@ def both(
     return events, meta, preempted
 
 
-@pytest.mark.parametrize("each", [[GREEDY] * 4, [GREEDY, WARM, GREEDY, WARM]], ids=["", "sampled"])
+@pytest.mark.parametrize(
+    "each",
+    [[GREEDY] * 4, [GREEDY, WARM, GREEDY, WARM], [PENALTY] * 4],
+    ids=["greedy", "sampled", "penalty"],
+)
 @pytest.mark.parametrize(
     ("name", "tp", "pp"), [("qwen2", 4, 1), ("llama", 1, 4), ("bias", 2, 2), ("qwen3", 2, 2)]
 )

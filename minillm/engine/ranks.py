@@ -97,7 +97,7 @@ class RankRunner(Runner):
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """As `Runner.run`; where nobody asks for more, the best of each row come, and no more."""
-        self._ends.whole = any(request.params.temperature for request in requests)
+        self._ends.whole = not all(request.plain for request in requests)
         with self._world.watched(), held():
             return super().run(plan, ids, requests)
 
