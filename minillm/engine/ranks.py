@@ -123,9 +123,9 @@ class RankRunner(Runner):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Take part in every pass, until rank 0 ends."""
+        """Take part in every pass, until rank 0 ends: a key that is pressed is for that one."""
         pool, device = self._kv.pool, self._machine.device
-        with self._world.watched():
+        with held(), self._world.watched():
             while told := self._world.told():
                 (step, tables, hidden), ids, name, self._ends.whole, stamp, copies = told
                 for old, new in copies:

@@ -96,9 +96,9 @@ class World:
         try:
             yield
         except BaseException as error:
-            self.broken = True
             with held():
                 found = self._failed(error)
+            self.broken = bool(found)
             if found and self.rank not in found:
                 raise RankError(found, "mend it, and start all ranks again") from error
             raise
