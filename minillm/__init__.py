@@ -64,7 +64,7 @@ _NAMES = {
     "tokens.tokenizer": ("Tokenizer",),
     "trace": ("Event", "Trace"),
     "units": ("format_size", "parse_size"),
-}  # fmt: skip
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",

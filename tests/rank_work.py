@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -37,7 +38,7 @@ def answers(folder: str, work: tuple, config: dict, parallel: dict) -> Any:
 
 
 def fail(folder: str, parallel: dict, who: int, how: str) -> None:
-    """In its third pass one rank fails: "kill" as by the system, "raise" as by a fault."""
+    """In its third pass one rank fails: "kill" by the system, "raise" by a fault, or it hangs."""
     machine = Machine.here(hbm="32 MiB", device="cpu")
     engine = Engine.load(folder, machine, EngineConfig(), ParallelConfig(**parallel))
     passes, plain = [], engine.model.run_layers
@@ -47,6 +48,8 @@ def fail(folder: str, parallel: dict, who: int, how: str) -> None:
         if len(passes) == 3 and dist.get_rank() == who:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "hang":
+                time.sleep(600)
             raise ValueError("a fault of this rank")
         return plain(*arguments)
 
@@ -58,3 +61,8 @@ def fail(folder: str, parallel: dict, who: int, how: str) -> None:
             engine.generate("Mia put the red key", SamplingParams(max_tokens=40, ignore_eos=True))
         finally:
             engine.close()
+
+
+def fail_alone(how: str) -> None:
+    """Two ranks of torchrun, of which the second fails."""
+    fail("data/town", dict(tp=2, timeout=3), 1, how)

@@ -12,12 +12,14 @@ from conftest import tiny_tokenizer
 from rank_models import MODELS, write
 
 from minillm import ConfigError, Engine, EngineConfig, Event, Machine, ParallelConfig
+from minillm.engine.ranks import join
 from minillm.load.checkpoint import Checkpoint
 from minillm.parallel.ranks import Ranks
 
 PROMPTS = ["Mia put the red key in the chest.", "Tom", "€ 🔑 " * 9, "Mia put the red key!"]
 GREEDY = dict(max_tokens=10, temperature=0.0, ignore_eos=True)
 WARM = dict(max_tokens=10, temperature=0.8, top_p=0.95, seed=5, ignore_eos=True)
+PENALTY = dict(max_tokens=10, temperature=0.0, repetition_penalty=1.5, ignore_eos=True)
 FLOAT = dict(dtype="float32")
 
 
@@ -53,7 +55,11 @@ def both(
     return events, meta, preempted
 
 
-@pytest.mark.parametrize("each", [[GREEDY] * 4, [GREEDY, WARM, GREEDY, WARM]], ids=["", "sampled"])
+@pytest.mark.parametrize(
+    "each",
+    [[GREEDY] * 4, [GREEDY, WARM, GREEDY, WARM], [PENALTY] * 4],
+    ids=["greedy", "sampled", "penalty"],
+)
 @pytest.mark.parametrize(
     ("name", "tp", "pp"), [("qwen2", 4, 1), ("llama", 1, 4), ("bias", 2, 2), ("qwen3", 2, 2)]
 )
@@ -132,11 +138,10 @@ def test_sizes_that_are_not_those_of_the_ranks_are_told(folders, parallel):
     ("config", "weights"), [(dict(kv_hbm="1 MiB", kv_dram="1 MiB"), "own"),
                             (dict(weights="stream"), "broadcast")],
 )  # fmt: skip
-def test_what_ranks_cannot_do_together_is_told(folders, config, weights):
+def test_what_ranks_cannot_do_together_is_told(machine, config, weights):
     """Catches pages that only rank 0 would find again in DRAM."""
-    with pytest.raises(ConfigError, match="several ranks|broadcast"):
-        parallel = ParallelConfig(tp=2, weights=weights)
-        Engine.load(folders["llama"], config=EngineConfig(**config), parallel=parallel)
+    with pytest.raises(ConfigError, match="several ranks"):
+        join(EngineConfig(**config), ParallelConfig(tp=2, weights=weights), machine)
 
 
 @pytest.mark.parametrize("wrong", [dict(tp=0), dict(pp=1.5), dict(timeout=0), dict(weights="all")])

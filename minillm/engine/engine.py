@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from os import PathLike
 
 import torch
@@ -27,6 +27,7 @@ from minillm.files import StrPath
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
+from minillm.parallel.world import connect
 
 _ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
@@ -66,19 +67,17 @@ class Engine:
         """Stage 1: the checkpoint in `directory` (Hugging Face layout) goes SSD → DRAM → HBM.
 
         A relative directory is looked for here, then beside the package. Raises CheckpointError,
-        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
-        parallel: on several ranks all of them load; then rank 0 is asked, and the others `follow`.
+        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was. parallel: of
+        several ranks all load; then rank 0 is asked, and the others `follow`.
         """
+        connect(parallel)  # a rank has its own card, and its part of the DRAM
         machine = machine or Machine.here()
         return cls(assemble(directory, machine, config, parallel), machine, config)
 
     def follow(self) -> None:
-        """On every rank but 0: take part in what rank 0 is asked, until it closes. RankError if
-        another rank fails."""
-        try:
+        """On ranks other than 0: take part in what rank 0 does, until it closes, or RankError."""
+        with closing(self):
             self._runner.follow()
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`

@@ -32,7 +32,7 @@ from minillm.model.llama import Llama
 from minillm.parallel.pipeline import Pipeline, stages
 from minillm.parallel.shards import broadcast, together
 from minillm.parallel.tensor import TensorParallel, rank_config, unpack
-from minillm.parallel.world import World, connect
+from minillm.parallel.world import World
 from minillm.trace import Trace
 
 
@@ -49,7 +49,6 @@ def join(config: EngineConfig, parallel: ParallelConfig, machine: Machine) -> Wo
             "wanted pages in HBM alone on several ranks, and streamed weights read by each, found "
             'kv_dram, kv_ssd, or weights="broadcast"; leave it out'
         )
-    connect(parallel)
     return World(parallel, machine)
 
 
@@ -124,9 +123,9 @@ class RankRunner(Runner):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Take part in every pass, until rank 0 ends."""
+        """Take part in every pass, until rank 0 ends: a key that is pressed is for that one."""
         pool, device = self._kv.pool, self._machine.device
-        with self._world.watched():
+        with held(), self._world.watched():
             while told := self._world.told():
                 (step, tables, hidden), ids, name, self._ends.whole, stamp, copies = told
                 for old, new in copies:

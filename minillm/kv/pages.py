@@ -46,7 +46,6 @@ class PagedKV:
     """
 
     lost: Mapping[int, MinillmError] = {}  # none, where all of it stays in HBM
-    first = 0  # the first layer that is here: a stage of a pipeline has its own
 
     def __init__(
         self, config: ModelConfig, machine: Machine, dtype: torch.dtype, page_size: int = 16,
@@ -55,7 +54,7 @@ class PagedKV:
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
         self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
-        self.writable = sys.maxsize
+        self.writable, self.first = sys.maxsize, 0  # a stage of a pipeline has its own first layer
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache

@@ -33,13 +33,13 @@ _LOOK_SECONDS = 2.0  # for who has failed to say so, or to be gone
 
 
 def connect(config: ParallelConfig) -> None:
-    """Join the ranks that `torchrun` started, by Gloo and, on CUDA, NCCL; once is enough.
+    """Join the ranks that `torchrun` started, by Gloo and, on CUDA, NCCL, unless they are joined.
 
     Raises ConfigError unless it has started tp · pp of them.
     """
-    if dist.is_initialized():
-        return
     ranks, found = config.tp * config.pp, int(os.environ.get("WORLD_SIZE", 1))
+    if dist.is_initialized() or found == ranks == 1:
+        return
     if found != ranks:
         raise ConfigError(
             f"wanted {ranks} ranks, for tp = {config.tp} and pp = {config.pp}, found {found}; "
@@ -96,9 +96,9 @@ class World:
         try:
             yield
         except BaseException as error:
-            self.broken = True
             with held():
                 found = self._failed(error)
+            self.broken = bool(found)
             if found and self.rank not in found:
                 raise RankError(found, "mend it, and start all ranks again") from error
             raise
