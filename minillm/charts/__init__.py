@@ -15,6 +15,7 @@ Still, with a finding in a sentence:
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
     heatmap                shares as shades, a row each: where a token looks
+    requests               an engine's log: how long each request waited, and for what
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from minillm.charts.heat import heatmap
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
+    from minillm.charts.logs import requests
     from minillm.charts.machine_view import machine
     from minillm.charts.page import replay
     from minillm.charts.plots import memory, stages
@@ -42,12 +44,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
     "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
-    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
-    "stages": "plots", "timeline": "timeline_still", "watch": "live",
+    "memory": "plots", "predicted_measured": "compare", "replay": "page", "requests": "logs",
+    "roofline": "roofs", "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
     "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
-    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "predicted_measured", "replay", "requests", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 
