@@ -16,17 +16,18 @@ LEFT, HEAD, ROW, LOW = 2.4, 0.5, 0.24, 0.44  # inches: names, title, a request, 
 def requests(path: str | Path, most: int = 16) -> Chart:
     """The last `most` requests of an engine's log: dark up to the first token, light the others.
 
-    Those of a single token are left out. Raises MinillmError for a log without any others.
+    Those without a token are left out. Raises MinillmError for a log without any others.
 
     >>> charts.requests("requests.jsonl").finding
     'The first token comes after 14.2 ms, each later one takes 2.41 ms (median of 9)'
     """
     lines = map(json.loads, Path(path).read_text("utf-8").splitlines())
-    rows = [row for row in lines if row["tpot"] is not None][-most:]
+    rows = [row for row in lines if row["ttft"] is not None][-most:]
     if not rows:
         raise MinillmError(f"wanted requests in {path}, found none; run some before")
-    first, later = (amount(median(row[key] for row in rows), "s") for key in ("ttft", "tpot"))
-    finding = f"The first token comes after {first}, each later one takes {later}"
+    finding = f"The first token comes after {amount(median(row['ttft'] for row in rows), 's')}"
+    if later := [row["tpot"] for row in rows if row["tpot"] is not None]:
+        finding += f", each later one takes {amount(median(later), 's')}"
     high = HEAD + ROW * len(rows) + LOW
     chart = Chart(f"{finding} (median of {len(rows)})", size=(WIDTH, high))
     box = LEFT / WIDTH, LOW / high, 0.97 - LEFT / WIDTH, ROW * len(rows) / high
@@ -46,4 +47,4 @@ def requests(path: str | Path, most: int = 16) -> Chart:
 
 
 def _end(row: dict) -> float:
-    return row["ttft"] + row["tpot"] * (row["tokens"] - 1)
+    return row["ttft"] + (row["tpot"] or 0.0) * (row["tokens"] - 1)
