@@ -26,7 +26,7 @@ def engine(tiny, tmp_path) -> Engine:
 
 
 def lines(engine: Engine, path: str = "") -> list[dict]:
-    return [json.loads(line) for line in Path(path or engine._log.path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path or engine.log.path).read_text().splitlines()]
 
 
 def test_a_line_tells_what_was_asked_for_and_how_it_went(engine):
@@ -49,7 +49,7 @@ def test_a_line_tells_what_was_asked_for_and_how_it_went(engine):
         "request": 1, "prompt_tokens": done.prompt_tokens, "tokens": 4, "finish_reason": "length",
         "ttft": done.ttft, "tpot": done.tpot,
     }  # fmt: skip
-    assert "Mia" not in Path(engine._log.path).read_text()
+    assert "Mia" not in Path(engine.log.path).read_text()
 
 
 def test_every_way_to_end_has_its_line(engine):
@@ -86,7 +86,7 @@ def test_lines_are_bytes_to_ssd(engine):
     engine.generate(["Mia", "Tom"], GREEDY)
     moves = engine.trace.select(kind="transfer", target="ssd")
     assert {(move.source, move.stage, move.label) for move in moves} == {("dram", "decode", "log")}
-    assert sum(move.nbytes for move in moves) == os.path.getsize(engine._log.path)
+    assert sum(move.nbytes for move in moves) == os.path.getsize(engine.log.path)
 
 
 def test_a_full_log_begins_anew_and_keeps_the_one_before(engine, monkeypatch):
@@ -94,17 +94,17 @@ def test_a_full_log_begins_anew_and_keeps_the_one_before(engine, monkeypatch):
     monkeypatch.setattr(log, "MOST", 1500)
     for _ in range(9):
         engine.generate("Mia", GREEDY)
-    now, before = lines(engine), lines(engine, engine._log.path + ".1")
+    now, before = lines(engine), lines(engine, engine.log.path + ".1")
     numbers = [line["request"] for line in [*before, *now]]
     assert numbers == list(range(9))[-len(numbers) :] and len(before) > 1
-    assert all(os.path.getsize(engine._log.path + end) <= 1500 for end in ("", ".1"))
+    assert all(os.path.getsize(engine.log.path + end) <= 1500 for end in ("", ".1"))
 
 
 @pytest.mark.parametrize("call", ["open", "write", "replace"])
 def test_a_full_disk_stops_nobody(engine, monkeypatch, call):
     """Catches a run that ends for want of a log, half a line, and silence about what is missing."""
     right = engine.generate("Mia", GREEDY)[0].token_ids
-    whole = Path(engine._log.path).read_bytes()
+    whole = Path(engine.log.path).read_bytes()
 
     class Full:
         """A file on a disk that takes ten bytes more."""
@@ -133,8 +133,8 @@ def test_a_full_disk_stops_nobody(engine, monkeypatch, call):
         else:
             patch.setattr(log, "open", Full, raising=False)
         assert engine.generate("Mia", GREEDY)[0].token_ids == right
-        assert engine._log.lost == 1
-        assert Path(engine._log.path).read_bytes() == whole
+        assert engine.log.lost == 1
+        assert Path(engine.log.path).read_bytes() == whole
     engine.generate("Mia", GREEDY)
     assert [line["request"] for line in lines(engine)] == [0, 2]
 

@@ -17,6 +17,7 @@ Still, with a finding in a sentence:
     bars                   shares as bars, and what they were before: how likely each word is
     heatmap                shares as shades, a row each: where a token looks
     looks                  who looks at whom in a batch, padded and packed, to one scale
+    requests               an engine's log: how long each request waited, and for what
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from minillm.charts.heat import heatmap, looks
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
+    from minillm.charts.logs import requests
     from minillm.charts.machine_view import machine
     from minillm.charts.page import replay
     from minillm.charts.plots import memory, stages
@@ -46,12 +48,12 @@ _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "bars": "bar_rows",
     "blocks": "blocks_view", "curve": "curves", "heatmap": "heat", "ladder": "links",
     "looks": "heat", "machine": "machine_view", "memory": "plots",
-    "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
+    "predicted_measured": "compare", "replay": "page", "requests": "logs", "roofline": "roofs",
     "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
     "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "looks", "machine",
-    "memory", "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "memory", "predicted_measured", "replay", "requests", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Engine:
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
         self.steps = self._numbers = 0  # forward passes and requests so far
         self._chooser = Chooser(self.kv, self.trace)
-        self._sessions, self._log = parts.sessions, Log(config.log, machine)
+        self._sessions, self.log = parts.sessions, Log(config.log, machine)
         self.resume = parts.sessions.open  # a file of `stream(…, save=file)` becomes a prompt
         self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
@@ -153,7 +153,7 @@ class Engine:
                 if request.over:
                     self._sessions.save(request)
                     self.scheduler.remove(request)
-                    self._log.write(request)
+                    self.log.write(request)
 
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A prompt becomes a request, or a PromptError; nothing is reserved yet."""
@@ -190,4 +190,4 @@ class Engine:
                     self.scheduler.remove(request)
                     if not request.over:
                         request.finish_reason = "abort"
-                        self._log.write(request)
+                        self.log.write(request)
