@@ -14,6 +14,7 @@ Still, with a finding in a sentence:
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
+    pieces                 a text in blocks, as a tokenizer cuts it, with their ids
     heatmap                shares as shades, a row each: where a token looks
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from minillm.charts.live import RunView, watch
     from minillm.charts.machine_view import machine
     from minillm.charts.page import replay
+    from minillm.charts.pieces_view import pieces
     from minillm.charts.plots import memory, stages
     from minillm.charts.roofs import roofline
     from minillm.charts.show import Table
@@ -42,12 +44,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
     "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
-    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
-    "stages": "plots", "timeline": "timeline_still", "watch": "live",
+    "memory": "plots", "pieces": "pieces_view", "predicted_measured": "compare", "replay": "page",
+    "roofline": "roofs", "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
     "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
-    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "pieces", "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
 ]  # fmt: skip
 
 
