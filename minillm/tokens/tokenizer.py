@@ -61,16 +61,19 @@ class Tokenizer:
     >>> tokenizer.decode(tokenizer.encode("the red key"))
     'the red key'
 
-    token(id): the token as the vocabulary spells it ("Ġkey"); None if `decode` leaves it out.
+    vocab_size: one more than the largest id that `encode` can return. model_vocab_size: the same
+    without added tokens, for a model need not have a row for each of those. token(id): the token as
+    the vocabulary spells it ("Ġkey"); None if `decode` leaves it out.
     """
 
     def __init__(self, library: Library) -> None:
-        self._library = library
-        added = library.get_added_tokens_decoder()
-        marks = {token_id for token_id, token in added.items() if token.special}
-        known = (number for number in range(self.vocab_size) if number not in marks)
+        self._library, added = library, library.get_added_tokens_decoder()
+        known = library.get_vocab(with_added_tokens=False).values()
+        self.model_vocab_size = max(known, default=-1) + 1
+        self.vocab_size = max([self.model_vocab_size - 1, *added]) + 1
+        ids = (n for n in range(self.vocab_size) if n not in added or not added[n].special)
         # Each id of an answer is asked for: a table answers before a call of the library begins.
-        self.token = {number: library.id_to_token(number) for number in known}.get
+        self.token = {n: library.id_to_token(n) for n in ids}.get
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike[str]) -> Tokenizer:
@@ -95,16 +98,6 @@ class Tokenizer:
             settings["added_tokens_decoder"] = {str(token): text for text, token in ids.items()}
         _apply(library, settings, folder / "tokenizer_config.json")
         return cls(library)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id that `encode` can return."""
-        return max(self._library.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def model_vocab_size(self) -> int:
-        """The same without added tokens: a model need not have a row for each of those."""
-        return max(self._library.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     def check_fit(self, vocab_size: int, folder: Path) -> None:
         """CheckpointError if it has more entries than a model's vocabulary; folder: of both."""
