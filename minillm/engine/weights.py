@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.load.checkpoint import Checkpoint, assign, bring, check_fit, load
+from minillm.load.checkpoint import Checkpoint, Fill, assign, bring, check_fit, load
 from minillm.load.place import move
 from minillm.load.stream import Reader
 from minillm.machine import Machine
@@ -38,9 +38,9 @@ class Resident:
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig,
+        config: EngineConfig, fill: Fill | None = None,
     ) -> None:  # fmt: skip
-        self._arena = load(model, checkpoint, machine, dtype, config.reader)
+        self._arena = load(model, checkpoint, machine, dtype, config.reader, fill)
         self.nbytes = sum(p.nbytes for p in model.parameters())
 
     def close(self) -> None:
