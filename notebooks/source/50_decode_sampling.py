@@ -134,7 +134,8 @@ def draw_bars(temperature=1.0, top_p=1.0):
     return charts.bars(finding, bars_of(left), before=bars_of(scores.exp()))
 
 
-turned = knob(draw_bars, temperature=(0.1, 2.5, 0.1), top_p=(0.05, 1.0, 0.05))
+turned = knob(draw_bars, temperature=[0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 2.5],
+              top_p=[0.05, 0.3, 0.5, 0.6, 0.8, 0.9, 0.95, 1.0])  # fmt: skip
 shown = display(turned, display_id=True)
 for name, values in (("temperature", (0.4, 0.7, 1.5, 2.0, 1.0)), ("top_p", (0.9, 0.6, 0.8))):
     for value in values:
