@@ -1,4 +1,5 @@
-"""How the engine runs a model (EngineConfig), and how words are chosen (SamplingParams)."""
+"""How the engine runs a model (EngineConfig), over how many ranks (ParallelConfig), and how words
+are chosen (SamplingParams)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class EngineConfig:
     prefix_cache: whether requests that begin alike share the pages of what they share. With
     `kv_hbm`, pages of texts that have ended stay known as well, until others need their room.
     kernels: "auto", C compiled on this machine where it can be and is faster; or "torch".
-    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need.
+    kv_hbm: HBM for the KV cache, such as "32 MiB"; None takes what the requests can need;
+    on several ranks, at most half.
     kv_dram, kv_ssd: DRAM, and SSD in `ssd_dir`, for pages that HBM has no room for; with kv_hbm.
     ssd_dir: a folder; None takes this one, or another on a disk that takes files.
     reader: how weights are read from SSD: "read" (through the page cache), "mmap" or "direct"
@@ -31,6 +33,7 @@ class EngineConfig:
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
     turn comes, so that a model larger than HBM runs.
     stream_from: where streamed layers wait: "dram", "ssd", or "auto": in DRAM if they fit.
+    log: a file that gets a line of JSON for each request; see `minillm.engine.log`.
     """
 
     dtype: str = "auto"
@@ -48,6 +51,7 @@ class EngineConfig:
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
+    log: str | None = None
 
     def __post_init__(self) -> None:
         one_of, size = rules.one_of, rules.BYTES_OR_NONE
@@ -57,12 +61,39 @@ class EngineConfig:
             page_size=rules.SIZE, prefix_cache=rules.FLAG, kernels=one_of("auto", "torch"),
             kv_hbm=size, kv_dram=size, kv_ssd=size, reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
+            log=(lambda v: v is None or (isinstance(v, str) and v), "the name of a file, or None"),
         )  # fmt: skip
         if (self.kv_dram or self.kv_ssd) and (self.kv_hbm is None or self.kv != "paged"):
             raise ConfigError(
                 f"wanted kv_hbm and pages beside kv_dram or kv_ssd, found kv_hbm={self.kv_hbm} and "
                 f"kv={self.kv!r}; say how much HBM the pages have"
             )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a model is split over tp · pp ranks.
+
+    tp: ranks that share each layer; pp: stages, each with some of the layers. A stage's ranks are
+    neighbours. nodes: machines that the ranks are spread over, equally many on each.
+    timeout: seconds that a rank waits in the middle of a pass for one that does not answer.
+    weights: "own", each rank reads its slices; "broadcast", rank 0 reads all and sends it to all.
+    micro_batches: that a pass is cut into, so that stages work at once; None takes as many as
+    stages where the pass has tokens enough.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    nodes: int = 1
+    timeout: float = 60.0
+    weights: str = "own"
+    micro_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        rules.check(
+            self, tp=rules.COUNT, pp=rules.COUNT, nodes=rules.COUNT, timeout=rules.POSITIVE,
+            weights=rules.one_of("own", "broadcast"), micro_batches=rules.SIZE_OR_NONE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
