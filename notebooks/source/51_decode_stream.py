@@ -14,7 +14,6 @@
 # %% tags=["nbval-ignore-output"]
 import inspect
 import json
-import os
 import subprocess
 import sys
 import time
