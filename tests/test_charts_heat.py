@@ -45,6 +45,14 @@ def test_the_framed_cell_is_told_in_words() -> None:
     assert not heatmap("No frame", CAUSAL, TOKENS, TOKENS).axes[0].patches
 
 
+def test_words_stand_in_their_cells_and_can_be_read_on_any_shade() -> None:
+    """Catches numbers in the cells of their neighbours, and dark words on a dark cell."""
+    chart = heatmap("Two", [[0.25, 1.0]], ["rank 0"], ["a", "b"], words=[["10", "1111"]])
+    pale, dark = (t for t in chart.axes[0].texts if t.get_text() in ("10", "1111"))
+    assert [t.get_position() for t in (pale, dark)] == [(0.5, 0.5), (1.5, 0.5)]
+    assert pale.get_color() != dark.get_color() and "rank 0: 10, 1111." in chart.alt
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (6, 6), (14, 50), (30, 60)])
 def test_words_stay_on_the_paper_and_do_not_meet(rows: int, columns: int) -> None:
     """Catches names of tokens over each other where a sentence is long."""

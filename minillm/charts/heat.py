@@ -18,12 +18,12 @@ SHADES = LinearSegmentedColormap.from_list("shades", [PAPER, INK["compute"].colo
 
 def heatmap(
     finding: str, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str],
-    *, at: tuple[int, int] | None = None, note: str = "",
+    *, at: tuple[int, int] | None = None, note: str = "", words: Sequence[Sequence[str]] = (),
 ) -> Chart:  # fmt: skip
     """Shares as shades: `values[row][column]`, from 0, paper, to 1, dark. Each row has its name on
     the left, each column below.
 
-    at: row and column of the cell that the finding is about: it is framed.
+    at: row and column of the cell that the finding is about: it is framed. words: of each cell.
     Raises MinillmError if the names do not fit the values, or a value is not within 0 … 1.
 
     >>> heatmap("b looks at a", [[1, 0], [0.7, 0.3]], ["a", "b"], ["a", "b"], at=(1, 0))
@@ -43,6 +43,11 @@ def heatmap(
     ax.pcolormesh(values, cmap=SHADES, vmin=0, vmax=1, edgecolors=RULE, linewidth=0.3)
     _name(ax, rows, columns)
     chart.alt = f"{finding}. {shape[0]} rows and {shape[1]} columns, darker for a larger share."
+    for row, texts in enumerate(words):
+        chart.alt += f" {rows[row]}: {', '.join(texts)}."
+        for column, text in enumerate(texts):
+            ink = PAPER if values[row][column] > 0.8 else TEXT
+            ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=9, color=ink)
     if at is not None:
         row, column = at
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=TEXT, linewidth=2))

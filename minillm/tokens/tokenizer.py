@@ -104,8 +104,7 @@ class Tokenizer:
         if self.model_vocab_size > vocab_size:
             raise CheckpointError(
                 f"wanted a tokenizer of at most {vocab_size:,} entries, the model's, found "
-                f"{self.model_vocab_size:,} in {folder}; take tokenizer.json and weights of one "
-                "model"
+                f"{self.model_vocab_size:,} in {folder}; take both from one model"
             )
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -113,15 +112,7 @@ class Tokenizer:
 
         PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it.
         """
-        if not isinstance(text, str):
-            raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
-        try:
-            return self._library.encode(text, add_special_tokens=add_special).ids
-        except (UnicodeError, TypeError) as error:
-            raise PromptError(
-                "wanted text, found a string that has no UTF-8 form (half of a surrogate pair); "
-                "decode the bytes it came from as UTF-8"
-            ) from error
+        return self._library.encode(checked(text), add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without marks (BOS); bytes that form no UTF-8 character are U+FFFD."""
@@ -131,6 +122,18 @@ class Tokenizer:
         """The text of tokens as `token` spells them."""
         decoder = self._library.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+
+
+def checked(text: str) -> str:
+    """PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it."""
+    if not isinstance(text, str):
+        raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
+    try:
+        text.encode()
+    except UnicodeError as error:
+        found = "a string that has no UTF-8 form (half of a surrogate pair)"
+        raise PromptError(f"wanted text, found {found}; decode bytes as UTF-8") from error
+    return text
 
 
 def _library(path: Path) -> Library:
