@@ -27,7 +27,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minillm.config import EngineConfig, ModelConfig, SamplingParams
+    from minillm.config import EngineConfig, ModelConfig, ParallelConfig, SamplingParams
     from minillm.engine.engine import Engine
     from minillm.engine.request import Completion, Piece
     from minillm.errors import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MinillmError,
         OutOfMemory,
         PromptError,
+        RankError,
         SessionError,
     )
     from minillm.machine import Machine, Tier
@@ -52,11 +53,11 @@ if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm
 # The public names of each module. It is imported when a name of it is first used: `import minillm`
 # costs nothing, and `python -m minillm doctor` can run without torch.
 _NAMES = {
-    "config": ("EngineConfig", "ModelConfig", "SamplingParams"),
+    "config": ("EngineConfig", "ModelConfig", "ParallelConfig", "SamplingParams"),
     "engine.engine": ("Engine",),
     "engine.request": ("Completion", "Piece"),
     "errors": (
-        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError",
+        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError", "RankError",
         "SessionError",
     ),  # fmt: skip
     "machine": ("Machine", "Tier"),
@@ -67,8 +68,9 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
-    "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "SamplingParams",
-    "SessionError", "Tier", "Tokenizer", "Trace", "format_size", "parse_size",
+    "MinillmError", "ModelConfig", "OutOfMemory", "ParallelConfig", "Piece", "PromptError",
+    "RankError", "SamplingParams", "SessionError", "Tier", "Tokenizer", "Trace", "format_size",
+    "parse_size",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from minillm.config import EngineConfig, SamplingParams
 from minillm.decode import session as module
 from minillm.decode.session import SUM, Session, Sessions
 from minillm.engine.engine import Engine
-from minillm.errors import SessionError
+from minillm.errors import MinillmError, SessionError
 from minillm.kv import drop_oldest
 from minillm.load.safetensors import read_header
 from minillm.machine import Machine
@@ -408,5 +408,5 @@ def its_bytes_stay_in_dram(patch: pytest.MonkeyPatch) -> None:
 def test_each_planted_bug_is_found(plant, tiny, tmp_path, monkeypatch):
     """Catches a law that a wrong session would not break."""
     plant(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, MinillmError)):  # pages that hold anything give no numbers
         goes_on(tiny("llama"), tmp_path / "s.safetensors", prefix_cache=False)

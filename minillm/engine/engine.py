@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from os import PathLike
 
 import torch
 from torch import Tensor
 
-from minillm.config import EngineConfig, ModelConfig, SamplingParams
+from minillm.config import EngineConfig, ParallelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import generator
 from minillm.engine.assemble import Parts, assemble
@@ -27,8 +27,9 @@ from minillm.files import StrPath
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
+from minillm.parallel.world import connect
 
-_ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
+_ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
 
 class Engine:
@@ -47,7 +48,7 @@ class Engine:
     def __init__(self, parts: Parts, machine: Machine, config: EngineConfig) -> None:
         self.name, self.model, self.dtype = parts.name, parts.model, parts.dtype
         self.machine, self.trace, self.config = machine, machine.trace, config
-        self.model_config: ModelConfig = parts.model.config
+        self.model_config, self.rank = parts.config, parts.rank
         self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
         self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
@@ -61,20 +62,29 @@ class Engine:
     @classmethod
     def load(
         cls, directory: str | PathLike[str], machine: Machine | None = None,
-        config: EngineConfig = _ENGINE,
+        config: EngineConfig = _ENGINE, parallel: ParallelConfig = _ALONE,
     ) -> Engine:  # fmt: skip
         """Stage 1: the checkpoint in `directory` (Hugging Face layout) goes SSD → DRAM → HBM.
 
         A relative directory is looked for here, then beside the package. Raises CheckpointError,
-        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
+        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was. parallel: of
+        several ranks all load; then rank 0 is asked, and the others `follow`.
         """
+        connect(parallel)  # a rank has its own card, and its part of the DRAM
         machine = machine or Machine.here()
-        return cls(assemble(directory, machine, config), machine, config)
+        return cls(assemble(directory, machine, config, parallel), machine, config)
+
+    def follow(self) -> None:
+        """On ranks other than 0: take part in what rank 0 does, until it closes, or RankError."""
+        with closing(self):
+            self._runner.follow()
 
     def close(self) -> None:
-        """Give all memory back; the engine answers no more. A second call does nothing."""
+        """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
+        is that of all of them. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            self.trace = self._runner.end()
             self._held.close()
             self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory
@@ -153,7 +163,7 @@ class Engine:
             self.trace.at(token=0, request=number, model=self.name),
             self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
         ):
-            ids = prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
+            ids = prompt_ids(prompt, params, self.tokenizer, self.model_config.vocab_size)
             span.detail = prompt if isinstance(prompt, str) else ""
             span.nbytes = len(span.detail.encode())
         check_length(len(ids), params.max_tokens, self.max_context)

@@ -10,6 +10,7 @@ import torch
 
 from minillm.config import SamplingParams
 from minillm.decode.detokenize import Detokenizer
+from minillm.decode.sampling import Chosen, is_plain
 from minillm.errors import PromptError
 from minillm.files import StrPath
 from minillm.tokens.tokenizer import Tokenizer
@@ -22,13 +23,15 @@ class Piece:
     """What one step adds to a text.
 
     text is "" while a character or a stop string may still be unfinished; the pieces' texts
-    joined are the completion's. logprob is the model's own log-probability of token_id.
+    joined are the completion's. logprob is the model's own log-probability of token_id;
+    top_logprobs of the likeliest tokens, as many as SamplingParams(logprobs=n) asks for, by id.
     """
 
     text: str
     token_id: int
     logprob: float
     index: int  # 0 is the first generated token
+    top_logprobs: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Completion:
     ttft: float
     tpot: float | None
     prompt_tokens: int
+    top_logprobs: tuple[dict[int, float], ...] = ()  # of each token, as a Piece has them
 
 
 @dataclass(eq=False)
@@ -70,6 +74,7 @@ class Request:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
     finish_reason: str | None = None  # None: not finished; "abort": nobody wanted the rest
     error: Exception | None = None  # why it cannot go on
     cached: int = 0  # tokens of `ids` that are in the KV cache
@@ -77,6 +82,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)  # what the model reads: the prompt, then each new token
+        self.plain = is_plain(self.params)
         if self.params.seed is not None and getattr(self.prompt, "chance", b""):  # of a Session
             self.chance.set_state(torch.tensor([*self.prompt.chance], dtype=torch.uint8))
 
@@ -102,12 +108,14 @@ class Request:
         ttft = first - self.started if self.token_ids else None
         return ttft, (self.last_at - first) / later if later > 0 else None
 
-    def take(self, token_id: int, logprob: float, now: float) -> Piece:
+    def take(self, chosen: Chosen, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
+        token_id, logprob, top_logprobs = chosen
         self.first_at, self.last_at = self.first_at if self.token_ids else now, now
         self.ids.append(token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
+        self.top_logprobs.append(top_logprobs)
         ended = token_id in self.eos_ids and not self.params.ignore_eos
         text = "" if ended else self.detokenizer.add(token_id)
         if ended or self.detokenizer.stopped:
@@ -117,19 +125,24 @@ class Request:
         if self.finish_reason:
             text += self.detokenizer.finish()
         self.text += text
-        return Piece(text, token_id, logprob, len(self.token_ids) - 1)
+        return Piece(text, token_id, logprob, len(self.token_ids) - 1, top_logprobs)
 
     def completion(self) -> Completion:
         """The finished request as the caller gets it."""
         assert self.finish_reason, "the request is still running"
         return Completion(
             self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
-            *self.times, len(self.prompt_ids),
+            *self.times, len(self.prompt_ids), tuple(self.top_logprobs),
         )  # fmt: skip
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
-    """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids."""
+def prompt_ids(
+    prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, vocab_size: int
+) -> list[int]:
+    """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids.
+
+    So with ids that have a bias in `params`.
+    """
     sequence = isinstance(prompt, list | tuple) and all(type(token) is int for token in prompt)
     if not (sequence or isinstance(prompt, str)):
         raise PromptError(
@@ -139,7 +152,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[in
     if not prompt:
         raise PromptError("wanted a prompt, found an empty one; write at least one character")
     ids = list(prompt) if sequence else tokenizer.encode(prompt)
-    if strange := [token for token in ids if not 0 <= token < vocab_size]:
+    biased = (token for token, _ in params.logit_bias)
+    if strange := [token for token in (*ids, *biased) if not 0 <= token < vocab_size]:
         raise PromptError(
             f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange[0]:,}; "
             "take ids of this model's own tokenizer"
