@@ -275,6 +275,19 @@ def test_what_is_no_session_is_refused(tiny, tmp_path, content):
         load(tiny("llama")).resume(path)
 
 
+def test_a_rank_that_has_a_part_of_the_heads_saves_and_opens_nothing(tiny, saved, tmp_path):
+    """Catches a session of one rank's keys and values that passes for the whole text's."""
+    engine = load(tiny("llama"))
+    engine._sessions._whole = False
+    path = tmp_path / "part.safetensors"
+    with pytest.raises(SessionError, match="a part of them on each.*tp=1"):
+        run(engine, "Mia", settings(3), path)
+    with pytest.raises(SessionError, match="a part of them on each"):
+        engine.resume(saved)
+    assert not path.exists()
+    engine.close()
+
+
 def test_what_was_forgotten_is_not_saved(tiny, tmp_path):
     """Catches a session that would see again what its run did not."""
     engine = load(tiny("llama"))
