@@ -10,8 +10,10 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import nan
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -97,19 +99,21 @@ class RankRunner(Runner):
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """As `Runner.run`; where nobody asks for more, the best of each row come, and no more."""
-        self._ends.whole = not all(request.plain for request in requests)
+        step, self._ends.whole = plan.step, not all(request.plain for request in requests)
+        spans = zip(requests, step.starts, step.counts, strict=True)
+        news = [(r.ids[start : start + n], r.token_ids[:1]) for r, start, n in spans]
+        parts, stamp = (step, plan.tables, plan.hidden), self._machine.trace.at.stamp
         with self._world.watched(), held():
-            return super().run(plan, ids, requests)
-
-    def forward(self, plan: Plan, ids: Tensor, name: str) -> Tensor:
-        if self._world.rank == 0:
-            parts, stamp = (plan.step, plan.tables, plan.hidden), self._machine.trace.at.stamp
-            self._world.told((parts, ids.tolist(), name, self._ends.whole, stamp, self._copies))
+            self._world.told((parts, news, self._ends.whole, stamp, self._copies))
             self._copies = []
+            return self._pass(plan, ids, requests)
+
+    def _pass(self, plan: Plan, ids: Tensor, requests: list[Any]) -> Tensor:
+        """What each rank does."""
         if self._stages:
             all_of = self._logits.shape[1], torch.float32
             self._stages.shape = all_of if self._ends.whole else (3, torch.float64)
-        return super().forward(plan, ids, name)
+        return super().run(plan, ids, requests)
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """As `Runner.fetch_logits`; of the best of each row come `tops`, and nothing else."""
@@ -127,14 +131,18 @@ class RankRunner(Runner):
         pool, device = self._kv.pool, self._machine.device
         with held(), self._world.watched():
             while told := self._world.told():
-                (step, tables, hidden), ids, name, self._ends.whole, stamp, copies = told
+                (step, tables, hidden), news, self._ends.whole, stamp, copies = told
                 for old, new in copies:
                     for layer in pool.layers:
                         layer[new] = layer[old]
                 plan = Plan(step, tables, self._kv, pool.page_size, device, hidden)
                 self._model.prepare(max(plan.stops), device)
+                alike = [SimpleNamespace(ids=ids, token_ids=before) for ids, before in news]
                 with self._machine.trace.at(stamp), self.threads(step, streams=False):
-                    self.forward(plan, self.send(ids) if self._model.first else plan.place, name)
+                    # The texts are not here, but what of them is new.
+                    fresh = replace(step, starts=(0,) * len(news))
+                    ids = self.send_ids(fresh, alike) if self._model.first else plan.place
+                    self._pass(plan, ids, alike)
 
     def end(self) -> Trace:
         """Rank 0 lets the others go; the trace of the run is that of all ranks."""

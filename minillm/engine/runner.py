@@ -83,12 +83,9 @@ class Runner:
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
-        spans = zip(requests, step.starts, step.counts, strict=True)
-        return self.send([token for r, start, n in spans for token in r.ids[start : start + n]])
-
-    def send(self, ids: list[int]) -> Tensor:
-        """Some ids, CPU → DRAM → HBM."""
         began = self._machine.trace.now()
+        spans = zip(requests, step.starts, step.counts, strict=True)
+        ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
         staging = self._staging[: len(ids)]
         staging.numpy()[:] = ids
         self._batch(began, self._machine.trace.now() - began)
@@ -96,15 +93,10 @@ class Runner:
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
-        counts = plan.step.counts
-        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, counts, strict=True)]
-        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
-        return self.forward(plan, ids, name)
-
-    def forward(self, plan: Plan, ids: Tensor, name: str) -> Tensor:
-        """A pass under a name for people."""
         step, trace, kernels = plan.step, self._machine.trace, self._kernels
         wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
+        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, step.counts, strict=True)]
+        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         with torch.inference_mode(), trace.span(
             name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
