@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         PromptError,
         RankError,
+        SessionError,
     )
     from minillm.machine import Machine, Tier
     from minillm.tokens.tokenizer import Tokenizer
@@ -57,7 +58,8 @@ _NAMES = {
     "engine.request": ("Completion", "Piece"),
     "errors": (
         "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError", "RankError",
-    ),
+        "SessionError",
+    ),  # fmt: skip
     "machine": ("Machine", "Tier"),
     "tokens.tokenizer": ("Tokenizer",),
     "trace": ("Event", "Trace"),
@@ -67,7 +69,8 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
     "MinillmError", "ModelConfig", "OutOfMemory", "ParallelConfig", "Piece", "PromptError",
-    "RankError", "SamplingParams", "Tier", "Tokenizer", "Trace", "format_size", "parse_size",
+    "RankError", "SamplingParams", "SessionError", "Tier", "Tokenizer", "Trace", "format_size",
+    "parse_size",
 ]  # fmt: skip
 
 

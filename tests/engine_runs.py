@@ -217,9 +217,9 @@ class Run:
             [(chosen, logprob, _)] = sample(row[None], [alone])
             assert request.token_ids[index] == chosen, "chance came from somewhere else"
             assert abs(request.logprobs[index] - logprob) < 1e-3
-        if request.finish_reason in ("stop", "length"):
+        if request.finish_reason in ("eos", "length"):
             alone = Detokenizer(self.engine.tokenizer, request.prompt_ids)
-            said = request.token_ids[: -1 if request.finish_reason == "stop" else None]
+            said = request.token_ids[: -1 if request.finish_reason == "eos" else None]
             assert request.text == "".join(map(alone.add, said)) + alone.finish()
 
     # -- what is watched -------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_generation_ends_at_the_end_of_text(tiny, machine, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, third]}))
     engine = Engine.load(folder, machine)
     ended = engine.generate(PROMPTS[0], SamplingParams(max_tokens=12, temperature=0.0))[0]
-    assert ended.finish_reason == "stop"
+    assert ended.finish_reason == "eos"
     assert ended.token_ids[-1] == third and third not in ended.token_ids[:-1]
     assert ended.text == engine.tokenizer.decode(ended.token_ids[:-1])
     assert engine.generate(PROMPTS[0], GREEDY)[0].finish_reason == "length"

@@ -97,7 +97,7 @@ def test_collectives_are_exact_and_each_is_an_event_with_the_bytes_of_its_link(
         assert (events[0].source, events[0].target) == ("hbm:1", "hbm:2")
         assert (events[0].link, events[0].resource) == ("infiniband", "network:1")
         assert (events[0].stage, events[0].how) == ("parallel", "measured")
-        assert "tp (0, 1, 2, 3), algbw" in events[0].detail and "busbw" in events[0].detail
+        assert "tp, algbw" in events[0].detail and "busbw" in events[0].detail
     assert trace.select(name="all_reduce", rank=0)[0].link == "nvlink"
     assert sum(e.nbytes for e in trace.select(name="broadcast")) == 2 * 3 * nbytes
     sends = trace.select(name="send")
@@ -123,7 +123,7 @@ def test_a_group_of_one_returns_what_it_was_given_and_records_nothing(eight: Ran
 def _alone() -> int:
     trace = Trace()
     group, x = Mesh(trace, pp=8).tp, torch.ones(3)
-    assert group.all_reduce(x) is x and group.all_gather(x)[0] is x
-    assert group.reduce_scatter(x) is x and group.broadcast(x) is x
+    assert group.all_reduce(x) is x and group.broadcast(x) is x
+    assert group.all_gather(x)[0].tolist() == group.reduce_scatter(x).tolist() == [1.0] * 3
     group.barrier()
     return len(trace.events)

@@ -33,6 +33,7 @@ class EngineConfig:
     weights: "resident", all of them in HBM, or "stream": each layer is brought to HBM when its
     turn comes, so that a model larger than HBM runs.
     stream_from: where streamed layers wait: "dram", "ssd", or "auto": in DRAM if they fit.
+    log: a file that gets a line of JSON for each request; see `minillm.engine.log`.
     """
 
     dtype: str = "auto"
@@ -50,6 +51,7 @@ class EngineConfig:
     reader: str = "read"
     weights: str = "resident"
     stream_from: str = "auto"
+    log: str | None = None
 
     def __post_init__(self) -> None:
         one_of, size = rules.one_of, rules.BYTES_OR_NONE
@@ -59,6 +61,7 @@ class EngineConfig:
             page_size=rules.SIZE, prefix_cache=rules.FLAG, kernels=one_of("auto", "torch"),
             kv_hbm=size, kv_dram=size, kv_ssd=size, reader=one_of("read", "mmap", "direct"),
             weights=one_of("resident", "stream"), stream_from=one_of("auto", "dram", "ssd"),
+            log=(lambda v: v is None or (isinstance(v, str) and v), "the name of a file, or None"),
         )  # fmt: skip
         if (self.kv_dram or self.kv_ssd) and (self.kv_hbm is None or self.kv != "paged"):
             raise ConfigError(

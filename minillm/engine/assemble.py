@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from minillm.config import EngineConfig, ModelConfig, ParallelConfig
+from minillm.decode.session import Sessions
 from minillm.engine.ranks import RankRunner, join, part_of
 from minillm.engine.runner import Runner
 from minillm.engine.weights import Resident, Streamed
@@ -23,8 +24,7 @@ from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
 from minillm.load.checkpoint import Checkpoint, Fill
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
-from minillm.model.layers import Linear
-from minillm.model.llama import Block, Llama
+from minillm.model.llama import Llama
 from minillm.parallel.world import World
 from minillm.predict import kv_bytes_per_token
 from minillm.tokens.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ class Parts:
     kv: PagedKV
     runner: Runner
     tokenizer: Tokenizer
+    sessions: Sessions
     max_context: int
     rank: int
     held: ExitStack
@@ -75,7 +76,8 @@ def assemble(
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
-        parts = name, model_config, model, dtype, kv, runner, tokenizer, context
+        sessions = Sessions(kv, machine, model_config, folder, tokenizer)
+        parts = name, model_config, model, dtype, kv, runner, tokenizer, sessions, context
         return Parts(*parts, world.rank if world else 0, stack.pop_all())
 
 
@@ -89,13 +91,7 @@ def _weights(
         return weights, _install(model, machine, config)
     model.to(dtype)  # on the meta device still: kernels follow weights that come and go
     kernels = _install(model, machine, config)
-
-    def pack(block: Block) -> None:
-        for linear in block.modules() if kernels else ():
-            if isinstance(linear, Linear) and linear.packable:
-                linear.pack()
-
-    return Streamed(model, checkpoint, machine, dtype, config, at_home=pack), kernels
+    return Streamed(model, checkpoint, machine, dtype, config), kernels
 
 
 def _install(model: Llama, machine: Machine, config: EngineConfig) -> Kernels | None:

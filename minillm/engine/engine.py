@@ -19,9 +19,11 @@ from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import generator
 from minillm.engine.assemble import Parts, assemble
 from minillm.engine.chooser import Chooser
+from minillm.engine.log import Log
 from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
 from minillm.engine.scheduler import Scheduler
 from minillm.errors import ConfigError
+from minillm.files import StrPath
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
@@ -52,6 +54,8 @@ class Engine:
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
         self.steps = self._numbers = 0  # forward passes and requests so far
         self._chooser = Chooser(self.kv, self.trace)
+        self._sessions, self.log = parts.sessions, Log(config.log, machine)
+        self.resume = parts.sessions.open  # a file of `stream(…, save=file)` becomes a prompt
         self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
 
@@ -85,13 +89,18 @@ class Engine:
             self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory
 
-    def stream(self, prompt: Prompt, params: SamplingParams = _SAMPLING) -> Iterator[Piece]:
-        """Yield each token as it is chosen. `prompt` is a text, or token ids as they are.
+    def stream(
+        self, prompt: Prompt, params: SamplingParams = _SAMPLING, save: StrPath | None = None
+    ) -> Iterator[Piece]:
+        """Yield each token as it is chosen. `prompt`: a text, token ids, or what `resume` gave.
 
-        Several streams may be open: each takes part in the steps of the others. Raises PromptError
-        here, OutOfMemory at the first piece if the KV cache can never hold it.
+        save: a file for the session when it has ended, to `resume`. Several streams may be open:
+        each takes part in the steps of the others. Raises PromptError here, OutOfMemory at the
+        first piece if the KV cache can never hold it, SessionError after the last one.
         """
-        return self._pieces([self._admit(prompt, params)])  # admitted here, not at the first piece
+        request = self._admit(prompt, params)  # admitted here, not at the first piece
+        request.save = save
+        return self._pieces([request])
 
     def _pieces(self, requests: list[Request]) -> Iterator[Piece]:
         """All that comes of some requests, one after the other; steps are taken as needed."""
@@ -142,7 +151,9 @@ class Engine:
             self._chooser.choose(step, requests, logits, self._runner.tops)
             for request in requests:
                 if request.over:
+                    self._sessions.save(request)
                     self.scheduler.remove(request)
+                    self.log.write(request)
 
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A prompt becomes a request, or a PromptError; nothing is reserved yet."""
@@ -179,3 +190,4 @@ class Engine:
                     self.scheduler.remove(request)
                     if not request.over:
                         request.finish_reason = "abort"
+                        self.log.write(request)

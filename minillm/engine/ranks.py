@@ -10,7 +10,6 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from math import nan
 from types import SimpleNamespace
@@ -137,11 +136,10 @@ class RankRunner(Runner):
                         layer[new] = layer[old]
                 plan = Plan(step, tables, self._kv, pool.page_size, device, hidden)
                 self._model.prepare(max(plan.stops), device)
-                alike = [SimpleNamespace(ids=ids, token_ids=before) for ids, before in news]
+                alike = [SimpleNamespace(token_ids=before) for _, before in news]
                 with self._machine.trace.at(stamp), self.threads(step, streams=False):
-                    # The texts are not here, but what of them is new.
-                    fresh = replace(step, starts=(0,) * len(news))
-                    ids = self.send_ids(fresh, alike) if self._model.first else plan.place
+                    first = self._model.first
+                    ids = self.staging.send([ids for ids, _ in news]) if first else plan.place
                     self._pass(plan, ids, alike)
 
     def end(self) -> Trace:

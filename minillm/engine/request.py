@@ -12,9 +12,10 @@ from minillm.config import SamplingParams
 from minillm.decode.detokenize import Detokenizer
 from minillm.decode.sampling import Chosen, is_plain
 from minillm.errors import PromptError
+from minillm.files import StrPath
 from minillm.tokens.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]  # a text, or token ids as they are
+Prompt = str | Sequence[int]  # a text, or token ids as they are, such as a Session
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Completion:
     """A finished request.
 
     text: without the end-of-text token and without the stop string; token_ids has both.
-    finish_reason: "stop" (end of text, or a stop string) or "length" (max_tokens reached).
+    finish_reason: "eos" (end of text), "stop" (a stop string) or "length" (max_tokens reached);
+    a request whose stream was left has "abort", in the log.
     ttft: seconds from the call to the first token, waiting for a place included.
     tpot: mean seconds of each token after the first; None if there was only one.
     """
@@ -65,6 +67,7 @@ class Request:
     chance: torch.Generator
     detokenizer: Detokenizer
     started: float  # seconds on the trace's clock, as are the next two
+    save: StrPath | None = None  # where its session goes when it has ended
     forgets: range | None = None  # positions that nobody sees once the prompt was read
     first_at: float = 0.0
     last_at: float = 0.0
@@ -80,6 +83,8 @@ class Request:
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)  # what the model reads: the prompt, then each new token
         self.plain = is_plain(self.params)
+        if self.params.seed is not None and getattr(self.prompt, "chance", b""):  # of a Session
+            self.chance.set_state(torch.tensor([*self.prompt.chance], dtype=torch.uint8))
 
     @property
     def slots(self) -> int:
@@ -96,6 +101,13 @@ class Request:
         """What events of the trace say of its next token."""
         return {"request": self.number, "token": len(self.token_ids)}
 
+    @property
+    def times(self) -> tuple[float | None, float | None]:
+        """Seconds to the first token, and the mean of those after it; None where there are none."""
+        later, first = len(self.token_ids) - 1, self.first_at
+        ttft = first - self.started if self.token_ids else None
+        return ttft, (self.last_at - first) / later if later > 0 else None
+
     def take(self, chosen: Chosen, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
         token_id, logprob, top_logprobs = chosen
@@ -107,7 +119,7 @@ class Request:
         ended = token_id in self.eos_ids and not self.params.ignore_eos
         text = "" if ended else self.detokenizer.add(token_id)
         if ended or self.detokenizer.stopped:
-            self.finish_reason = "stop"
+            self.finish_reason = "eos" if ended else "stop"
         elif len(self.token_ids) == self.params.max_tokens:
             self.finish_reason = "length"
         if self.finish_reason:
@@ -118,11 +130,9 @@ class Request:
     def completion(self) -> Completion:
         """The finished request as the caller gets it."""
         assert self.finish_reason, "the request is still running"
-        later = len(self.token_ids) - 1
-        tpot = (self.last_at - self.first_at) / later if later else None
         return Completion(
             self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
-            self.first_at - self.started, tpot, len(self.prompt_ids), tuple(self.top_logprobs),
+            *self.times, len(self.prompt_ids), tuple(self.top_logprobs),
         )  # fmt: skip
 
 

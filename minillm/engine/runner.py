@@ -18,6 +18,7 @@ from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
+from minillm.tokens.batch import Staging
 from minillm.trace import Record, Trace
 
 # Tokens. Without a card it is a core that moves what comes. Where compute had them all, it came
@@ -43,18 +44,11 @@ class Runner:
         if model.first and not model.config.tie_word_embeddings:
             self._weight_bytes -= model.model.embed_tokens.weight.nbytes
         with ExitStack() as stack:
-
-            def hold(shape: tuple[int, ...], dtype: torch.dtype, tier: str, label: str) -> Tensor:
-                tensor = machine.empty(shape, dtype, tier, label)
-                stack.callback(machine.free, tensor)
-                return tensor
-
-            self._ids = hold((config.max_batch_tokens,), torch.int64, "hbm", "ids")
-            self._staging = hold((config.max_batch_tokens,), torch.int64, "dram", "ids")
+            self.staging = Staging(machine, config.max_batch_tokens, stack)
             shape = (config.max_running, vocab_size)
-            self._logits = hold(shape, torch.float32, "dram", "logits")
+            self._logits = machine.empty(shape, torch.float32, "dram", "logits")
+            stack.callback(machine.free, self._logits)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
-        self._batch = machine.trace.recorder("span", "batch", stage="tokens", resource="cpu")
         blocks = model.blocks if machine.emulated else ()  # on a card a span would time launches
         halves = ("attention", "ffn")
         self._halves = [_watch(block, half, machine.trace) for block in blocks for half in halves]
@@ -83,13 +77,8 @@ class Runner:
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
-        began = self._machine.trace.now()
         spans = zip(requests, step.starts, step.counts, strict=True)
-        ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
-        staging = self._staging[: len(ids)]
-        staging.numpy()[:] = ids
-        self._batch(began, self._machine.trace.now() - began)
-        return self._machine.copy(staging, self._ids[: len(ids)], label="ids", stage="tokens")
+        return self.staging.send([r.ids[start : start + n] for r, start, n in spans])
 
     def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""

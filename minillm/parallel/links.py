@@ -12,23 +12,28 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Protocol
 
 import torch.distributed as dist
 from torch import Tensor
 
 from minillm.files import locked, temporary_folder
-from minillm.machine.scale import ScaleModel
+from minillm.machine.scale import ScaleModel, sleep_until
 
 _SLOTS = 4096  # messages between two ranks that may be under way at a time
-_FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
 
 
-class Work(Protocol):
-    """A message under way."""
+class Slowed:
+    """A message that is over when its bytes are there, and not before the slowed link says so."""
 
-    def wait(self) -> object:
-        """Return when it is over: what was sent may change, what was received is there."""
+    def __init__(self, work: Work, times: memoryview, slot: int) -> None:
+        self._work, self._times, self._slot = work, times, slot
+
+    def wait(self) -> None:
+        self._work.wait()
+        sleep_until(self._times[self._slot])
+
+
+Work = dist.Work | Slowed
 
 
 class Links:
@@ -73,43 +78,41 @@ class ScaledLinks(Links):
     def __init__(self, gpus: int, scale: ScaleModel, adapters: int | None = None) -> None:
         super().__init__(gpus)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        names = ["nvlink"] + ["infiniband"] * (self._world > gpus)
-        self._wires = {name: scale.wire(name) for name in names}
-        self._adapters, self._sent, self._received = adapters or gpus, Counter(), Counter()
-        # Of all ranks: when each of 4 ports is free; then when each message arrives, by pair.
-        size = 8 * (4 * self._world + self._world**2 * _SLOTS)
-        where: list[str | None] = [None]
+        self._scale, self._adapters = scale, adapters or gpus
+        self._count: Counter[tuple[int, int]] = Counter()  # of messages, by their two ends
+        where = [""]
         if self._rank == 0:
             self._folder = temporary_folder(os.environ.get("MINILLM_RANKS_FOLDER"))
-            where = [str(Path(self._folder.name) / "links")]
-            with open(str(where[0]), "wb") as file:
-                file.truncate(size)
+            where = [self._folder.name]
         dist.broadcast_object_list(where)
-        self._path = str(where[0])
-        with open(self._path, "r+b") as file:
+        self._path = Path(where[0]) / "links"
+        # Of all ranks: when each of 4 ports is free; then when each message arrives, by pair.
+        size = 8 * (4 * self._world + self._world**2 * _SLOTS)
+        with open(self._path, "a+b") as file:
+            file.truncate(size)
             self._times = memoryview(mmap.mmap(file.fileno(), size)).cast("d")
 
     def isend(self, x: Tensor, to: int) -> Work:
         """Begin to send. Its `wait` is back when the slowed link is done with it."""
-        slot = self._slot(self._rank, to, self._sent)
+        slot = self._slot(self._rank, to)
         self._times[slot] = self._reserve(to, x.nbytes)
-        return _Slowed(super().isend(x, to), self._times, slot)
+        return Slowed(super().isend(x, to), self._times, slot)
 
     def irecv(self, out: Tensor, source: int) -> Work:
         """Begin to receive. Its `wait` is back when the slowed link has brought it."""
-        slot = self._slot(source, self._rank, self._received)
-        return _Slowed(super().irecv(out, source), self._times, slot)
+        slot = self._slot(source, self._rank)
+        return Slowed(super().irecv(out, source), self._times, slot)
 
-    def _slot(self, source: int, to: int, count: Counter[tuple[int, int]]) -> int:
-        """Where the next message's arrival stands: messages of a pair come in their order."""
-        count[source, to] += 1
+    def _slot(self, source: int, to: int) -> int:
+        """Where the arrival of the next message stands: those of a pair come in their order."""
+        self._count[source, to] += 1
         pair = source * self._world + to
-        return 4 * self._world + pair * _SLOTS + count[source, to] % _SLOTS
+        return 4 * self._world + pair * _SLOTS + self._count[source, to] % _SLOTS
 
     def _reserve(self, to: int, nbytes: int) -> float:
         """Take both ports for a message from here; when it will have arrived."""
         name, asked = self.between(self._rank, to), time.perf_counter()
-        wire, ports = self._wires[name], self._ports(name, to)
+        wire, ports = self._scale.wire(name), self._ports(name, to)
         with locked(self._path, pause=0.0):
             free = max(self._times[port] for port in ports)
             end = max(asked + wire.latency, free) + nbytes / wire.bandwidth
@@ -123,17 +126,3 @@ class ScaledLinks(Links):
             return self._rank, self._world + to
         out, into = (r // self.gpus * self.gpus + r % self._adapters for r in (self._rank, to))
         return 2 * self._world + out, 3 * self._world + into
-
-
-class _Slowed:
-    """A message that is over when its bytes are there, and not before the slowed link says so."""
-
-    def __init__(self, work: Work, times: memoryview, slot: int) -> None:
-        self._work, self._times, self._slot = work, times, slot
-
-    def wait(self) -> None:
-        self._work.wait()
-        end = self._times[self._slot]
-        time.sleep(max(0.0, end - time.perf_counter() - _FINE))
-        while time.perf_counter() < end:
-            time.sleep(0)

@@ -29,14 +29,20 @@ from minillm.predict.links import bus_bytes
 from minillm.trace import Trace
 from minillm.units import format_value
 
+_TORCH = dist.all_reduce, dist.all_gather_into_tensor, dist.reduce_scatter_tensor, dist.broadcast
+_BY_HAND = (
+    collectives.ring_all_reduce, collectives.ring_all_gather, collectives.ring_reduce_scatter,
+    collectives.tree_broadcast,
+)  # fmt: skip
+
 
 class Group:
     """Some ranks that talk to one another: each of them holds its own Group of the same ranks.
 
     ranks: their numbers in the world. index: this rank's place among them, from 0. link: "nvlink"
-    inside a node, "infiniband" if it crosses nodes. In `to` and `source` a rank is named by its
-    place in the group. All ranks of the group call a collective, in the same order, with tensors
-    of equal shape and dtype.
+    inside a node, "infiniband" if it crosses nodes. name: which slice of the mesh. In `to` and
+    `source` a rank is named by its place in the group. All ranks of the group call a collective,
+    in the same order, with tensors of equal shape and dtype.
 
     Each is a transfer in the trace: nbytes is what this rank sends by nccl-tests' definition, so
     that nbytes / seconds is the bus bandwidth, over the link to the next rank of the group.
@@ -46,54 +52,40 @@ class Group:
         self.ranks: tuple[int, ...] = tuple(dist.get_process_group_ranks(group))
         self.index, self.size = self.ranks.index(dist.get_rank()), len(self.ranks)
         self.name, self.link = name, links.between(*self.ranks)
-        self._trace, self._group, self._links = trace, group, links
-        self._by_hand = links.how == "emulated"
+        self._trace, self._links = trace, links
+        by_hand = links.how == "emulated"
+        self._reduce, self._gather, self._scatter, self._cast = _BY_HAND if by_hand else _TORCH
+        self.process_group, self._group = group, self if by_hand else group
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the ranks, on all of them. In place if x is contiguous; returns it."""
         if self.size == 1:
             return x
-        if self._by_hand:
-            return collectives.ring_all_reduce(self, x)
         x = x.contiguous()
         with self.traced("all_reduce", x):
-            dist.all_reduce(x, group=self._group)
+            self._reduce(x, group=self._group)
         return x
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's tensor, in the order of the group."""
-        if self.size == 1:
-            return [x]
-        if self._by_hand:
-            return collectives.ring_all_gather(self, x)
-        x = x.contiguous()
-        parts = x.new_empty(self.size, *x.shape)
-        with self.traced("all_gather", parts):
-            dist.all_gather(list(parts), x, group=self._group)
-        return list(parts)
+        every = x.new_empty(self.size, *x.shape)
+        with self.traced("all_gather", every):
+            self._gather(every.view(-1), x.contiguous().view(-1), group=self._group)
+        return list(every)
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """This rank's part of the sum over the ranks: x (size · n, …) -> (n, …). x may change."""
         assert x.shape[0] % self.size == 0, (x.shape, self.size)
-        if self.size == 1:
-            return x
         out = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
-        if self._by_hand:
-            return collectives.ring_reduce_scatter(self, x).view(out.shape)
-        x = x.contiguous()
         with self.traced("reduce_scatter", x):
-            dist.reduce_scatter(out, list(x.chunk(self.size)), group=self._group)
+            self._scatter(out.view(-1), x.contiguous().view(-1), group=self._group)
         return out
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """The tensor of rank `source`, on all. In place if x is contiguous; returns it."""
-        if self.size == 1:
-            return x
-        if self._by_hand:
-            return collectives.tree_broadcast(self, x, source)
         x = x.contiguous()
         with self.traced("broadcast", x, source):
-            dist.broadcast(x, self.ranks[source], group=self._group)
+            self._cast(x, group_src=source, group=self._group)
         return x
 
     def send(self, x: Tensor, to: int) -> None:
@@ -111,7 +103,7 @@ class Group:
         return x
 
     def isend(self, x: Tensor, to: int) -> Work:
-        """Begin to send; not recorded. Until its `wait` is back, x must not change."""
+        """Begin to send a contiguous x, which must not change until `wait`; not recorded."""
         return self._links.isend(x, self.ranks[to])
 
     def irecv(self, x: Tensor, source: int) -> Work:
@@ -120,32 +112,28 @@ class Group:
 
     def barrier(self) -> None:
         """Return when every rank of the group is here."""
-        if self.size > 1:
-            dist.barrier(group=self._group)
+        dist.barrier(group=self.process_group)
 
     @contextmanager
     def traced(self, op: str, x: Tensor, other: int | None = None) -> Iterator[None]:
         """Record the block as the collective `op` on a tensor of x's bytes, see `bus_bytes`.
 
-        other: the one rank that x comes from (broadcast) or goes to (send).
+        other: the rank that x goes to (send), or that it comes from and is not sent to (broadcast).
         """
-        start = self._trace.now()
+        start, after = self._trace.now(), (self.index + 1) % self.size
         yield
         if self.size == 1:
             return
         if x.is_cuda:
             torch.cuda.synchronize()  # a collective is queued, and the call is back before its end
         seconds = max(self._trace.now() - start, 1e-9)
-        comes = op == "broadcast"
-        peer = self.ranks[(self.index + 1) % self.size if other is None else other]
-        nbytes = round(bus_bytes(op, x.nbytes, self.size)) * (not comes or other != self.index)
+        nbytes = round(bus_bytes(op, x.nbytes, self.size)) * (op != "broadcast" or after != other)
         rates = [format_value(n / seconds, "bytes/s") for n in (x.nbytes, nbytes)]
-        ends = (f"hbm:{peer}", "hbm") if comes else ("hbm", f"hbm:{peer}")
+        to = self.ranks[other if op == "send" else after]
         self._trace.transfer(
             op, stage="parallel", resource="network", start=start, seconds=seconds, nbytes=nbytes,
-            source=ends[0], target=ends[1], how=self._links.how,
-            link=self._links.between(self.ranks[self.index], peer),
-            detail=f"{self.name} {self.ranks}, algbw {rates[0]}, busbw {rates[1]}",
+            source="hbm", target=f"hbm:{to}", link=self._links.between(self.ranks[self.index], to),
+            how=self._links.how, detail=f"{self.name}, algbw {rates[0]}, busbw {rates[1]}",
         )  # fmt: skip
 
 
@@ -181,7 +169,7 @@ class Mesh:
             )
         gpus = self.world // nodes
         links = ScaledLinks(gpus, scale, adapters) if scale else Links(gpus)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         grid = init_device_mesh(device, (pp, tp), mesh_dim_names=("pp", "tp"))
         places = init_device_mesh(device, (nodes, gpus), mesh_dim_names=("across", "local"))
         self.tp = Group(trace, "tp", grid.get_group("tp"), links)

@@ -32,7 +32,7 @@ from minillm.files import temporary_folder
 from minillm.parallel.worker import WHERE, Answer, recorded, saved, serve
 from minillm.trace import Trace
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0  # on a machine that is busy; else two
 _GRACE_SECONDS = 1.0  # for the others to come to their end, when one has failed
 _TELL_SECONDS = 0.5  # for a rank to say where it is
 _END_SECONDS = 2.0
