@@ -46,7 +46,7 @@ def heatmap(
     for row, texts in enumerate(words):
         chart.alt += f" {rows[row]}: {', '.join(texts)}."
         for column, text in enumerate(texts):
-            ink = PAPER if values[row][column] > 0.8 else TEXT
+            ink = PAPER if values[row][column] > 0.6 else TEXT
             ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=9, color=ink)
     if at is not None:
         row, column = at
