@@ -275,25 +275,23 @@ def test_what_is_no_session_is_refused(tiny, tmp_path, content):
         load(tiny("llama")).resume(path)
 
 
-def test_a_rank_that_has_a_part_of_the_heads_saves_and_opens_nothing(tiny, saved, tmp_path):
-    """Catches a session of one rank's keys and values that passes for the whole text's."""
-    engine = load(tiny("llama"))
-    engine._sessions._whole = False
-    path = tmp_path / "part.safetensors"
-    with pytest.raises(SessionError, match="a part of them on each.*tp=1"):
-        run(engine, "Mia", settings(3), path)
-    with pytest.raises(SessionError, match="a part of them on each"):
-        engine.resume(saved)
-    assert not path.exists()
-    engine.close()
-
-
 def test_what_was_forgotten_is_not_saved(tiny, tmp_path):
     """Catches a session that would see again what its run did not."""
     engine = load(tiny("llama"))
     engine.kv.forget = drop_oldest(0.5)
     with pytest.raises(SessionError, match="kv.forget"):
         run(engine, PROMPT, settings(3), tmp_path / "s.safetensors")
+
+
+def test_a_rank_that_has_a_part_saves_and_resumes_nothing(tiny, saved):
+    """Catches a session of one rank's heads, and one that the other ranks know nothing of."""
+    engine, before = load(tiny("llama")), saved.read_bytes()
+    engine._sessions.alone = False
+    with pytest.raises(SessionError, match="found one rank's part"):
+        engine.resume(saved)
+    with pytest.raises(SessionError, match="found one rank's part"):
+        run(engine, PROMPT, settings(3), saved)
+    assert saved.read_bytes() == before and not engine.machine.dram.by_label.get("session")
 
 
 # -- the disk ------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ def assemble(
         facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
-        sessions = Sessions(kv, machine, model_config, folder, tokenizer, whole=world is None)
+        sessions = Sessions(kv, machine, model_config, folder, tokenizer)
+        sessions.alone = world is None
         parts = name, model_config, model, dtype, kv, runner, tokenizer, sessions, context
         return Parts(*parts, world.rank if world else 0, stack.pop_all())
 

@@ -84,8 +84,6 @@ class Runner:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
         step, trace, kernels = plan.step, self._machine.trace, self._kernels
         wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
-        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, step.counts, strict=True)]
-        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         with torch.inference_mode(), trace.span(
             step.name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
