@@ -171,10 +171,16 @@ for nbytes in (4, 2**18, 2**24):
     x = torch.zeros(nbytes // 4)
     whole[nbytes] = seconds(dist.all_reduce, x)
 
+# %% [markdown]
+# In each round the rank that took the longest counts:
+
+# %% tags=["nbval-ignore-output"]
+took = slowest("whole")
+
 # %% tags=["nbval-ignore-output"]
 for mine, nbytes in ((tiny, 4), (middle, 2**18), (large, 2**24)):
-    took = [1e3 * t for t in slowest("whole")[nbytes]]
-    reveal(mine, predicted=1e3 * ring(nbytes, 4, alpha, beta), measured=took)
+    predicted, times = 1e3 * ring(nbytes, 4, alpha, beta), [1e3 * t for t in took[nbytes]]
+    reveal(mine, predicted=predicted, measured=times)
 
 # %% [markdown]
 # The prediction counts messages alone: no addition, and a step that starts when all are there. Gloo
@@ -311,16 +317,16 @@ charts.curve(
     f"{format_size(worst)} took {off[worst]:.2f} × what alpha and beta say",
     {"alpha–beta": lambda kib: predict.all_reduce(1024 * kib, 4, found.link)},
     [2**k for k in range(-6, 15)], x="tensor (KiB)", y="all-reduce", unit="s", log="xy",
-    points=[(n / 1024, took, "farthest off" * (n == worst)) for n, took in sizes.items()],
+    points=[(n / 1024, s, "farthest off" * (n == worst)) for n, s in sizes.items()],
     note="fitted; points: measured")
 
 # %% [markdown]
 # Size by size:
 
 # %% tags=["nbval-ignore-output"]
-for n, took in sizes.items():
+for n, seconds in sizes.items():
     fitted = predict.all_reduce(n, 4, found.link)
-    print(f"{format_size(n):>9}: {1e3 * took:7.2f} ms measured, {1e3 * fitted:7.2f} fitted: "
+    print(f"{format_size(n):>9}: {1e3 * seconds:7.2f} ms measured, {1e3 * fitted:7.2f} fitted: "
           f"{off[n]:.2f} ×")  # fmt: skip
 bad = [format_size(n) for n in off if not 0.8 < off[n] < 1.25]
 print(f"more than a quarter off: {', '.join(bad) or 'no size, this time'}")
@@ -337,10 +343,10 @@ print(f"more than a quarter off: {', '.join(bad) or 'no size, this time'}")
 # %%
 link = HARDWARE["H100"].nvlink
 for N in (2, 4, 8, 64):
-    took = predict.all_reduce(1e9, N, link)
-    assert abs(took - ring(1e9, N, link.latency, link.bandwidth)) < 1e-9  # by hand
-    busbw = predict.bus_bandwidth("all_reduce", 1e9, took, N)
-    print(f"{N:2} GPUs: {1e3 * took:.2f} ms; bytes ÷ time {1 / took:3.0f} GB/s, bus bandwidth "
+    needs = predict.all_reduce(1e9, N, link)
+    assert abs(needs - ring(1e9, N, link.latency, link.bandwidth)) < 1e-9  # by hand
+    busbw = predict.bus_bandwidth("all_reduce", 1e9, needs, N)
+    print(f"{N:2} GPUs: {1e3 * needs:.2f} ms; bytes ÷ time {1 / needs:3.0f} GB/s, bus bandwidth "
           f"{busbw / 1e9:.0f} GB/s")  # fmt: skip
 print("source:", HARDWARE["H100"].sources["nvlink"])
 
@@ -467,9 +473,9 @@ all_reduce_cost = check("40.3", all_reduce_cost)
 
 # %%
 for tokens, what in ((1, "one token"), (64, "64 requests"), (4096, "a prompt of 4,096")):
-    nbytes, took, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
-    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * took:6.1f} µs, busbw {busbw / 1e9:3.0f} "
-          f"GB/s; 80 layers, two each: {160e3 * took:.1f} ms")  # fmt: skip
+    nbytes, needs, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
+    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * needs:6.1f} µs, busbw {busbw / 1e9:3.0f} "
+          f"GB/s; 80 layers, two each: {160e3 * needs:.1f} ms")  # fmt: skip
 ranks.close()
 
 # %% [markdown]
