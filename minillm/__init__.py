@@ -5,7 +5,7 @@
 | 1 load     | weights go SSD → DRAM → HBM                                    | minillm/load/      |
 | 2 tokens   | text becomes ids on the CPU; ids go through DRAM to HBM        | minillm/tokens/    |
 | 3 model    | attention and FFN run from HBM; keys and values lie there too  | minillm/model/, kv |
-| 4 parallel | ranks read, or send each other, their parts of the weights     | minillm/parallel/  |
+| 4 parallel | ranks share the model, each a part, and sum what they found    | minillm/parallel/  |
 | 5 decode   | logits come back to DRAM; the CPU picks a token and its text   | minillm/decode/    |
 
 Every byte that moves between tiers and every second of work is in one place, the trace

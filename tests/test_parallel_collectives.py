@@ -48,7 +48,7 @@ def _compare(ranks: int, chunk: int) -> int:
     brought = [_tensors(r) for r in range(ranks)]
     for name, x in brought[rank].items():
         total = x.clone()
-        dist.all_reduce(total, group=group._process_group)
+        dist.all_reduce(total, group=group.process_group)
         for way in (collectives.ring_all_reduce, collectives.tree_all_reduce):
             way(mine := x.clone(), group)
             assert torch.equal(mine, total), (way.__name__, name, ranks)

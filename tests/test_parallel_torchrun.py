@@ -84,7 +84,11 @@ def test_two_nodes_are_two_stages(truth):
 
 @pytest.mark.parametrize(
     ("how", "cause"),
-    [("kill", "its process has ended"), ("raise", "ValueError: a fault of this rank")],
+    [
+        ("kill", "its process has ended"),
+        ("raise", "ValueError: a fault of this rank"),
+        ("hang", "no answer"),
+    ],
 )
 def test_a_rank_that_dies_ends_them_all_and_the_error_names_it(tmp_path, how, cause):
     """Catches ranks that wait for ever for one that is gone, and an error that does not say who."""

@@ -33,8 +33,9 @@ def bars(
     ax.set_ylim(len(shares), 0)
     told = {name: percent(share, 1) if share else "out" for name, share in shares.items()}
     for row, (name, share) in enumerate(shares.items()):
-        ax.barh(row + 0.5, 100 * share, 0.62, color=ink)
-        ax.barh(row + 0.5, 100 * before.get(name, 0.0), 0.62, fill=False, edgecolor=grey, ls="--")
+        ax.barh(row + 0.5, 100 * share, 0.44, color=ink)
+        if was := before.get(name):  # higher than the solid one, so that both are seen
+            ax.barh(row + 0.5, 100 * was, 0.76, fill=False, edgecolor=grey, ls=(0, (3, 1.5)))
         name_row(ax, row + 0.5, cut(name.replace("\n", "↵"), LEFT - 0.2, 8.5))
         name_row(ax, row + 0.5, told[name], right=True)
     chart.alt = f"{finding}. {', '.join(f'{name} {share}' for name, share in told.items())}."

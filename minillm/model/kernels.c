@@ -87,8 +87,8 @@ static long items(long n) { return (n + ROWS - 1) / ROWS; }
 // To L2, not to L1: few lines at once can be on their way to that (some 20, which from DRAM makes 10 GB/s).
 INLINE void send_for(const void *p) { __builtin_prefetch(p, 0, 2); }
 // y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is a constant where this is inlined, or
-// the sums would lie in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams
-// would be read. What lies `ahead` bytes on is sent for.
+// the sums would lie in memory. Each sum is taken in one order, whatever C. Rows that lie one after the other are sent for in
+// one stream, as memory likes it best, `ahead` bytes before they come; from L2 they are read as four.
 INLINE void tile(const int C, const T *const *row, long ahead, const float *x, long k, float *y, long ldy) {
   v8 s[UNIT][MOST][SUMS] = {{{{0}}}};
   for (long i = 0; i < k; i += 16) {

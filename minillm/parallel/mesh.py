@@ -55,7 +55,7 @@ class Group:
         self._trace, self._links = trace, links
         by_hand = links.how == "emulated"
         self._reduce, self._gather, self._scatter, self._cast = _BY_HAND if by_hand else _TORCH
-        self._process_group, self._group = group, self if by_hand else group
+        self.process_group, self._group = group, self if by_hand else group
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the ranks, on all of them. In place if x is contiguous; returns it."""
@@ -112,7 +112,7 @@ class Group:
 
     def barrier(self) -> None:
         """Return when every rank of the group is here."""
-        dist.barrier(group=self._process_group)
+        dist.barrier(group=self.process_group)
 
     @contextmanager
     def traced(self, op: str, x: Tensor, other: int | None = None) -> Iterator[None]:
@@ -169,7 +169,7 @@ class Mesh:
             )
         gpus = self.world // nodes
         links = ScaledLinks(gpus, scale, adapters) if scale else Links(gpus)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        device = "cuda" if "nccl" in dist.get_backend() else "cpu"
         grid = init_device_mesh(device, (pp, tp), mesh_dim_names=("pp", "tp"))
         places = init_device_mesh(device, (nodes, gpus), mesh_dim_names=("across", "local"))
         self.tp = Group(trace, "tp", grid.get_group("tp"), links)

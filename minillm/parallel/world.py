@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +50,8 @@ def connect(config: ParallelConfig) -> None:
     torch.set_num_threads(n_cores())  # torchrun says 1, so that who does not care is safe
     if cuda := torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and _on_main():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with _hushed():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
@@ -96,10 +100,13 @@ class World:
         try:
             yield
         except BaseException as error:
-            with held():
+            found: dict[int, str] = {}
+            with suppress(KeyboardInterrupt), held():
                 found = self._failed(error)
             self.broken = bool(found)
             if found and self.rank not in found:
+                if _on_main():  # torchrun ends all when one has gone: we say first which
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 raise RankError(found, "mend it, and start all ranks again") from error
             raise
 
@@ -119,6 +126,11 @@ class World:
             time.sleep(0.01)
         told = json.loads(store.compare_set(self._key, "", json.dumps(found)))
         return {int(rank): what for rank, what in told.items()}
+
+
+def _on_main() -> bool:
+    """Whether signals may be handled here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager

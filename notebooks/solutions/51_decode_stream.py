@@ -4,7 +4,7 @@ Try them in the notebook first; `hint("51.1")` helps there.
 """
 
 import codecs
-from math import floor
+import math
 
 from minillm.lesson import Case, exercise, wrong
 
@@ -171,25 +171,25 @@ def break_even(fixed, restore, anew):
 
     The usual wrong answer divides where nothing is made up, and finds a negative length.
     """
-    return None if anew <= restore else floor(fixed / (anew - restore)) + 1
+    return None if anew <= restore else math.floor(fixed / (anew - restore)) + 1
 
 
 @wrong("51.3", says="Where a token takes as long to bring as to compute, or longer, no length "
        "makes the fixed cost up: the answer is None.")  # fmt: skip
 def finds_one_always(fixed, restore, anew):
-    return floor(fixed / ((anew - restore) or 1e-9)) + 1
+    return math.floor(fixed / ((anew - restore) or 1e-9)) + 1
 
 
 @wrong("51.3", says="A token does not make up all the time that computing it takes: bringing it "
        "takes some as well.")  # fmt: skip
 def forgets_to_bring_them(fixed, restore, anew):
-    return None if anew <= restore else floor(fixed / anew) + 1
+    return None if anew <= restore else math.floor(fixed / anew) + 1
 
 
 @wrong("51.3", says="There both take equally long, or restoring takes longer still: we ask for the "
        "first whole number above.")  # fmt: skip
 def rounds_down(fixed, restore, anew):
-    return None if anew <= restore else floor(fixed / (anew - restore))
+    return None if anew <= restore else math.floor(fixed / (anew - restore))
 
 
 @exercise(

@@ -350,9 +350,9 @@ assert "4713" in leak[0] and "4713" not in own[0]
 # of ids came in.
 
 # %%
-print(inspect.getsource(Staging.send).split(chr(34) * 3)[-1].rstrip())
 fast = Engine.load("data/town", machine, EngineConfig(prefix_cache=False))
 fast.generate(exam[0]["prompt"], greedy)  # the first time warms up
+print(inspect.getsource(Staging.send).split(chr(34) * 3)[-1].rstrip())
 
 # %% tags=["nbval-ignore-output"]
 machine.trace.clear()

@@ -134,7 +134,8 @@ def draw_bars(temperature=1.0, top_p=1.0):
     return charts.bars(finding, bars_of(left), before=bars_of(scores.exp()))
 
 
-turned = knob(draw_bars, temperature=(0.1, 2.5, 0.1), top_p=(0.05, 1.0, 0.05))
+turned = knob(draw_bars, temperature=[0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 2.5],
+              top_p=[0.05, 0.3, 0.5, 0.6, 0.8, 0.9, 0.95, 1.0])  # fmt: skip
 shown = display(turned, display_id=True)
 for name, values in (("temperature", (0.4, 0.7, 1.5, 2.0, 1.0)), ("top_p", (0.9, 0.6, 0.8))):
     for value in values:
@@ -262,13 +263,13 @@ chi_square = check("50.2", chi_square)
 # beyond 16.3 once in a thousand times.
 
 # %%
-hot, cutting = SamplingParams(temperature=2.0), SamplingParams(top_p=0.83)
-both, weights = SamplingParams(temperature=2.0, top_p=0.83), [16, 4, 2, 1, 0.5]
-five, target = torch.tensor([weights]).double().log(), weigh(weights, T=2, p=0.83)
-whole, right = probabilities(five, [hot]), probabilities(five, [both])
+heat, sieve = SamplingParams(temperature=2.0), SamplingParams(top_p=0.83)
+both, orders = SamplingParams(temperature=2.0, top_p=0.83), [16, 4, 2, 1, 0.5]
+five, target = torch.tensor([orders]).double().log(), weigh(orders, T=2, p=0.83)
+whole, right = probabilities(five, [heat]), probabilities(five, [both])
 rules = {
     "right": right,
-    "filter before temperature": probabilities(filtered(five, [cutting]), [hot]),
+    "filter before temperature": probabilities(filtered(five, [sieve]), [heat]),
     "drop the one that crosses": whole * (whole.cumsum(-1) <= 0.83),
     "do not renormalise": whole * (right > 0),
 }
@@ -305,7 +306,7 @@ def draw_word(token: int = 0):
                        f"{2**bits:.0f} words alike", chances)  # fmt: skip
 
 
-story = engine.stream("Once there was", SamplingParams(max_tokens=40, seed=50, logprobs=V))
+story = engine.stream("Once there was", SamplingParams(max_tokens=40, seed=52, logprobs=V))
 pieces = [next(story)]
 turned = knob(draw_word, token=(0, 39))
 shown = display(turned, display_id=True)
@@ -334,8 +335,8 @@ mean = {name: sum(row[:length]) / length for name, row in bits.items()}
 charts.curve(
     f"{mean['story']:.1f} bits a token in the story, {mean['answers']:.1f} in the answers",
     {name: lambda n, row=row: row[int(n)] for name, row in bits.items()}, range(length), log="",
-    points=[(n, bits["story"][n], word([pieces[n].token_id]).strip()) for n in range(length)],
-    x="token", y="entropy", unit="bits", note="the model's own; points: the story's words")
+    points=[(p.index, entropy(p), word([p.token_id]).strip()) for p in pieces if entropy(p) > 1],
+    x="token", y="entropy", unit="bits", note="the model's own; points: words of the story")
 
 # %% [markdown]
 # Who chooses between ten baskets hesitates; within a word, or where the prompt has said it, there
@@ -473,7 +474,7 @@ tries += [{"temperature": 1.0}, {"temperature": 2.0}, {"temperature": 2.0, "top_
 marks = [exam_right(**asked) for asked in tries]
 for asked, (good, wrong) in zip(tries, marks, strict=True):
     said = ", ".join(f"{name} {value}" for name, value in asked.items())
-    print(f"{said}: {good} of {len(exam)}", f"    first wrong: {wrong}" * bool(wrong), sep="\n")
+    print(f"{said}: {good} of {len(exam)}" + f"; the first that is wrong: {wrong}" * bool(wrong))
 
 # %% [markdown]
 # Names, digits, the brackets of a program: what must come again is punished for it. Heat acts at

@@ -14,7 +14,6 @@
 # %% tags=["nbval-ignore-output"]
 import inspect
 import json
-import os
 import subprocess
 import sys
 import time
@@ -435,7 +434,7 @@ leaving.close()
 line = json.loads(log.read_text().splitlines()[-1])
 print({name: line[name] for name in line if name != "settings"})
 assert line["finish_reason"] == "abort"
-charts.requests(log, most=9)
+charts.requests(log, most=7)
 
 # %% [markdown]
 # If the disk is full, lines are counted and not written, and nobody waits: `engine.log.lost`. A
