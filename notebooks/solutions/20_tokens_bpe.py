@@ -103,7 +103,7 @@ def next_pair(words):
     """
     count = Counter()
     for ids, times in words:
-        for pair in pairwise(ids):
+        for pair in zip(ids, ids[1:], strict=False):
             count[pair] += times
     return min(count, key=lambda pair: (-count[pair], pair), default=None)
 
