@@ -104,19 +104,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from minillm import Engine, SamplingParams
+    from minillm import Engine, ParallelConfig, SamplingParams
 
     params = SamplingParams(options.max_tokens, options.temperature, seed=options.seed)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))  # torchrun says so
+    parallel = ParallelConfig(options.tp, options.pp, nodes)
     folder = Path(options.trace or ".").resolve().parent
     if not folder.is_dir():
         raise ConfigError(f"wanted a folder for the trace, found none at {folder}; make it first")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows a "?"
         sys.stdout.reconfigure(errors="replace")
-    engine = Engine.load(options.model)
+    engine = Engine.load(options.model, parallel=parallel)
+    if engine.rank:
+        engine.follow()
+        return 0
     try:
         for piece in engine.stream(options.prompt, params):
             print(piece.text, end="", flush=True)
     finally:
+        if options.tp * options.pp > 1:
+            engine.close()  # the other ranks too, and their traces come
         if options.trace:  # of an interrupted run too
             engine.trace.save(options.trace)
     if sys.stdout.isatty():
@@ -156,13 +163,14 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from minillm.tools import bench_collectives as collectives
     from minillm.tools import bench_decode, bench_load, bench_offload, bench_stream, bench_views
 
     speed = partial(bench_decode.bench, shape=options.shape, packages=options.llama)
     bench, rounds, model = {
         "views": (bench_views.bench, 20, MODEL), "load": (bench_load.bench, 5, None),
         "stream": (bench_stream.bench, 3, None), "decode": (speed, 5, None),
-        "offload": (bench_offload.bench, 5, None),
+        "offload": (bench_offload.bench, 5, None), "collectives": (collectives.bench, 20, None),
     }[options.what]  # fmt: skip
     print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
     return 0
@@ -204,6 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         help="0, the default, always takes the likeliest token",
     )  # fmt: skip
     generate.add_argument("--seed", type=int, metavar="S", help="same seed, same text")
+    generate.add_argument(
+        "--tp", type=_positive, default=1, metavar="N", help="ranks that share each layer; "
+        "start them: torchrun --nproc-per-node N -m minillm generate ...",
+    )  # fmt: skip
+    generate.add_argument("--pp", type=_positive, default=1, metavar="N", help="stages of layers")
     generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")
@@ -226,13 +239,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bench_parser(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
-        "what", choices=["views", "load", "stream", "decode", "offload"],
+        "what", choices=["views", "load", "stream", "decode", "offload", "collectives"],
         help="views: live views, as time of a decode; load: weights from SSD to HBM, beside the "
         "disk's ceiling; stream: a model larger than HBM; decode: tokens beside other engines; "
-        "offload: a context larger than HBM. Without --model, load, stream and offload make a "
-        "random one, of up to gigabytes, and delete it",
+        "offload: a context larger than HBM; collectives: a ring by hand beside Gloo's. Without "
+        "--model, load, stream and offload make a random one, of up to gigabytes, and delete it",
     )  # fmt: skip
-    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5, 5")
+    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5, 5, 20")
     bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
     bench.add_argument(
         "--shape", default="town", choices=["town", "135m", "360m", "1b"],

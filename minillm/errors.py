@@ -36,6 +36,10 @@ class PromptError(MinillmError):
     """A prompt that is empty, is not text, or is longer than the model's context."""
 
 
+class SessionError(MinillmError):
+    """A saved conversation that is damaged, or of another model or settings, or cannot be saved."""
+
+
 class OutOfMemory(MinillmError):
     """A tier of memory has no room. Nothing was reserved: the tier is as it was before.
 
@@ -64,6 +68,30 @@ dtype, batch or context, or give HBM a larger budget
             f"found {format_size(self.free)} free ({held or 'nothing else holds any'}); "
             f"{_REMEDY.get(self.tier, 'free some memory first')}"
         )
+
+
+class RankError(MinillmError):
+    """Ranks that failed, or that were waiting when another one did, or for too long.
+
+    found: of each such rank, what it did or at which line it was. do: what to do.
+
+    >>> print(RankError({1: "ValueError: no number at line 2: int(x)"}, "mend it"))
+    wanted every rank to do its work, found rank 1: ValueError: no number at line 2: int(x); mend it
+    """
+
+    def __init__(self, found: dict[int, str], do: str) -> None:
+        super().__init__(found, do)  # in args, so that pickling works
+        self.found, self.do = dict(found), do
+
+    def _lines(self) -> list[str]:
+        return [f"rank {rank}: {' '.join(what.split())}" for rank, what in self.found.items()]
+
+    def __str__(self) -> str:
+        return f"wanted every rank to do its work, found {'; '.join(self._lines())}; {self.do}"
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: our own frames would say nothing about the cell."""
+        return ["RankError: wanted every rank to do its work, found", *self._lines(), self.do]
 
 
 _REMEDY = {

@@ -130,11 +130,12 @@ def kept(folder: str, key: str, parse: Callable[[Any], T], make: Callable[[], An
 
 
 @contextmanager
-def locked(path: StrPath, seconds: float = 10.0) -> Iterator[None]:
+def locked(path: StrPath, seconds: float = 10.0, pause: float = 0.005) -> Iterator[None]:
     """Of all processes and threads, one at a time: around reading, changing and writing `path`.
 
     The lock is a file beside it. Where the file system knows no locks, or if another holds it for
     longer than `seconds`, which only one that hangs does, it goes on without. Not to be nested.
+    pause: seconds between two looks whether it is free.
     """
     path = Path(path)
     try:
@@ -144,7 +145,7 @@ def locked(path: StrPath, seconds: float = 10.0) -> Iterator[None]:
     end = time.monotonic() + seconds
     try:
         while fd is not None and _must_wait(fd) and time.monotonic() < end:
-            time.sleep(0.005)
+            time.sleep(pause)
         yield
     finally:
         if fd is not None:
@@ -220,7 +221,12 @@ def sweep(folder: StrPath) -> None:
 
 def _prefix() -> str:
     """`.minillm-PLACE-PID-START-`: a process of this machine, of this container, of this moment."""
-    return f".minillm-{_place()}-{os.getpid()}-{_start(os.getpid()) or 0}-"
+    return ".minillm-{}-{}-{}-".format(*this_process())
+
+
+def this_process() -> tuple[str, int, int]:
+    """Where it runs, its number there and when it began: what `has_ended` asks of others."""
+    return _place(), os.getpid(), _start(os.getpid()) or 0
 
 
 def _place() -> str:
@@ -233,14 +239,21 @@ def _place() -> str:
 def _is_left(entry: os.DirEntry[str], place: str, pid: str, start: str) -> bool:
     if os.name != "posix" or place != _place():
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > _WEEK
+    return has_ended(place, int(pid), int(start))
+
+
+def has_ended(place: str, pid: int, start: int) -> bool:
+    """Whether a process is over; False of one elsewhere, and where the system does not tell."""
+    if os.name != "posix" or place != _place():
+        return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:  # another user's, and alive
         return False
-    began = _start(int(pid))  # another process may have got the number
-    return began is not None and int(start) > 0 and began != int(start)
+    began = _start(pid)  # another process may have got the number
+    return began is not None and start > 0 and began != start
 
 
 def _start(pid: int) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from minillm.decode.session import Session
 from minillm.engine.request import Request
 from minillm.kv.pages import PagedKV
 from minillm.kv.plan import Hidden, Step
@@ -97,6 +98,8 @@ class Scheduler:
         if request.forgets is not None:
             self.kv.hide(request.number, Hidden(len(request.prompt_ids), request.forgets))
         if self.kv.reserve(request.number, len(request.ids)):
+            if isinstance(request.prompt, Session) and request.prompt.sessions.kv is self.kv:
+                request.cached = request.prompt.restore(request.number)  # not read, but brought
             return True
         self.kv.release(request.number)
         request.cached = 0

@@ -22,9 +22,10 @@ def available_dram() -> int:
     """Bytes of DRAM that this process can still take: what the machine has free, or less if the
     memory limit of its control group, or of one above, leaves less.
 
-    The page cache counts as free: the kernel gives it up when memory is asked for.
+    The page cache counts as free: the kernel gives it up when memory is asked for. A rank has its
+    part: those of one machine share it.
     """
-    return int(min(_host_dram(), memory_room().amount))
+    return int(min(_host_dram(), memory_room().amount)) // _ranks()
 
 
 def _host_dram() -> int:
@@ -63,9 +64,14 @@ def n_cores() -> int:
 
     As many as it may run on, and as its CPU quota pays for: the least of its control group and
     all above. A part of a core is left out, for with one thread more than the quota pays for the
-    kernel stops them all, several times a second.
+    kernel stops them all, several times a second. Of ranks, each has its part.
     """
-    return max(1, int(min(_affinity(), cpu_quota().amount)))
+    return max(1, int(min(_affinity(), cpu_quota().amount)) // _ranks())
+
+
+def _ranks() -> int:
+    """Ranks that share this machine: `torchrun` says it to them, and so does `Ranks`."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _affinity() -> int:

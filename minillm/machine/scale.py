@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,13 @@ from minillm.trace import Trace
 from minillm.trace.event import link_between
 
 _FINE = 2e-4  # seconds: a sleep ends up to this late, so the last bit is waited for awake
+
+
+def sleep_until(end: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Return when the clock says `end`, and hardly later."""
+    time.sleep(max(0.0, end - clock() - _FINE))
+    while clock() < end:
+        time.sleep(0)
 
 
 class Transfer(Sending):
@@ -54,7 +62,8 @@ class ScaledLink:
         self, wire: Wire, clock: Callable[[], float] = time.perf_counter,
         until: Callable[[float], None] | None = None,
     ):  # fmt: skip
-        self.wire, self.clock, self._until = wire, clock, until or self._sleep
+        self.wire, self.clock = wire, clock
+        self._until = until or partial(sleep_until, clock=clock)
         self._free = clock()  # when the wire is free again
         self._turn = threading.Lock()  # held while bytes really move
         self._lock = threading.Lock()
@@ -85,11 +94,6 @@ class ScaledLink:
         self._until(end)
         tell(begin, end)
         return result
-
-    def _sleep(self, end: float) -> None:
-        time.sleep(max(0.0, end - self.clock() - _FINE))
-        while self.clock() < end:
-            time.sleep(0)
 
     def drain(self) -> None:
         """Wait until the queue is empty and its thread is gone."""

@@ -1,55 +1,71 @@
 """Ranks: processes beside this one that can send tensors to each other.
 
-A notebook asks, the ranks do: each runs the same function, and may call what
+A notebook asks, the ranks do: each runs the same function, or the same cell, and may call what
 `torch.distributed` offers. They end with the `with` block, or with the process that began them,
 even if it is killed: a rank whose pipe is closed has nobody to work for.
+
+    %load_ext minillm.parallel.ranks
+    %%ranks 2 --timeout 20
+    x = torch.ones(2) * rank
+    dist.all_reduce(x)
+    print(x)
 """
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import timedelta
+from math import inf
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from minillm.errors import MinillmError
+from minillm.errors import ConfigError, MinillmError, RankError
 from minillm.files import temporary_folder
+from minillm.parallel.worker import WHERE, Answer, recorded, saved, serve
+from minillm.trace import Trace
 
-_PATIENCE = timedelta(seconds=60)  # that a rank waits for another before it gives up
-_END_SECONDS = 5.0
+_START_SECONDS = 180.0  # on a machine that is busy; else two
+_GRACE_SECONDS = 1.0  # for the others to come to their end, when one has failed
+_TELL_SECONDS = 0.5  # for a rank to say where it is
+_END_SECONDS = 2.0
 
 
 class Ranks:
     """`count` processes in one Gloo group, on this machine. Takes a second or two to begin.
 
+    They share its cores and its DRAM: each has an equal part. A failure ends them all.
+
     >>> with Ranks(2) as ranks:
-    ...     ranks.run(dist.get_world_size)
-    [2, 2]
+    ...     ranks.run("x = rank + 1; dist.barrier(); print(x)")
+    ...     ranks.run(dist.get_world_size), ranks.get("x")
+    [rank 0] 1
+    [rank 1] 2
+    ([2, 2], [1, 2])
     """
 
     def __init__(self, count: int) -> None:
         assert count >= 1, count
-        self._folder = temporary_folder()
+        self._folder, self._owner = temporary_folder(), os.getpid()
         self._pipes: list[Connection] = []
         self._processes: list[multiprocessing.process.BaseProcess] = []
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        meet = str(Path(self._folder.name) / "meet")
         for rank in range(count):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, count, meet, there), daemon=True)
+            work = rank, count, self._folder.name, there
+            process = context.Process(target=serve, args=work, daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
+        self._tell(self._gather(_START_SECONDS))
 
     def __enter__(self) -> Ranks:
         return self
@@ -57,42 +73,83 @@ class Ranks:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, do: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `do(*arguments)` returned in each rank, in order of rank.
+    def __len__(self) -> int:
+        """How many of them run: none, once they were closed or one has failed."""
+        return len(self._pipes)
 
-        do: a function of a module; a process that begins anew cannot see one of a notebook. If one
-        rank fails, its error is raised here, and all ranks are ended: others may wait for it.
+    def run(
+        self, do: Callable[..., Any] | str, *arguments: Any, timeout: float | None = 60.0
+    ) -> list[Any]:
+        """What `do(*arguments)` returned in each rank, in order of rank; so is what they print.
+
+        do: a function of a module, for a new process cannot see one of a notebook. Or the text of
+        a cell: it knows `rank`, `world`, `torch`, `dist`, `trace` and what earlier cells made, and
+        returns None. RankError if a rank fails, or is not done after `timeout` seconds; then all
+        are ended, for others may wait for it. If all made the same mistake, they go on.
         """
+        if isinstance(do, str):
+            compile(do, "<cell>", "exec")  # a SyntaxError is raised here, and they go on
         if not self._pipes:
             raise MinillmError("wanted ranks that run, found them closed; make new ones")
-        answers: dict[int, Any] = {}
+        _post(self._pipes, ForkingPickler.dumps((do, arguments)))
+        return self._tell(self._gather(timeout))
+
+    def get(self, name: str) -> list[Any]:
+        """This variable of each rank, None where it has none.
+
+        A tensor, a number, a text, or a list or dict of them: a rank's own classes are not ours.
+        """
+        raw = map(io.BytesIO, self.run(saved, name))
+        return [torch.load(value, weights_only=True) for value in raw]
+
+    def trace(self) -> Trace:
+        """What the ranks recorded in their `trace`, merged: on one clock, each with its rank."""
+        return Trace.merge([Trace.of(*recorded) for recorded in self.run(recorded)])
+
+    def _gather(self, timeout: float | None) -> dict[int, Answer]:
+        """The answer of each rank; of one that has none, where it is."""
+        answers: dict[int, Answer] = {}
+        end, asked = inf if timeout is None else time.monotonic() + timeout, False
         try:
-            for pipe in self._pipes:
-                pipe.send((do, arguments))
-            while len(answers) < len(self._pipes):
-                for pipe in wait([p for n, p in enumerate(self._pipes) if n not in answers]):
-                    rank = self._pipes.index(pipe)
-                    answers[rank] = self._answer(rank)
-        except BaseException:  # an interrupt too
+            while silent := {p: n for n, p in enumerate(self._pipes) if n not in answers}:
+                left = None if end == inf else max(0.0, end - time.monotonic())
+                for pipe in (ready := wait(list(silent), left)):
+                    answer = _answer(pipe, self._processes[silent[pipe]])
+                    answers[silent[pipe]] = answer
+                    if not answer.good and not asked:
+                        end = min(end, time.monotonic() + _GRACE_SECONDS)
+                if not ready and asked:
+                    mute = Answer(False, "says nothing, at work outside of Python", "", False)
+                    answers |= dict.fromkeys(silent.values(), mute)
+                elif not ready:
+                    asked, end = True, time.monotonic() + _TELL_SECONDS
+                    _post(silent, WHERE)
+        except BaseException:  # an interrupt
             self.close(now=True)
             raise
-        return [answers[rank] for rank in range(len(answers))]
+        return answers
 
-    def _answer(self, rank: int) -> Any:
-        try:
-            good, answer = self._pipes[rank].recv()
-        except (EOFError, OSError):
-            raise MinillmError(
-                f"wanted an answer of rank {rank}, found that its process had ended; begin again"
-            ) from None
-        if not good:
-            raise MinillmError(f"wanted rank {rank} to go on, found {answer}; mend that first")
-        return answer
+    def _tell(self, answers: dict[int, Answer]) -> list[Any]:
+        """Print what they printed, and give back what they returned, or raise what went wrong."""
+        answers = {rank: answers[rank] for rank in sorted(answers)}
+        for rank, answer in answers.items():
+            for line in answer.said.splitlines():
+                print(f"[rank {rank}] {line}")
+        failed = {rank: answer.value for rank, answer in answers.items() if not answer.good}
+        if not failed:
+            return [answer.value for answer in answers.values()]
+        same = len(set(failed.values())) == 1 and len(failed) == len(answers)
+        if same and all(answer.ready for answer in answers.values()):
+            raise RankError(failed, "mend it: the ranks go on, with all their variables")
+        self.close(now=True)
+        raise RankError(failed, "mend it and begin again: all ranks were ended")
 
     def close(self, now: bool = False) -> None:
         """End them. now: also those that are at work."""
         while self._pipes:
             self._pipes.pop().close()
+        if self._owner != os.getpid():
+            return  # a fork of the process whose they are
         for process in self._processes:
             if not now:
                 process.join(_END_SECONDS)
@@ -103,22 +160,36 @@ class Ranks:
         self._folder.cleanup()
 
 
-def _serve(rank: int, count: int, meet: str, pipe: Connection) -> None:
-    """A rank's life: do what comes through the pipe, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked decides
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    torch.set_num_threads(1)
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)  # Gloo tells on standard output that it has found the others
-    os.dup2(quiet, 2)
-    store = dist.FileStore(meet, count)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
-    with suppress(EOFError, OSError):
-        while True:
-            do, arguments = pipe.recv()
-            try:
-                answer = True, do(*arguments)
-            except Exception as error:
-                answer = False, f"{type(error).__name__}: {error}"
-            pipe.send(answer)
-    dist.destroy_process_group()
+def _post(pipes: Iterable[Connection], data: bytes) -> None:
+    for pipe in pipes:
+        with suppress(OSError):  # its process has ended: `_answer` will see
+            pipe.send_bytes(data)
+
+
+def _answer(pipe: Connection, process: multiprocessing.process.BaseProcess) -> Answer:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        process.join(_TELL_SECONDS)
+        what = f"its process ended, with exit code {process.exitcode}"
+        return Answer(False, what, "", False)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext minillm.parallel.ranks`: a cell that begins with `%%ranks N` runs in N ranks.
+
+    They begin with the first such cell, and go on to the next; the notebook knows them as `ranks`.
+    """
+
+    def run(line: str, cell: str) -> None:
+        wanted = re.fullmatch(r"\s*([1-9]\d*)(?:\s+--timeout\s+(\d+\.?\d*))?\s*", line)
+        if not wanted:
+            raise ConfigError(f"wanted %%ranks N or %%ranks N --timeout SECONDS, found {line!r}")
+        ranks = shell.user_ns.get("ranks")
+        if not isinstance(ranks, Ranks) or len(ranks) != int(wanted[1]):
+            if isinstance(ranks, Ranks):
+                ranks.close()
+            ranks = shell.user_ns["ranks"] = Ranks(int(wanted[1]))
+        ranks.run(cell, timeout=float(wanted[2] or 60))
+
+    shell.register_magic_function(run, "cell", "ranks")

@@ -6,11 +6,29 @@ and is set beside a measurement wherever the course has one.
 sizes.py     how much there is of a model
 operators.py what a forward pass computes and reads
 time.py      how long something takes, and what sets the time
+links.py     what collectives cost
 plan.py      what fits where
 hardware.py  data sheets
 """
 
 from minillm.predict.hardware import HARDWARE, Hardware, Wire, find_hardware
+from minillm.predict.links import (
+    Fit,
+    Split,
+    all_gather,
+    all_reduce,
+    around,
+    broadcast,
+    bubble,
+    bus_bandwidth,
+    bus_bytes,
+    fit,
+    hierarchical,
+    pipeline_bytes,
+    reduce_scatter,
+    splits,
+    tensor_bytes,
+)
 from minillm.predict.operators import Operator, operators
 from minillm.predict.plan import Plan, plan
 from minillm.predict.sizes import dtype_bytes, kv_bytes_per_token, parameters, weight_bytes
@@ -24,7 +42,9 @@ from minillm.predict.time import (
 )
 
 __all__ = [
-    "HARDWARE", "Hardware", "Operator", "Plan", "Prediction", "Wire", "critical_batch",
-    "decode_step", "dtype_bytes", "find_hardware", "kv_bytes_per_token", "load_time", "operators",
-    "parameters", "plan", "prefill", "restore", "weight_bytes",
+    "HARDWARE", "Fit", "Hardware", "Operator", "Plan", "Prediction", "Split", "Wire",
+    "all_gather", "all_reduce", "around", "broadcast", "bubble", "bus_bandwidth", "bus_bytes",
+    "critical_batch", "decode_step", "dtype_bytes", "find_hardware", "fit", "hierarchical",
+    "kv_bytes_per_token", "load_time", "operators", "parameters", "pipeline_bytes", "plan",
+    "prefill", "reduce_scatter", "restore", "splits", "tensor_bytes", "weight_bytes",
 ]  # fmt: skip

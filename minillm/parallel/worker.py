@@ -1,0 +1,148 @@
+"""The life of a rank: it does what comes through its pipe, until that is closed.
+
+Two threads share the work: the main one runs what is asked, the other one listens. So a rank that
+waits for another, deep inside of Gloo, can still tell at which line, and can still end. (Signals
+would do the same on Linux and macOS, but not on Windows, and not while C code is at work.)
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+import queue
+import re
+import signal
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from minillm.machine.host import n_cores
+from minillm.trace import Trace
+
+_PATIENCE = timedelta(days=1)  # of Gloo; whoever runs the ranks has a patience of his own
+_LOOK_SECONDS = 0.5  # a rank looks so often whether the process that began it is there
+WHERE, _END = b"where", b""  # instead of a function and its arguments
+_PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
+_FOREIGN = (__file__, "<frozen", "<string>", *map(sysconfig.get_path, _PATHS))
+_names: dict[str, Any] = {"__name__": "__main__"}  # what the cells of this rank know
+
+
+class Answer(NamedTuple):
+    """What a rank says at the end of its work, or when it is asked where it is."""
+
+    good: bool
+    value: Any  # what was returned, or else what went wrong
+    said: str = ""  # what was printed
+    ready: bool = True  # for more
+
+
+class _Worker:
+    """The two threads, and what is between them."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.sending = pipe, threading.Lock()
+        self.jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.said, self.cells = io.StringIO(), 0
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        """Until the pipe is closed, or the process that began us is gone: a fork may hold it."""
+        parent = os.getppid()
+        with suppress(EOFError, OSError):
+            while os.getppid() == parent:
+                if self.pipe.poll(_LOOK_SECONDS):
+                    job = self.pipe.recv_bytes()
+                    if job == WHERE:
+                        self.send(Answer(False, _where(), self.said.getvalue(), ready=False))
+                    else:
+                        self.jobs.put(job)
+        self.jobs.put(_END)
+        time.sleep(_LOOK_SECONDS)
+        os._exit(1)  # it is still at work
+
+    def send(self, answer: Answer) -> None:
+        with self.sending, suppress(OSError):  # then nobody is there any more
+            self.pipe.send_bytes(ForkingPickler.dumps(answer))
+
+    def work(self) -> None:
+        while (job := self.jobs.get()) != _END:
+            self.said = said = io.StringIO()
+            try:
+                with redirect_stdout(said), redirect_stderr(said):
+                    do, arguments = ForkingPickler.loads(job)
+                    value = self.run(do) if isinstance(do, str) else do(*arguments)
+                self.send(Answer(True, value, said.getvalue()))
+            except BaseException as error:  # `exit()` too, and a value that cannot be sent
+                lines = _lines(traceback.extract_tb(error.__traceback__))
+                what = f"{type(error).__name__}: {error}{lines and ' at '}{lines}"
+                self.send(Answer(False, what, said.getvalue()))
+
+    def run(self, cell: str) -> None:
+        self.cells += 1
+        name = f"<cell {self.cells}>"
+        linecache.cache[name] = len(cell), None, cell.splitlines(True), name  # for tracebacks
+        exec(compile(cell, name, "exec"), _names)
+
+
+def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
+    """A rank's life, with the environment that `torchrun` gives to its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked decides
+    worker = _Worker(pipe)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "MINILLM_RANKS_FOLDER": folder,
+    }  # fmt: skip
+    if sys.platform != "win32":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    torch.set_num_threads(n_cores())
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)  # Gloo tells on standard output that it has found the others
+    os.dup2(quiet, 2)
+    store = dist.FileStore(str(Path(folder) / "meet"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+    _names.update(
+        __name__="__main__", rank=rank, world=count, torch=torch, dist=dist, trace=Trace()
+    )
+    worker.send(Answer(True, None))
+    worker.work()
+    dist.destroy_process_group()
+
+
+def _where() -> str:
+    """The line at which this rank's main thread is."""
+    frame = sys._current_frames()[threading.main_thread().ident]
+    waits = " waiting" if "distributed" in frame.f_code.co_filename else ""
+    return f"still{waits} at {_lines(traceback.extract_stack(frame))}"
+
+
+def _lines(frames: list[traceback.FrameSummary]) -> str:
+    """Those of cells, or of other code that is the reader's: not of Python, torch or this file.
+
+    'line 4: ring(x), line 2: dist.recv(x, 0)', the inner ones last.
+    """
+    own = [f for f in frames if not f.filename.startswith(_FOREIGN)]
+    lines = ", ".join(f"{Path(f.filename).name} line {f.lineno}: {f.line}" for f in own)
+    return re.sub(r"<cell \d+> ", "", lines)
+
+
+def saved(name: str) -> bytes:
+    """A variable of the cells as `torch.save` writes it, which needs no memory shared."""
+    torch.save(_names.get(name), raw := io.BytesIO())
+    return raw.getvalue()
+
+
+def recorded() -> tuple:
+    trace = _names["trace"]
+    return trace.events, trace.meta, (trace.origin, trace.wall)
