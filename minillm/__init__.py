@@ -5,7 +5,7 @@
 | 1 load     | weights go SSD → DRAM → HBM                                    | minillm/load/      |
 | 2 tokens   | text becomes ids on the CPU; ids go through DRAM to HBM        | minillm/tokens/    |
 | 3 model    | attention and FFN run from HBM; keys and values lie there too  | minillm/model/, kv |
-| 4 parallel | ranks read, or send each other, their parts of the weights     | minillm/parallel/  |
+| 4 parallel | ranks share the model, each a part, and sum what they found    | minillm/parallel/  |
 | 5 decode   | logits come back to DRAM; the CPU picks a token and its text   | minillm/decode/    |
 
 Every byte that moves between tiers and every second of work is in one place, the trace
@@ -27,7 +27,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minillm.config import EngineConfig, ModelConfig, SamplingParams
+    from minillm.config import EngineConfig, ModelConfig, ParallelConfig, SamplingParams
     from minillm.engine.engine import Engine
     from minillm.engine.request import Completion, Piece
     from minillm.errors import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         PromptError,
         RankError,
+        SessionError,
     )
     from minillm.machine import Machine, Tier
     from minillm.tokens.tokenizer import Tokenizer
@@ -52,22 +53,24 @@ if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm
 # The public names of each module. It is imported when a name of it is first used: `import minillm`
 # costs nothing, and `python -m minillm doctor` can run without torch.
 _NAMES = {
-    "config": ("EngineConfig", "ModelConfig", "SamplingParams"),
+    "config": ("EngineConfig", "ModelConfig", "ParallelConfig", "SamplingParams"),
     "engine.engine": ("Engine",),
     "engine.request": ("Completion", "Piece"),
     "errors": (
-        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError", "RankError"
-    ),
+        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError", "RankError",
+        "SessionError",
+    ),  # fmt: skip
     "machine": ("Machine", "Tier"),
     "tokens.tokenizer": ("Tokenizer",),
     "trace": ("Event", "Trace"),
     "units": ("format_size", "parse_size"),
-}  # fmt: skip
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
-    "MinillmError", "ModelConfig", "OutOfMemory", "Piece", "PromptError", "RankError",
-    "SamplingParams", "Tier", "Tokenizer", "Trace", "format_size", "parse_size",
+    "MinillmError", "ModelConfig", "OutOfMemory", "ParallelConfig", "Piece", "PromptError",
+    "RankError", "SamplingParams", "SessionError", "Tier", "Tokenizer", "Trace", "format_size",
+    "parse_size",
 ]  # fmt: skip
 
 

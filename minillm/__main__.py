@@ -20,13 +20,14 @@ from pathlib import Path
 from types import FrameType
 
 from minillm.errors import ConfigError, MinillmError
+from minillm.process import hush, open_what_is_closed
 
 MODEL = "data/town"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _open_what_is_closed()
+    open_what_is_closed()
     with _ended_as_by_a_key() as signals:
         try:
             try:
@@ -36,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 128 + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # whoever read our output has seen enough
-            return _hush(0)
+            return hush(0)
         except (MinillmError, OSError) as error:
             with suppress(OSError):
                 print(f"minillm: {error}", file=sys.stderr, flush=True)
-            return _hush(2)
+            return hush(2)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,28 +50,6 @@ def _run(options: argparse.Namespace) -> int:
         "make-checkpoint": _make_checkpoint, "doctor": _doctor,
     }  # fmt: skip
     return commands[options.command](options)
-
-
-def _open_what_is_closed() -> None:
-    """Whoever starts us with `>&-` gives us no such stream, and the next file would take its
-    number: a library that prints would write into it."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-
-
-def _hush(status: int) -> int:
-    """What is left in the streams goes nowhere: at exit Python would fail to write it once more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-    return status
 
 
 @contextmanager
@@ -104,19 +83,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from minillm import Engine, SamplingParams
+    from minillm import Engine, ParallelConfig, SamplingParams
 
     params = SamplingParams(options.max_tokens, options.temperature, seed=options.seed)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))  # torchrun says so
+    parallel = ParallelConfig(options.tp, options.pp, nodes)
     folder = Path(options.trace or ".").resolve().parent
     if not folder.is_dir():
         raise ConfigError(f"wanted a folder for the trace, found none at {folder}; make it first")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows a "?"
         sys.stdout.reconfigure(errors="replace")
-    engine = Engine.load(options.model)
+    engine = Engine.load(options.model, parallel=parallel)
+    if engine.rank:
+        engine.follow()
+        return 0
     try:
         for piece in engine.stream(options.prompt, params):
             print(piece.text, end="", flush=True)
     finally:
+        if options.tp * options.pp > 1:
+            engine.close()  # the other ranks too, and their traces come
         if options.trace:  # of an interrupted run too
             engine.trace.save(options.trace)
     if sys.stdout.isatty():
@@ -205,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
         help="0, the default, always takes the likeliest token",
     )  # fmt: skip
     generate.add_argument("--seed", type=int, metavar="S", help="same seed, same text")
+    generate.add_argument(
+        "--tp", type=_positive, default=1, metavar="N", help="ranks that share each layer; "
+        "start them: torchrun --nproc-per-node N -m minillm generate ...",
+    )  # fmt: skip
+    generate.add_argument("--pp", type=_positive, default=1, metavar="N", help="stages of layers")
     generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")

@@ -36,6 +36,10 @@ class PromptError(MinillmError):
     """A prompt that is empty, is not text, or is longer than the model's context."""
 
 
+class SessionError(MinillmError):
+    """A saved conversation that is damaged, or of another model or settings, or cannot be saved."""
+
+
 class OutOfMemory(MinillmError):
     """A tier of memory has no room. Nothing was reserved: the tier is as it was before.
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import torch
 from engine_draws import FAMILIES, draw_engine, draw_jobs, right_logits
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from minillm.config import SamplingParams
 from minillm.decode.detokenize import Detokenizer
-from minillm.decode.sampling import generator, sample
+from minillm.decode.sampling import Chosen, generator, sample
 from minillm.engine.request import Request
 from minillm.errors import OutOfMemory
 from minillm.kv import Plan, Step
@@ -123,8 +124,8 @@ class Run:
         """A twin that has said the same so far, and goes on with chance of its own."""
         seed = self.rng.choice((request.params.seed, self.rng.randrange(100)))
         twin = self.engine._admit(request.prompt_ids, replace(request.params, seed=seed))
-        for token_id, logprob in zip(request.token_ids, request.logprobs, strict=True):
-            twin.take(token_id, logprob, request.last_at)
+        for said in zip(request.token_ids, request.logprobs, request.top_logprobs, strict=True):
+            twin.take(Chosen(*said), request.last_at)
         twin.cached, twin.forgets = request.cached, request.forgets
         self.scheduler.fork(request, twin)
         self.here[twin] = leaving = ExitStack()
@@ -207,15 +208,18 @@ class Run:
         if not request.token_ids:
             return
         right, chance = right_logits(self.folder, request), generator(request.params)
+        prompt, params = request.prompt_ids, request.params
         for index, row in self.rows.pop(request.number, {}).items():
             far = (row - right[index]).abs().max() / right[index].abs().max()
             assert far < ROUNDING, f"token {index} was chosen from wrong logits"
-            chosen, logprob = sample(row, request.params, chance)
+            said = request.token_ids[:index]
+            alone = SimpleNamespace(params=params, chance=chance, ids=prompt + said, token_ids=said)
+            [(chosen, logprob, _)] = sample(row[None], [alone])
             assert request.token_ids[index] == chosen, "chance came from somewhere else"
             assert abs(request.logprobs[index] - logprob) < 1e-3
-        if request.finish_reason in ("stop", "length"):
+        if request.finish_reason in ("eos", "length"):
             alone = Detokenizer(self.engine.tokenizer, request.prompt_ids)
-            said = request.token_ids[: -1 if request.finish_reason == "stop" else None]
+            said = request.token_ids[: -1 if request.finish_reason == "eos" else None]
             assert request.text == "".join(map(alone.add, said)) + alone.finish()
 
     # -- what is watched -------------------------------------------------------------------------
@@ -231,9 +235,10 @@ class Run:
         ):  # fmt: skip
             setattr(owner, name, partial(seen, getattr(owner, name)))
 
-    def _sample(self, do: Callable, request: Request, row: Tensor, *more) -> tuple[int, float]:
-        self.rows.setdefault(request.number, {})[len(request.token_ids)] = row.clone()
-        return do(request, row, *more)
+    def _sample(self, do: Callable, asked: list[Request], logits: Tensor, *more) -> list:
+        for request, row in zip(asked, logits.clone(), strict=True):
+            self.rows.setdefault(request.number, {})[len(request.token_ids)] = row
+        return do(asked, logits, *more)
 
     def _plan(self, do: Callable, step: Step) -> Plan:
         assert sum(step.counts) <= self.scheduler.max_batch_tokens

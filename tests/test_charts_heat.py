@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minillm.charts import Chart, heatmap
+from minillm.charts import Chart, heatmap, looks
 from minillm.errors import MinillmError
 
 TOKENS = ["Ben", "'s", " word", " is", " $cactus$", ".\n"]
@@ -76,3 +76,30 @@ def test_what_is_no_share_or_has_no_name_is_refused(values, rows, columns) -> No
     """Catches scores drawn before the softmax, and names that slipped by one."""
     with pytest.raises(MinillmError):
         heatmap("f", values, rows, columns)
+
+
+@pytest.mark.parametrize("sizes", [(24, 12), (12, 24), (3, 3, 1)])
+def test_batches_are_drawn_to_one_scale_on_the_paper(sizes: tuple[int, ...]) -> None:
+    """Catches panels that each fill their room, which hide what packing saves."""
+    squares = {f"batch {n}": [[1.0] * size] * size for n, size in enumerate(sizes)}
+    chart = looks("Each has its size", squares, note="n")
+    renderer = FigureCanvasAgg(chart).get_renderer()
+    chart.draw(renderer)
+    boxes = [ax.get_window_extent(renderer) for ax in chart.axes]
+    for box, size in zip(boxes, sizes, strict=True):
+        assert box.width == pytest.approx(box.height)
+        assert box.width / size == pytest.approx(boxes[0].width / sizes[0])
+    assert len({round(box.y1) for box in boxes}) == 1, "they begin at one height"
+    words = [text.get_window_extent(renderer) for text in chart.texts]
+    paper = chart.bbox
+    for box in [*boxes, *words]:
+        assert paper.x0 <= box.x0 and box.x1 <= paper.x1 and paper.y0 <= box.y0
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+    assert f"batch 0: {sizes[0]} queries, as many keys" in chart.alt
+
+
+def test_a_query_goes_down_and_a_key_across() -> None:
+    """Catches a mask turned over, in which tokens would look at what comes later."""
+    chart = looks("The second looks at the first", {"one": [[1, 0], [0.3, 1]]})
+    (picture,) = chart.axes[0].images
+    assert picture.get_array().tolist() == [[1, 0], [0.3, 1]] and picture.origin == "upper"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -397,6 +398,9 @@ def test_sizes_are_read_in_both_systems_of_units():
     {"max_tokens": 0}, {"max_tokens": 1.0}, {"temperature": -0.1}, {"temperature": float("inf")},
     {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 2}, {"seed": "a"},
     {"seed": True}, {"stop": ("a", "")}, {"stop": ""}, {"stop": 3}, {"stop": None},
+    {"repetition_penalty": 0}, {"repetition_penalty": "1"}, {"presence_penalty": 2.1},
+    {"frequency_penalty": float("nan")}, {"logit_bias": {"a": 1}}, {"logit_bias": {-1: 1}},
+    {"logit_bias": {3: 101}}, {"logit_bias": None}, {"logprobs": -1}, {"logprobs": True},
 ])  # fmt: skip
 def test_sampling_out_of_range_is_refused(bad):
     """Catches a sampler that divides by zero or keeps no token at all."""
@@ -407,7 +411,15 @@ def test_sampling_out_of_range_is_refused(bad):
 def test_stop_becomes_a_tuple_so_that_params_can_be_a_key():
     """Catches a stop string taken apart into its letters."""
     assert SamplingParams(stop="end").stop == SamplingParams(stop=["end"]).stop == ("end",)
-    assert hash(SamplingParams(stop=["a", "b"]))
+    assert hash(SamplingParams(stop=["a", "b"], logit_bias={3: 1.0}))
+
+
+def test_a_bias_is_kept_as_pairs_and_settings_can_be_changed_from_settings():
+    """Catches settings that change with the dict they were made from, or refuse their own."""
+    bias = {3: 1.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[4] = 2.0
+    assert params.logit_bias == replace(params, seed=1).logit_bias == ((3, 1.0),)
 
 
 @pytest.mark.parametrize("bad", [

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_greedy_ids_equal_transformers(tiny, machine, name):
     assert list(ours.token_ids) == text[0, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("params", [GREEDY, WARM])
+@pytest.mark.parametrize("params", [GREEDY, WARM, replace(WARM, logprobs=3)])
 def test_streamed_text_is_generated_text_is_decoded_ids(engine, params):
     """Catches text that streaming loses, repeats or shows early."""
     for prompt in PROMPTS:
@@ -98,6 +99,7 @@ def test_streamed_text_is_generated_text_is_decoded_ids(engine, params):
         assert completion.text == engine.tokenizer.decode(completion.token_ids)
         assert tuple(piece.token_id for piece in pieces) == completion.token_ids
         assert tuple(piece.logprob for piece in pieces) == completion.logprobs
+        assert tuple(piece.top_logprobs for piece in pieces) == completion.top_logprobs
         assert [piece.index for piece in pieces] == list(range(12))
 
 
@@ -120,6 +122,16 @@ def test_each_prompt_may_have_its_own_params(engine):
     alone = [engine.generate(p, q)[0] for p, q in zip(PROMPTS[:3], params, strict=True)]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert [len(c.token_ids) for c in together] == [12, 12, 3]
+    kinds = [
+        {"temperature": 0.0, "repetition_penalty": 1.3}, {"temperature": 0.0, "logprobs": 3},
+        {"top_k": 20, "min_p": 0.01}, {"top_p": 0.9, "presence_penalty": 1.0, "logprobs": 1},
+        {"logit_bias": {7: 5.0}, "frequency_penalty": 0.5}, {"temperature": 0.0},
+    ]  # fmt: skip
+    many = [SamplingParams(max_tokens=12, seed=3, ignore_eos=True, **kind) for kind in kinds]
+    for mixed, each in zip(engine.generate(PROMPTS[:1] * 6, many), many, strict=True):
+        alone = engine.generate(PROMPTS[0], each)[0]
+        assert mixed.token_ids == alone.token_ids
+        assert [len(top) for top in mixed.top_logprobs] == [each.logprobs] * 12
     with pytest.raises(ConfigError, match="one for each of 2 prompts, found 3"):
         engine.generate(PROMPTS[:2], params)
 
@@ -174,7 +186,7 @@ def test_generation_ends_at_the_end_of_text(tiny, machine, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, third]}))
     engine = Engine.load(folder, machine)
     ended = engine.generate(PROMPTS[0], SamplingParams(max_tokens=12, temperature=0.0))[0]
-    assert ended.finish_reason == "stop"
+    assert ended.finish_reason == "eos"
     assert ended.token_ids[-1] == third and third not in ended.token_ids[:-1]
     assert ended.text == engine.tokenizer.decode(ended.token_ids[:-1])
     assert engine.generate(PROMPTS[0], GREEDY)[0].finish_reason == "length"
@@ -282,10 +294,10 @@ def test_one_request_that_fails_does_not_stop_the_others(engine, monkeypatch):
     next(a), next(b)
     real = engine._chooser._sample
 
-    def sample(request, row, top):
-        if request.number == 1:  # the number of the first stream: 0 was the wanted text
-            raise MinillmError("wanted logits that are numbers, found NaN")
-        return real(request, row, top)
+    def sample(asked, logits, tops):
+        bad = [request.number == 1 for request in asked]  # of the first stream: 0 was the wanted
+        logits[bad] = torch.nan
+        return real(asked, logits, tops and tops._replace(log_sum=logits.logsumexp(-1)))
 
     monkeypatch.setattr(engine._chooser, "_sample", sample)
     stream = engine.stream(PROMPTS[1], GREEDY)
@@ -428,6 +440,12 @@ def test_a_bad_prompt_is_refused_at_once(engine, prompt, said):
     with pytest.raises(PromptError, match=said):
         engine.generate(["Mia", prompt], GREEDY)
     assert held(engine) == before
+
+
+def test_a_bias_on_an_unknown_id_is_refused_at_once(engine):
+    """Catches an index error in the middle of a step that others share."""
+    with pytest.raises(PromptError, match="from 0 to 383, found 384"):
+        engine.stream("Mia", SamplingParams(logit_bias={3: 1.0, 384: 1.0}))
 
 
 def test_what_fits_the_context_is_said_and_fits(engine):

@@ -54,7 +54,7 @@ class OffloadRun(Run):
         assert machine.hbm.by_label.get("kv", 0) == taken * size
         assert machine.hbm.by_label.get("kv reserved", 0) == (pool.hbm.frames - taken) * size
         for number, tier in enumerate(pool.below.tiers):
-            lie = {s[number]: page for page, s in pool.below.slots.items() if number in s}
+            lie = {slot: page for page, (n, slot) in pool.below.slots.items() if n == number}
             slots = list(range(self.slots[number]))
             assert lie == tier.pages, "slots are not what lies there"
             assert sorted([*lie, *tier.free]) == slots, "slots are not what lies there"

@@ -19,6 +19,7 @@ from minillm.machine import Machine
 from minillm.model import Llama, kernels, products
 from minillm.model.attention import causal
 from minillm.model.kernels import install
+from minillm.model.layers import Linear
 from minillm.model.products import Products
 from minillm.tokens.tokenizer import Tokenizer
 
@@ -292,9 +293,7 @@ def test_the_largest_logit_is_the_first_of_equals(family):
     x = torch.randn(11, 64, generator=torch.Generator().manual_seed(0))
     for same in (False, True):
         if same:  # rows 0 to 7 say the same for all ids, the others find two largest
-            table = model.head.rows().clone()
-            table[5:] = table[5]
-            model.head.weight.data, model.head.packed = table, False
+            model.head.weight[5:] = model.head.weight[5].clone()
         logits = model.output(x)
         assert torch.equal(model.kernels.tops.ids, logits.argmax(-1))
         assert torch.equal(model.kernels.tops.values, logits.amax(-1))
@@ -359,14 +358,13 @@ def test_an_unknown_id_is_an_error():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-def test_weights_may_move_and_lie_unpacked(dtype):
+def test_weights_may_move(dtype):
     """Catches an address kept from the slot that a streamed layer had before."""
     model = make(dtype=dtype)
     wanted = mixed(model, cache(model), 6)
     for block in model.blocks:
-        for linear in (m for m in block.modules() if hasattr(m, "packed")):
-            linear.weight = torch.nn.Parameter(linear.rows().clone(), requires_grad=False)
-            linear.packed = False
+        for linear in (m for m in block.modules() if isinstance(m, Linear)):
+            linear.weight = torch.nn.Parameter(linear.weight.clone(), requires_grad=False)
         for p in block.parameters():
             p.data = p.data.clone()
     assert torch.equal(mixed(model, cache(model), 6), wanted)
@@ -376,32 +374,32 @@ def test_weights_may_move_and_lie_unpacked(dtype):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-def test_weights_that_are_there_are_packed(dtype):
-    """Catches kernels that read four streams where one would do, and a weight changed by it."""
-    plain, fast = make(dtype=dtype, threads=None), make(dtype=dtype)
-    for a, b in zip(plain.modules(), fast.modules(), strict=True):
-        if hasattr(a, "packable"):
-            assert b.packed == a.packable and torch.equal(b.rows(), a.weight)
+def test_a_products_weights_are_read_where_they_lie(dtype):
+    """Catches kernels that rearrange weights, which others read, too, or copy them at each pass."""
+    plain, fast = make(dtype=dtype, threads=None), make(dtype=dtype, threads=None)
+    before = [p.data_ptr() for p in fast.parameters()]
+    install(fast, 2)
+    mixed(fast, cache(fast), 6), run(fast, cache(fast), {0: ids(40)})
+    assert [p.data_ptr() for p in fast.parameters()] == before
+    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # -- torch's way ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own type", "float32"])
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("dtype", [*BOTH, torch.float16], ids=str)
-def test_torchs_product_is_the_same_by_parts(own, packed, dtype, monkeypatch):
+def test_torchs_product_is_the_same_by_parts(own, dtype, monkeypatch):
     """Catches a part of the rows left out, and a buffer that a second weight still reads."""
     monkeypatch.setattr(products, "PIECE", 64 * 40)
     product = Products(products.ALL if own else 0, 0)
     for N in (96, 100, 4):
-        linear = products.Linear(64, N).requires_grad_(False)
+        linear = Linear(64, N).requires_grad_(False)
         linear.weight.data = torch.randn(N, 64).to(dtype)
-        x, wanted = torch.randn(5, 64), None
+        x = torch.randn(5, 64)
         wanted = x @ linear.weight.float().T
-        if packed:
-            linear.pack()
-        got, exact = product(x, linear.weight, linear.packed), not own or dtype == torch.float32
+        got, exact = product(x, linear.weight), not own or dtype == torch.float32
         assert got.dtype == (dtype if own else torch.float32)
         close(got.float(), wanted, 1e-5 if exact else 2e-2)
 

@@ -257,24 +257,7 @@ def test_stages_of_layers_equal_the_whole(name, pair):
     assert torch.equal(x, model(ids))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_weight_is_the_same_matrix(dtype):
-    """Catches pieces that lie in another order than they are read back."""
-    linear = Linear(48, 20, bias=True).to(dtype).requires_grad_(False)
-    linear.weight.normal_()
-    linear.bias.normal_()
-    x, ids, before = torch.randn(5, 48), torch.tensor([19, 0, 7]), linear.weight.clone()
-    wanted, address = linear(x), linear.weight.data_ptr()
-    assert linear.packable
-    linear.pack()
-    assert not torch.equal(linear.weight, before) and linear.weight.data_ptr() == address
-    assert torch.equal(linear.rows(), before)
-    assert torch.equal(linear.look_up(ids), before[ids])
-    assert torch.equal(linear(x), wanted)
-    assert not Linear(40, 20).packable and not Linear(48, 18).packable
-
-
-CASES = ["one block", "packed", "bias", "a gap", "two blocks", "gradients"]
+CASES = ["one block", "bias", "a gap", "two blocks", "gradients"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -295,9 +278,6 @@ def test_weights_that_lie_together_are_one_product(case):
     x = torch.randn(5, 48)
     wanted = x @ torch.cat(places).T
     wanted[:, 24:] += 3 * (case == "bias")
-    if case == "packed":
-        for linear in linears:
-            linear.pack()
     with torch.set_grad_enabled(case == "gradients"):
         assert_close(together(x, *linears), wanted, 1e-5)
-    assert len(calls) == (1 if case in ("one block", "packed") else 3)
+    assert len(calls) == (1 if case == "one block" else 3)

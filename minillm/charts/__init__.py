@@ -14,7 +14,11 @@ Still, with a finding in a sentence:
     roofline, ladder, predicted_measured   what limits a run: its work against its ceilings
     curve                  predictions as lines, with the reader's point on each: for a knob
     blocks                 pages of a KV cache: the pool, and whose block table names which
+    bars                   shares as bars, and what they were before: how likely each word is
+    pieces                 a text in blocks, as a tokenizer cuts it, with their ids
     heatmap                shares as shades, a row each: where a token looks
+    looks                  who looks at whom in a batch, padded and packed, to one scale
+    requests               an engine's log: how long each request waited, and for what
 """
 
 from __future__ import annotations
@@ -23,14 +27,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minillm.charts.bar_rows import bars
     from minillm.charts.blocks_view import blocks
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
-    from minillm.charts.heat import heatmap
+    from minillm.charts.heat import heatmap, looks
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
+    from minillm.charts.logs import requests
     from minillm.charts.machine_view import machine
     from minillm.charts.page import replay
+    from minillm.charts.pieces_view import pieces
     from minillm.charts.plots import memory, stages
     from minillm.charts.roofs import roofline
     from minillm.charts.show import Table
@@ -40,14 +47,16 @@ if TYPE_CHECKING:
 # Each public name and the module it comes from, imported when the name is first used: a live view
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
-    "Chart": "style", "RunView": "live", "Table": "show", "blocks": "blocks_view",
-    "curve": "curves", "heatmap": "heat", "ladder": "links", "machine": "machine_view",
-    "memory": "plots", "predicted_measured": "compare", "replay": "page", "roofline": "roofs",
+    "Chart": "style", "RunView": "live", "Table": "show", "bars": "bar_rows",
+    "blocks": "blocks_view", "curve": "curves", "heatmap": "heat", "ladder": "links",
+    "looks": "heat", "machine": "machine_view", "memory": "plots", "pieces": "pieces_view",
+    "predicted_measured": "compare", "replay": "page", "requests": "logs", "roofline": "roofs",
     "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "blocks", "curve", "heatmap", "ladder", "machine", "memory",
-    "predicted_measured", "replay", "roofline", "stages", "timeline", "watch",
+    "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "looks", "machine",
+    "memory", "pieces", "predicted_measured", "replay", "requests", "roofline", "stages",
+    "timeline", "watch",
 ]  # fmt: skip
 
 

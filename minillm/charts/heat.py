@@ -1,14 +1,14 @@
-"""A heat map: how much of each column a row takes. Of attention: where a token looks."""
+"""Heat maps: how much of each column a row takes. Of attention: where a token looks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from minillm.charts.ink import HEIGHT, INK, PAPER, RULE, TEXT, WIDTH, percent
+from minillm.charts.ink import FAINT, HEIGHT, INK, PAPER, RULE, TEXT, WIDTH, percent
 from minillm.charts.style import Chart, cut, quiet
 from minillm.errors import MinillmError
 
@@ -46,13 +46,41 @@ def heatmap(
     for row, texts in enumerate(words):
         chart.alt += f" {rows[row]}: {', '.join(texts)}."
         for column, text in enumerate(texts):
-            ink = PAPER if values[row][column] > 0.8 else TEXT
+            ink = PAPER if values[row][column] > 0.6 else TEXT
             ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=9, color=ink)
     if at is not None:
         row, column = at
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=TEXT, linewidth=2))
         share = percent(values[row][column], 1)
         chart.alt += f" {rows[row].strip()!r} takes {share} of {columns[column].strip()!r}."
+    return chart
+
+
+def looks(
+    finding: str, panels: Mapping[str, Sequence[Sequence[float]]], *, note: str = ""
+) -> Chart:
+    """Batches side by side, to one scale: who looks at whom. Queries go down, keys across.
+
+    panels: name to values[query][key], a square: 0, paper, is not computed; 1, dark, is wanted;
+    between them it is computed for nobody.
+
+    >>> looks("Packed there are 3 looks", {"padded": [[1, 0.3], [1, 1]], "packed": [[1]]})
+    Packed there are 3 looks
+    """
+    chart = Chart(finding, note=note)
+    room = min(HEIGHT - TOP - 0.5, (WIDTH - 0.2) / len(panels) - 0.4)  # inches, of the largest
+    scale, said = room / max(map(len, panels.values())), []
+    for place, (name, values) in enumerate(panels.items()):
+        side, left = scale * len(values), 0.2 + place * (WIDTH - 0.2) / len(panels)
+        low = HEIGHT - TOP - side
+        ax = chart.add_axes((left / WIDTH, low / HEIGHT, side / WIDTH, side / HEIGHT))
+        ax.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(color=FAINT, linewidth=0.8)
+        said.append(f"{name}: {len(values):,} queries, as many keys")
+        chart.text(left / WIDTH, (low - 0.06) / HEIGHT, f"{name}: {len(values):,} rows", va="top",
+                   size=8.5, color=TEXT, parse_math=False)  # fmt: skip
+    chart.alt = f"Squares of queries and keys. {finding}. {'; '.join(said)}."
     return chart
 
 

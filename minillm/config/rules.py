@@ -34,6 +34,10 @@ def up_to(most: int, *others: None) -> Rule:
     return lambda v: v in others or (is_int(v) and 0 < v <= most), wanted
 
 
+def between(least: float, most: float) -> Rule:
+    return lambda v: is_number(v) and least <= v <= most, f"a number from {least} to {most}"
+
+
 BYTES_OR_NONE: Rule = (
     lambda v: v is None or (parse_size(v) > 0 if isinstance(v, str) else is_int(v) and v > 0),
     'bytes, as a number or as in "32 MiB", or None',

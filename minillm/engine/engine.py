@@ -8,25 +8,26 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from os import PathLike
 
 import torch
 from torch import Tensor
 
-from minillm.config import EngineConfig, ModelConfig, SamplingParams
-from minillm.decode.detokenize import Detokenizer
-from minillm.decode.sampling import generator
+from minillm.config import EngineConfig, ParallelConfig, SamplingParams
 from minillm.engine.assemble import Parts, assemble
 from minillm.engine.chooser import Chooser
-from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
+from minillm.engine.log import Log
+from minillm.engine.request import Completion, Piece, Prompt, Request, admit
 from minillm.engine.scheduler import Scheduler
 from minillm.errors import ConfigError
+from minillm.files import StrPath
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
+from minillm.parallel.world import connect
 
-_ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
+_ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
 
 class Engine:
@@ -45,43 +46,59 @@ class Engine:
     def __init__(self, parts: Parts, machine: Machine, config: EngineConfig) -> None:
         self.name, self.model, self.dtype = parts.name, parts.model, parts.dtype
         self.machine, self.trace, self.config = machine, machine.trace, config
-        self.model_config: ModelConfig = parts.model.config
+        self.model_config, self.rank = parts.config, parts.rank
         self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
         self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
         self.steps = self._numbers = 0  # forward passes and requests so far
         self._chooser = Chooser(self.kv, self.trace)
+        self._sessions, self.log = parts.sessions, Log(config.log, machine)
+        self.resume = parts.sessions.open  # a file of `stream(…, save=file)` becomes a prompt
         self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
 
     @classmethod
     def load(
         cls, directory: str | PathLike[str], machine: Machine | None = None,
-        config: EngineConfig = _ENGINE,
+        config: EngineConfig = _ENGINE, parallel: ParallelConfig = _ALONE,
     ) -> Engine:  # fmt: skip
         """Stage 1: the checkpoint in `directory` (Hugging Face layout) goes SSD → DRAM → HBM.
 
         A relative directory is looked for here, then beside the package. Raises CheckpointError,
-        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was.
+        ConfigError or, before any weight is read, OutOfMemory; then HBM is as it was. parallel: of
+        several ranks all load; then rank 0 is asked, and the others `follow`.
         """
+        connect(parallel)  # a rank has its own card, and its part of the DRAM
         machine = machine or Machine.here()
-        return cls(assemble(directory, machine, config), machine, config)
+        return cls(assemble(directory, machine, config, parallel), machine, config)
+
+    def follow(self) -> None:
+        """On ranks other than 0: take part in what rank 0 does, until it closes, or RankError."""
+        with closing(self):
+            self._runner.follow()
 
     def close(self) -> None:
-        """Give all memory back; the engine answers no more. A second call does nothing."""
+        """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
+        is that of all of them. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            self.trace = self._runner.end()
             self._held.close()
             self.trace.close_model(self.name)
             self.model.to("meta")  # drop the parameters, which are views of that memory
 
-    def stream(self, prompt: Prompt, params: SamplingParams = _SAMPLING) -> Iterator[Piece]:
-        """Yield each token as it is chosen. `prompt` is a text, or token ids as they are.
+    def stream(
+        self, prompt: Prompt, params: SamplingParams = _SAMPLING, save: StrPath | None = None
+    ) -> Iterator[Piece]:
+        """Yield each token as it is chosen. `prompt`: a text, token ids, or what `resume` gave.
 
-        Several streams may be open: each takes part in the steps of the others. Raises PromptError
-        here, OutOfMemory at the first piece if the KV cache can never hold it.
+        save: a file for the session when it has ended, to `resume`. Several streams may be open:
+        each takes part in the steps of the others. Raises PromptError here, OutOfMemory at the
+        first piece if the KV cache can never hold it, SessionError after the last one.
         """
-        return self._pieces([self._admit(prompt, params)])  # admitted here, not at the first piece
+        request = self._admit(prompt, params)  # admitted here, not at the first piece
+        request.save = save
+        return self._pieces([request])
 
     def _pieces(self, requests: list[Request]) -> Iterator[Piece]:
         """All that comes of some requests, one after the other; steps are taken as needed."""
@@ -121,7 +138,7 @@ class Engine:
             with at, self._runner.threads(step, self.kv.resident is None):
                 plan = self.kv.plan(step)
                 ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
-                logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
+                logits = self._runner.run(plan, ids)  # weights and KV, from HBM
                 logits = self._runner.fetch_logits(logits)  # HBM → DRAM
                 self._hand_out(step, requests, logits)  # CPU: a token each, and its text
 
@@ -132,25 +149,18 @@ class Engine:
             self._chooser.choose(step, requests, logits, self._runner.tops)
             for request in requests:
                 if request.over:
+                    self._sessions.save(request)
                     self.scheduler.remove(request)
+                    self.log.write(request)
 
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A prompt becomes a request, or a PromptError; nothing is reserved yet."""
         assert not self._closed, "this engine was closed: load it again"
-        number, started = self._numbers, self.trace.now()
-        with (
-            self.trace.at(token=0, request=number, model=self.name),
-            self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
-        ):
-            ids = prompt_ids(prompt, self.tokenizer, self.model_config.vocab_size)
-            span.detail = prompt if isinstance(prompt, str) else ""
-            span.nbytes = len(span.detail.encode())
-        check_length(len(ids), params.max_tokens, self.max_context)
+        parts = self.tokenizer, self.model_config, self.max_context, self.trace
+        with self.trace.at(model=self.name):
+            request = admit(self._numbers, prompt, params, *parts)
         self._numbers += 1
-        return Request(
-            number, prompt, ids, params, self.model_config.eos_token_ids, generator(params),
-            Detokenizer(self.tokenizer, ids, params.stop), started,
-        )  # fmt: skip
+        return request
 
     @contextmanager
     def _present(self, requests: list[Request]) -> Iterator[None]:
@@ -169,3 +179,4 @@ class Engine:
                     self.scheduler.remove(request)
                     if not request.over:
                         request.finish_reason = "abort"
+                        self.log.write(request)

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minillm.config import SamplingParams
+from minillm.config import ModelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
+from minillm.decode.sampling import Chosen, generator, is_plain
 from minillm.errors import PromptError
+from minillm.files import StrPath
 from minillm.tokens.tokenizer import Tokenizer
+from minillm.trace import Trace
 
-Prompt = str | Sequence[int]  # a text, or token ids as they are
+Prompt = str | Sequence[int]  # a text, or token ids as they are, such as a Session
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Piece:
     """What one step adds to a text.
 
     text is "" while a character or a stop string may still be unfinished; the pieces' texts
-    joined are the completion's. logprob is the model's own log-probability of token_id.
+    joined are the completion's. logprob is the model's own log-probability of token_id;
+    top_logprobs of the likeliest tokens, as many as SamplingParams(logprobs=n) asks for, by id.
     """
 
     text: str
     token_id: int
     logprob: float
     index: int  # 0 is the first generated token
+    top_logprobs: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Completion:
     """A finished request.
 
     text: without the end-of-text token and without the stop string; token_ids has both.
-    finish_reason: "stop" (end of text, or a stop string) or "length" (max_tokens reached).
+    finish_reason: "eos" (end of text), "stop" (a stop string) or "length" (max_tokens reached);
+    a request whose stream was left has "abort", in the log.
     ttft: seconds from the call to the first token, waiting for a place included.
     tpot: mean seconds of each token after the first; None if there was only one.
     """
@@ -47,6 +53,7 @@ class Completion:
     ttft: float
     tpot: float | None
     prompt_tokens: int
+    top_logprobs: tuple[dict[int, float], ...] = ()  # of each token, as a Piece has them
 
 
 @dataclass(eq=False)
@@ -61,12 +68,14 @@ class Request:
     chance: torch.Generator
     detokenizer: Detokenizer
     started: float  # seconds on the trace's clock, as are the next two
+    save: StrPath | None = None  # where its session goes when it has ended
     forgets: range | None = None  # positions that nobody sees once the prompt was read
     first_at: float = 0.0
     last_at: float = 0.0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
     finish_reason: str | None = None  # None: not finished; "abort": nobody wanted the rest
     error: Exception | None = None  # why it cannot go on
     cached: int = 0  # tokens of `ids` that are in the KV cache
@@ -74,6 +83,9 @@ class Request:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)  # what the model reads: the prompt, then each new token
+        self.plain = is_plain(self.params)
+        if self.params.seed is not None and getattr(self.prompt, "chance", b""):  # of a Session
+            self.chance.set_state(torch.tensor([*self.prompt.chance], dtype=torch.uint8))
 
     @property
     def slots(self) -> int:
@@ -90,36 +102,65 @@ class Request:
         """What events of the trace say of its next token."""
         return {"request": self.number, "token": len(self.token_ids)}
 
-    def take(self, token_id: int, logprob: float, now: float) -> Piece:
+    @property
+    def times(self) -> tuple[float | None, float | None]:
+        """Seconds to the first token, and the mean of those after it; None where there are none."""
+        later, first = len(self.token_ids) - 1, self.first_at
+        ttft = first - self.started if self.token_ids else None
+        return ttft, (self.last_at - first) / later if later > 0 else None
+
+    def take(self, chosen: Chosen, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
+        token_id, logprob, top_logprobs = chosen
         self.first_at, self.last_at = self.first_at if self.token_ids else now, now
         self.ids.append(token_id)
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
+        self.top_logprobs.append(top_logprobs)
         ended = token_id in self.eos_ids and not self.params.ignore_eos
         text = "" if ended else self.detokenizer.add(token_id)
         if ended or self.detokenizer.stopped:
-            self.finish_reason = "stop"
+            self.finish_reason = "eos" if ended else "stop"
         elif len(self.token_ids) == self.params.max_tokens:
             self.finish_reason = "length"
         if self.finish_reason:
             text += self.detokenizer.finish()
         self.text += text
-        return Piece(text, token_id, logprob, len(self.token_ids) - 1)
+        return Piece(text, token_id, logprob, len(self.token_ids) - 1, top_logprobs)
 
     def completion(self) -> Completion:
         """The finished request as the caller gets it."""
         assert self.finish_reason, "the request is still running"
-        later = len(self.token_ids) - 1
-        tpot = (self.last_at - self.first_at) / later if later else None
         return Completion(
             self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
-            self.first_at - self.started, tpot, len(self.prompt_ids),
+            *self.times, len(self.prompt_ids), tuple(self.top_logprobs),
         )  # fmt: skip
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
-    """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids."""
+def admit(
+    number: int, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer,
+    config: ModelConfig, context: int, trace: Trace,
+) -> Request:  # fmt: skip
+    """A prompt becomes a request, or a PromptError."""
+    started = trace.now()
+    fields = {"stage": "tokens", "resource": "cpu", "label": "text"}
+    with trace.at(token=0, request=number), trace.span("tokenize", **fields) as span:
+        ids = prompt_ids(prompt, params, tokenizer, config.vocab_size)
+        span.detail = prompt if isinstance(prompt, str) else ""
+        span.nbytes = len(span.detail.encode())
+    check_length(len(ids), params.max_tokens, context)
+    detokenizer, chance = Detokenizer(tokenizer, ids, params.stop), generator(params)
+    eos = config.eos_token_ids
+    return Request(number, prompt, ids, params, eos, chance, detokenizer, started)
+
+
+def prompt_ids(
+    prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, vocab_size: int
+) -> list[int]:
+    """The token ids of a prompt; PromptError if it is empty, no text, or has unknown ids.
+
+    So with ids that have a bias in `params`.
+    """
     sequence = isinstance(prompt, list | tuple) and all(type(token) is int for token in prompt)
     if not (sequence or isinstance(prompt, str)):
         raise PromptError(
@@ -129,7 +170,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> list[in
     if not prompt:
         raise PromptError("wanted a prompt, found an empty one; write at least one character")
     ids = list(prompt) if sequence else tokenizer.encode(prompt)
-    if strange := [token for token in ids if not 0 <= token < vocab_size]:
+    biased = (token for token, _ in params.logit_bias)
+    if strange := [token for token in (*ids, *biased) if not 0 <= token < vocab_size]:
         raise PromptError(
             f"wanted token ids from 0 to {vocab_size - 1:,}, found {strange[0]:,}; "
             "take ids of this model's own tokenizer"

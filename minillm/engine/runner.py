@@ -18,6 +18,7 @@ from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
+from minillm.tokens.batch import Staging
 from minillm.trace import Record, Trace
 
 # Tokens. Without a card it is a core that moves what comes. Where compute had them all, it came
@@ -34,26 +35,20 @@ class Runner:
 
     def __init__(
         self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
-        machine: Machine, config: EngineConfig,
+        machine: Machine, config: EngineConfig, vocab_size: int,
     ) -> None:  # fmt: skip
         self._model, self._streams, self._kernels = model, config.weights == "stream", kernels
         self._machine, self._weights, self._weight_bytes = machine, weights, weights.nbytes
         self.tops: Tops | None = None  # the largest of the last logits, where the kernels told them
-        if not model.config.tie_word_embeddings:  # of it one row a token is read, not the table
+        # Of the table of ids one row a token is read, not all.
+        if model.first and not model.config.tie_word_embeddings:
             self._weight_bytes -= model.model.embed_tokens.weight.nbytes
         with ExitStack() as stack:
-
-            def hold(shape: tuple[int, ...], dtype: torch.dtype, tier: str, label: str) -> Tensor:
-                tensor = machine.empty(shape, dtype, tier, label)
-                stack.callback(machine.free, tensor)
-                return tensor
-
-            self._ids = hold((config.max_batch_tokens,), torch.int64, "hbm", "ids")
-            self._staging = hold((config.max_batch_tokens,), torch.int64, "dram", "ids")
-            shape = (config.max_running, model.config.vocab_size)
-            self._logits = hold(shape, torch.float32, "dram", "logits")
+            self.staging = Staging(machine, config.max_batch_tokens, stack)
+            shape = (config.max_running, vocab_size)
+            self._logits = machine.empty(shape, torch.float32, "dram", "logits")
+            stack.callback(machine.free, self._logits)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
-        self._batch = machine.trace.recorder("span", "batch", stage="tokens", resource="cpu")
         blocks = model.blocks if machine.emulated else ()  # on a card a span would time launches
         halves = ("attention", "ffn")
         self._halves = [_watch(block, half, machine.trace) for block in blocks for half in halves]
@@ -82,22 +77,15 @@ class Runner:
 
     def send_ids(self, step: Step, requests: list[Request]) -> Tensor:
         """The ids to run, CPU → DRAM → HBM: (ΣT,)."""
-        began = self._machine.trace.now()
         spans = zip(requests, step.starts, step.counts, strict=True)
-        ids = [token for r, start, n in spans for token in r.ids[start : start + n]]
-        staging = self._staging[: len(ids)]
-        staging.numpy()[:] = ids
-        self._batch(began, self._machine.trace.now() - began)
-        return self._machine.copy(staging, self._ids[: len(ids)], label="ids", stage="tokens")
+        return self.staging.send([r.ids[start : start + n] for r, start, n in spans])
 
-    def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
+    def run(self, plan: Plan, ids: Tensor) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
         step, trace, kernels = plan.step, self._machine.trace, self._kernels
         wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
-        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, step.counts, strict=True)]
-        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         with torch.inference_mode(), trace.span(
-            name, stage="model", resource="compute", bytes_how="predicted",
+            step.name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         ) as span:  # fmt: skip
             logits = self._model(ids, plan.place, plan, wanted)
@@ -110,6 +98,10 @@ class Runner:
                     record(start, end - start)
             span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
         return logits
+
+    def end(self) -> Trace:
+        """After all passes: the trace of the run."""
+        return self._machine.trace
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """Logits (rows, V), HBM → DRAM, where the CPU can choose from them."""

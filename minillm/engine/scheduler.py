@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from minillm.decode.session import Session
 from minillm.engine.request import Request
 from minillm.kv.pages import PagedKV
 from minillm.kv.plan import Hidden, Step
@@ -53,7 +54,10 @@ class Scheduler:
         counts = tuple(count for _, count in chosen)
         wanted = tuple(int(r.cached + count == len(r.ids)) for r, count in chosen)
         requests = [request for request, _ in chosen]
-        return Step(tuple(r.number for r in requests), starts, counts, wanted), requests
+        decodes = [request.token_ids != [] and count == 1 for request, count in chosen]
+        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
+        numbers, plain = tuple(r.number for r in requests), all(r.plain for r in requests)
+        return Step(numbers, starts, counts, wanted, name, plain), requests
 
     def _reserve(self, request: Request) -> int:
         """How many tokens of it run, their pages reserved; if need be those of the youngest.
@@ -97,6 +101,8 @@ class Scheduler:
         if request.forgets is not None:
             self.kv.hide(request.number, Hidden(len(request.prompt_ids), request.forgets))
         if self.kv.reserve(request.number, len(request.ids)):
+            if isinstance(request.prompt, Session) and request.prompt.sessions.kv is self.kv:
+                request.cached = request.prompt.restore(request.number)  # not read, but brought
             return True
         self.kv.release(request.number)
         request.cached = 0

@@ -9,7 +9,7 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.load.checkpoint import Checkpoint, assign, bring, check_fit, load
+from minillm.load.checkpoint import Checkpoint, Fill, assign, bring, check_fit, load
 from minillm.load.place import move
 from minillm.load.stream import Reader
 from minillm.machine import Machine
@@ -38,9 +38,9 @@ class Resident:
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig,
+        config: EngineConfig, fill: Fill | None = None,
     ) -> None:  # fmt: skip
-        self._arena = load(model, checkpoint, machine, dtype, config.reader)
+        self._arena = load(model, checkpoint, machine, dtype, config.reader, fill)
         self.nbytes = sum(p.nbytes for p in model.parameters())
 
     def close(self) -> None:
@@ -56,13 +56,11 @@ class Streamed:
     all layers or for staging, and a thread. Raises as `load` does, and then nothing is kept.
 
     nbytes: of all the weights, wherever they are.
-    at_home: called with each layer that was brought to DRAM, while its parameters lie there. It
-    may rearrange them, each within its own bytes; so they will arrive in HBM.
     """
 
     def __init__(
         self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig, at_home: Callable[[Block], object] = lambda block: None,
+        config: EngineConfig,
     ) -> None:  # fmt: skip
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
@@ -79,8 +77,6 @@ class Streamed:
                 home = homes[config.stream_from]
                 self._home = home(model, checkpoint, machine, config.reader, stack)
                 for block in model.blocks:
-                    if isinstance(self._home, _InDram):
-                        at_home(block)
                     assign(block, slots[0].places)  # from here on they only change their place
                     stack.callback(block.register_forward_pre_hook(self._before).remove)
                 bring(places, checkpoint, machine, config.reader)

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class Below:
     """Where pages lie below HBM: those that have no frame, and copies of those that have one.
 
-    slots: of each page that lies here, its slot by number of the tier. `page in below` asks it.
+    slots: of each page that lies here, the number of its tier, and its slot there.
     """
 
     def __init__(self, pool: TieredPool, machine: Machine, tiers: list[DramPages | SsdPages]):
         self._pool, self._machine, self.tiers = pool, machine, tiers
-        self.slots: dict[int, dict[int, int]] = {}
+        self.slots: dict[int, tuple[int, int]] = {}
 
     def __contains__(self, page: int) -> bool:
         return page in self.slots
@@ -37,8 +37,7 @@ class Below:
         """Whether there is an empty slot, or one can be made."""
         pool, free = self._pool, any(tier.free for tier in self.tiers)
         return free or any(
-            not pool.count[p] or pool.hbm.frame[p] is not None or len(slots) > 1
-            for p, slots in self.slots.items()
+            not pool.count[page] or pool.hbm.frame[page] is not None for page in self.slots
         )
 
     def write(self, page: int, source: Tensor) -> None:
@@ -61,7 +60,7 @@ class Below:
             here, lower = list(pages_of), self.tiers[tier]
             for at in range(0, len(here), lower.many):
                 some = here[at : at + lower.many]
-                slots = {self.slots[page][tier]: page for page in some}
+                slots = {self.slots[page][1]: page for page in some}
                 found, at_rows, lost = lower.fetch(list(slots), layers)
                 self._pool.lost |= {slots[slot]: error for slot, error in lost.items()}
                 to = rows[done : done + len(some)].flatten().to(parts.device)
@@ -83,11 +82,12 @@ class Below:
         return self.tiers[max(map(self._tier, pages), default=0)].name
 
     def _tier(self, page: int) -> int:
-        return min(self.slots.get(page, {0}))
+        return self.slots.get(page, (0, 0))[0]
 
     def leave(self, page: int) -> None:
         """What lies here of a page is not needed any more, or not true any more."""
-        for tier, slot in self.slots.pop(page, {}).items():
+        if page in self.slots:
+            tier, slot = self.slots.pop(page)
             self.tiers[tier].leave(slot)
 
     def close(self) -> None:
@@ -96,19 +96,13 @@ class Below:
             tier.close()
         self.tiers = []
 
-    def _leave(self, page: int, tier: int) -> None:
-        slots = self.slots[page]
-        self.tiers[tier].leave(slots.pop(tier))
-        if not slots:
-            del self.slots[page]
-
     def _write(self, page: int, tier: int, slot: int, source: Tensor) -> None:
         try:
             self.tiers[tier].write(slot, source)
         except MinillmError as error:  # nobody uses the slot again
             self._lose(page, error)
         else:
-            self.slots.setdefault(page, {})[tier] = slot
+            self.slots[page] = tier, slot
             self.tiers[tier].enter(slot, page)
 
     def _lose(self, page: int, error: MinillmError) -> None:
@@ -118,21 +112,20 @@ class Below:
             self._pool.forget(page)
 
     def _empty_slot(self, tier: int) -> int | None:
-        """Room, if need be of a page that lies elsewhere too, moves on, or is forgotten."""
+        """Room, if need be of a page that has a frame too, moves on, or is forgotten."""
         if tier == len(self.tiers):
             return None
         pool, lower = self._pool, self.tiers[tier]
         here = [] if lower.free else list(lower.pages.values())
-        twice = [p for p in here if pool.hbm.frame[p] is not None or len(self.slots[p]) > 1]
+        twice = [p for p in here if pool.hbm.frame[p] is not None]
         unused = [p for p in here if not pool.count[p]]
         if twice:
-            self._leave(pool.policy.victim(twice), tier)
+            self.leave(pool.policy.victim(twice))
         elif here and (slot := self._empty_slot(tier + 1)) is not None:
             page = pool.policy.victim(here)
-            found, rows, _ = lower.fetch([self.slots[page][tier]], slice(None))
+            found, rows, _ = lower.fetch([self.slots[page][1]], slice(None))
+            self.leave(page)  # its bytes stay until others are written there
             self._write(page, tier + 1, slot, found[rows[0]])
-            if page in self.slots:
-                self._leave(page, tier)
         elif unused:
             pool.forget(pool.policy.victim(unused))
         return lower.free.pop() if lower.free else None

@@ -54,7 +54,7 @@ class PagedKV:
         self.pool = PagePool(config, machine, dtype, page_size, pages)
         self.page_size, self.nbytes_per_token = page_size, self.pool.nbytes_per_token
         self.resident = self.pool.layers  # all are in HBM: nothing to do between layers
-        self.writable = sys.maxsize
+        self.writable, self.first = sys.maxsize, 0  # a stage of a pipeline has its own first layer
         self.forget: Forget | None = None
         self.tables: dict[int, list[int]] = {}  # of each request its pages, in order
         self.length: dict[int, int] = {}  # of each request, tokens that are in the cache
@@ -118,7 +118,7 @@ class PagedKV:
 
     def enter(self, layer: int, plan: Plan) -> Tensor:
         """The layer's pages: they are in HBM already."""
-        return self.pool.layers[layer]
+        return self.pool.layers[layer - self.first]
 
     def leave(self, layer: int, plan: Plan) -> None:
         """Nothing has to go anywhere."""

@@ -6,7 +6,7 @@ Shapes: ΣT packed tokens of all sequences, H query heads, K kv heads, E head si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import le
 from typing import NamedTuple, Protocol
@@ -30,6 +30,8 @@ class Step:
     starts: tuple[int, ...]  # tokens that are in the cache already
     counts: tuple[int, ...]  # tokens to run now
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
+    name: str = field(default="pass", repr=False)  # "prefill", "decode step" or "mixed step"
+    plain: bool = field(default=False, repr=False)  # whether all want the likeliest, no more
 
     @property
     def rows(self) -> list[int]:
@@ -64,9 +66,7 @@ class Plan:
         self.hidden = tuple(hidden) if any(hidden) else ()
         spans = list(zip(step.starts, step.counts, strict=True))
         self.stops = [start + count for start, count in spans]
-        self._places = [p for start, count in spans for p in range(start, start + count)]
-        self.place = self.ints(self._places)
-        self._token_tables: Tensor | None = None
+        self.place = self.ints([p for start, n in spans for p in range(start, start + n)])
         self.cached: dict[str, object] = {}  # what attention works out once for all layers
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,14 +85,14 @@ class Plan:
 
     def token_tables(self) -> Tensor:
         """int32 (ΣT, width): for each token the pages of its sequence, for a kernel."""
-        if self._token_tables is None:
+        if "token tables" not in self.cached:
             rooms = (len(table) * self.page_size for table in self.tables)
             assert all(map(le, self.stops, rooms)), "not reserved"
             width = max(map(len, self.tables))
             rows = [table + [0] * (width - len(table)) for table in self.tables]
             array = np.repeat(np.array(rows, np.int32), self.step.counts, axis=0)
-            self._token_tables = self.ints(array)
-        return self._token_tables
+            self.cached["token tables"] = self.ints(array)
+        return self.cached["token tables"]
 
     def written(self) -> tuple[Tensor, Tensor]:
         """Where each token's key and value go: its page and its slot in it, both (ΣT,)."""
@@ -100,8 +100,7 @@ class Plan:
             P, counts = self.page_size, self.step.counts
             spans = zip(self.tables, self.step.starts, counts, strict=True)
             pages = [t[p // P] for t, start, n in spans for p in range(start, start + n)]
-            slots = self.ints(np.array(self._places) % P)
-            self.cached["written"] = self.ints(pages).long(), slots.long()
+            self.cached["written"] = self.ints(pages).long(), self.place.long() % P
         return self.cached["written"]
 
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,12 +94,16 @@ class Checkpoint:
         return Checkpoint(self.folder, {n: i for n, i in self.tensors.items() if n in names})
 
 
+Fill = Callable[[Mapping[str, Tensor], Checkpoint, Machine, str], None]
+
+
 def load(
     model: nn.Module,
     checkpoint: Checkpoint,
     machine: Machine,
     dtype: torch.dtype,
     reader: str = "read",
+    fill: Fill | None = None,
 ) -> Arena:
     """Put every parameter of `model` into HBM as `dtype`, filled from `checkpoint`.
 
@@ -109,7 +113,7 @@ def load(
     OutOfMemory unless all of it fits. If a tied model's files hold its table twice, both are read
     once more: CheckpointError unless they are equal. Whatever fails, all is as it was before.
     Peak: the weights once in HBM, and at most 64 MiB of staging in DRAM.
-    reader: one of READERS.
+    reader: one of READERS. fill: what brings them, as `bring` does and by default.
     """
     before = dict(model.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
@@ -119,7 +123,7 @@ def load(
         with held():
             wanted = {name: (shape, dtype) for name, shape in shapes.items()}
             arena = Arena(machine, wanted, "hbm", "weights")
-            bring(arena.places, checkpoint, machine, reader)
+            (fill or bring)(arena.places, checkpoint, machine, reader)
             assign(model, arena.places)
             assert not any(p.is_meta for p in model.parameters())
     except BaseException:  # an interrupt too

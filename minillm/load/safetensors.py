@@ -115,7 +115,9 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
-def header(dtype: str, shapes: Mapping[str, Sequence[int]]) -> bytes:
+def header(
+    dtype: str, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """The first two parts of a file of these tensors, all of one dtype of DTYPES, in this order.
 
     Spaces bring what follows to a multiple of 64 bytes.
@@ -123,7 +125,7 @@ def header(dtype: str, shapes: Mapping[str, Sequence[int]]) -> bytes:
     >>> len(header("BF16", {"model.norm.weight": (320,)}))
     128
     """
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, shape in shapes.items():
         begin, at = at, at + math.prod(shape) * DTYPES[dtype].itemsize

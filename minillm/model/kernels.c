@@ -68,9 +68,7 @@ INLINE v8 exp8(v8 x) { // e^x, x held to -87 … 88: 2^n times a polynomial; a N
 }
 
 // What Python fills in: every field has 8 bytes.
-// W (n, k), as a `Linear` of layers.py has it: plain rows, or packed: the 16-column pieces of four rows in turn. Of four
-// rows each begins `row` numbers after the one before, and of a row each 16 columns `piece` after those before.
-typedef struct { const T *w, *bias; long n, k, row, piece; } Linear;
+typedef struct { const T *w, *bias; long n, k; } Linear; // W (n, k), row by row
 typedef struct {
   Linear q, k, v, o, gate, up, down;
   const T *norm, *ffn_norm, *q_norm, *k_norm, *o_bias, *down_bias;
@@ -82,23 +80,23 @@ typedef struct {
   float *scratch; long M, threads; const double *eps;
   const int *tables, *place; const float *angles; long width, P, E, parts;
 } Step;
-_Static_assert(sizeof(Layer) == 8 * 49 && sizeof(Step) == 8 * 11, "");
+_Static_assert(sizeof(Layer) == 8 * 35 && sizeof(Step) == 8 * 11, "");
 
 static long items(long n) { return (n + ROWS - 1) / ROWS; }
 
 // To L2, not to L1: few lines at once can be on their way to that (some 20, which from DRAM makes 10 GB/s).
 INLINE void send_for(const void *p) { __builtin_prefetch(p, 0, 2); }
 // y[c * ldy + j] = row j · x[c], for UNIT rows and C vectors x (k each, in lanes). C is a constant where this is inlined, or
-// the sums would lie in memory. Each sum is taken in one order, whatever C. Four rows, not more: with eight, two streams
-// would be read. What lies `ahead` bytes on is sent for.
-INLINE void tile(const int C, const T *const *row, long piece, long ahead, const float *x, long k, float *y, long ldy) {
+// the sums would lie in memory. Each sum is taken in one order, whatever C. Rows that lie one after the other are sent for in
+// one stream, as memory likes it best, `ahead` bytes before they come; from L2 they are read as four.
+INLINE void tile(const int C, const T *const *row, long ahead, const float *x, long k, float *y, long ldy) {
   v8 s[UNIT][MOST][SUMS] = {{{{0}}}};
-  for (long i = 0, at = 0; i < k; i += 16, at += piece) {
+  for (long i = 0; i < k; i += 16) {
     v8 a[MOST], b[MOST];
     for (int c = 0; c < C; c++) { a[c] = load(x + c * k + i); b[c] = load(x + c * k + i + 8); }
     for (int n = 0; n < 16 * UNIT * (int)sizeof(T); n += 64) send_for((const char *)(row[0] + UNIT * i) + ahead + n);
     _Pragma("GCC unroll 4") for (int j = 0; j < UNIT; j++) {
-      v8 e = first(row[j] + at), o = second(row[j] + at);
+      v8 e = first(row[j] + i), o = second(row[j] + i);
       _Pragma("GCC unroll 4") for (int c = 0; c < C; c++) { s[j][c][0] += e * a[c]; s[j][c][SUMS - 1] += o * b[c]; }
     }
   }
@@ -118,10 +116,10 @@ static void rows(void *job, int item) { // ROWS of one weight; past its last row
   for (; item >= items(l->n); l++) { item -= items(l->n); y += l->n; }
   for (long r = item * ROWS; r < smaller(l->n, (item + 1) * ROWS); r += UNIT) {
     const T *row[UNIT];
-    for (int j = 0; j < UNIT; j++) row[j] = l->w + r * l->k + smaller(j, l->n - 1 - r) * l->row;
+    for (int j = 0; j < UNIT; j++) row[j] = l->w + smaller(r + j, l->n - 1) * l->k;
     for (long m = 0, c; m < p->M; m += c) {
       c = smaller(MOST, p->M - m);
-      CONSTANT(c, tile, row, l->piece, AHEAD, p->x + m * l->k, l->k, y + m * p->ldy + r, p->ldy);
+      CONSTANT(c, tile, row, UNIT * l->k * sizeof(T) + AHEAD, p->x + m * l->k, l->k, y + m * p->ldy + r, p->ldy);
     }
     for (long m = 0; l->bias && m < p->M; m++) for (int j = 0; j < UNIT; j++) y[m * p->ldy + r + j] += get(l->bias[r + j]);
   }
@@ -222,7 +220,7 @@ static void look(void *job, int item) {
       c = smaller(MOST, G - h % G);
       for (int t = 0; t < CHUNK; t++) key[t] = row[t] + h / G * s->P * E;
       for (long u = 0; u < n; u += UNIT)
-        CONSTANT(c, tile, key + u, 16, (const char *)next[u] - (const char *)row[u], q + h * E, E, p + h * CHUNK + u, CHUNK);
+        CONSTANT(c, tile, key + u, (const char *)next[u] - (const char *)row[u], q + h * E, E, p + h * CHUNK + u, CHUNK);
     }
     for (long h = 0; h < H; h++) soften(p + h * CHUNK, n, seen + h * (E + 2), E);
     for (long h = 0; h < H; h += c) {
@@ -309,8 +307,7 @@ int embed(const Linear *l, const int64_t *ids, long M, float *out, long threads)
   parallel(0, 0, 0, threads); // no job yet: workers wake meanwhile, for the layers
   for (long m = 0; m < M; m++) {
     if (ids[m] < 0 || ids[m] >= l->n) return 0;
-    const T *a = l->w + ids[m] / UNIT * UNIT * l->k + ids[m] % UNIT * l->row;
-    for (long i = 0; i < l->k; i++) *out++ = get(a[i / 16 * l->piece + i % 16]);
+    for (long i = 0; i < l->k; i++) *out++ = get(l->w[ids[m] * l->k + i]);
   }
   return 1;
 }

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from minillm.compile import NoLibrary, library, processor
 from minillm.model.attention import Attend
-from minillm.model.layers import COLUMNS, ROWS, Linear, identity
+from minillm.model.layers import Linear, identity
 from minillm.model.llama import Block, Llama
 from minillm.model.products import choose
 from minillm.process import settle
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = {torch.bfloat16: (), torch.float32: ("-DF32",)}
-LAYER, PART, UNIT = 49, 256, 4  # of kernels.c; a `Layer` is so many fields of 8 bytes
+LAYER, PART, UNIT = 35, 256, 4  # of kernels.c; a `Layer` is so many fields of 8 bytes
 TAKES = {"attention": 4, "ffn": 4, "layers": 6, "head": 8, "embed": 5}  # arguments, of 8 bytes each
 
 
@@ -50,8 +50,8 @@ class Tops(NamedTuple):
 def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None, str]:
     """Have `model` computed in C where that is faster, and else by torch's fastest way.
 
-    Its weights are there, or will be: those on the meta device are bound when they come. They are
-    packed where they lie. threads: of the C and of torch. c: False leaves the C out.
+    Its weights are there, or will be: those on the meta device are bound when they come.
+    threads: of the C and of torch. c: False leaves the C out.
     Returns what the engine asks after a pass, and one line for people: what computes, and why.
     On a card nothing changes.
     """
@@ -71,8 +71,6 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
     for linear in model.modules():
         if isinstance(linear, Linear):
             linear.product = products
-            if kernels and weight.device.type == "cpu" and linear.packable and not linear.packed:
-                linear.pack()
     if kernels:
         kernels.put_on(products.most)
         told = f"C, up to {products.most} tokens at once"
@@ -235,9 +233,7 @@ def _fields(block: Block) -> list[int]:
 def _linear(linear: Linear) -> list[int]:
     """`Linear` of kernels.c. A deferred bias is not the product's business."""
     bias = None if linear.deferred else linear.bias
-    N, K = linear.weight.shape
-    lies = (COLUMNS, ROWS * COLUMNS) if linear.packed else (K, COLUMNS)
-    return [_at(linear.weight), _at(bias), N, K, *lies]
+    return [_at(linear.weight), _at(bias), *linear.weight.shape]
 
 
 def _at(tensor: Tensor | None) -> int:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from minillm.config import ModelConfig
 
 Reduce = Callable[[Tensor], Tensor]
-ROWS, COLUMNS = 4, 16  # of the pieces in which a packed weight lies
 
 
 def identity(x: Tensor) -> Tensor:
@@ -23,11 +22,8 @@ def identity(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b: the one place that knows how W lies in memory.
+    """y = x Wᵀ + b: the one place that knows how W (N, K) lies in memory, which is row by row.
 
-    weight (N, K): plain rows; or, once packed, the 16-column pieces of four rows in turn, so that
-    a kernel which works on four rows reads one stream of memory. Four rows take the same 4 · K
-    numbers either way. Slices for ranks are cut before packing.
     deferred: the product is a part of a sum over ranks. Whoever owns the sum adds the bias, once,
     after it.
     product: what `forward` multiplies with; kernels put theirs in its place.
@@ -37,47 +33,22 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
-        self.packed, self.deferred = False, deferred
-        self.product: Callable[[Tensor, Tensor, bool], Tensor] = product
-
-    @property
-    def packable(self) -> bool:
-        N, K = self.weight.shape
-        return N % ROWS == 0 and K % COLUMNS == 0
-
-    def pack(self) -> None:
-        """Rearrange the weight in place; once. `packable` says whether its sizes allow it."""
-        assert self.packable and not self.packed, (tuple(self.weight.shape), self.packed)
-        for rows in self.weight.data.split(64 * ROWS):  # so many stay in the cache
-            pieces = rows.view(-1, ROWS, rows.shape[1] // COLUMNS, COLUMNS)
-            rows.copy_(pieces.transpose(1, 2).reshape(rows.shape))
-        self.packed = True
-
-    def rows(self) -> Tensor:
-        """The weight as plain rows, in its own dtype: itself, or a copy of a packed one."""
-        return rows_of(self.weight, self.packed)
+        self.deferred = deferred
+        self.product: Callable[[Tensor, Tensor], Tensor] = product
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K). Slow if packed."""
-        return F.embedding(ids, self.rows())
+        """Rows `ids` (ΣT,) of the weight, as an embedding takes them: (ΣT, K)."""
+        return F.embedding(ids, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (ΣT, K) -> (ΣT, N), in the dtype of the product; without the bias if it is deferred."""
-        y = self.product(x, self.weight, self.packed)
+        y = self.product(x, self.weight)
         return y if self.bias is None or self.deferred else y + self.bias.to(y.dtype)
 
 
-def rows_of(weight: Tensor, packed: bool) -> Tensor:
-    """A weight, or 4 n rows of a packed one, as plain rows: itself, or a copy."""
-    if packed:
-        pieces = weight.view(-1, weight.shape[1] // COLUMNS, ROWS, COLUMNS)
-        weight = pieces.transpose(1, 2).reshape(weight.shape)
-    return weight
-
-
-def product(x: Tensor, weight: Tensor, packed: bool) -> Tensor:
+def product(x: Tensor, weight: Tensor) -> Tensor:
     """x Wᵀ in the dtype of x: exact, and slow where the weight must be converted each time."""
-    return F.linear(x, rows_of(weight, packed).to(x.dtype))
+    return F.linear(x, weight.to(x.dtype))
 
 
 def together(x: Tensor, *linears: Linear) -> Tensor:
@@ -86,14 +57,14 @@ def together(x: Tensor, *linears: Linear) -> Tensor:
     One product, where their weights lie one after the other in one block, as loaders lay them out.
     """
     if not torch.is_grad_enabled():
-        first, packed, K = linears[0].weight, linears[0].packed, x.shape[1]
+        first, K = linears[0].weight, x.shape[1]
         block, end, apart = first.untyped_storage(), first.data_ptr(), False
         for linear in linears:
             apart |= linear.bias is not None or linear.weight.data_ptr() != end
             end += linear.weight.nbytes
         if not apart and end <= block.data_ptr() + block.nbytes():
             N = (end - first.data_ptr()) // (K * first.itemsize)
-            return linears[0].product(x, first.as_strided((N, K), (K, 1)), packed)
+            return linears[0].product(x, first.as_strided((N, K), (K, 1)))
     return torch.cat([linear(x) for linear in linears], 1)
 
 

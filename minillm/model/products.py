@@ -5,10 +5,9 @@ fast where the processor has arithmetic for it. "float32": the weight is convert
 differs between processors and with the number of tokens, so it is measured, once for a shape, and
 kept.
 
-What must be converted, or laid out as rows because it is packed, comes in pieces. For few tokens
-they are small enough to stay in the cache; for many the product takes so long that it matters more
-how often torch's threads wait for each other. It is torch that lays it out: the C's threads and
-torch's, taking turns at every product, would wait for each other, too.
+What must be converted comes in pieces. For few tokens they are small enough to stay in the cache;
+for many the product takes so long that it matters more how often torch's threads wait for each
+other.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.files import kept
-from minillm.model.layers import Linear, rows_of
+from minillm.model.layers import Linear
 from minillm.probe.measure import rates
 
 FEW, MANY, ALL = 16, 128, 2**31  # tokens
@@ -44,13 +43,13 @@ class Products:
     own: int
     most: int
 
-    def __call__(self, x: Tensor, weight: Tensor, packed: bool) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         dtype = weight.dtype if x.shape[0] < self.own else torch.float32
         x = x.to(dtype)
-        if dtype == weight.dtype and not packed:
+        if dtype == weight.dtype:
             return F.linear(x, weight)
         step = max(PIECE * min(max(1, len(x) // 64), 8) // x.shape[1] // 32, 1) * 32
-        parts = [F.linear(x, rows_of(part, packed).to(dtype)) for part in weight.split(step)]
+        parts = [F.linear(x, part.to(dtype)) for part in weight.split(step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -68,10 +67,9 @@ def _measure(N: int, K: int, dtype: torch.dtype, kernel: Kernel | None) -> tuple
     """The fields of `Products`; on a weight of zeros, no larger than some caches."""
     linear = Linear(K, max(32, min(N, 2**23 // K) // 32 * 32)).requires_grad_(False)
     linear.weight.data = torch.zeros(linear.weight.shape, dtype=dtype)
-    linear.packed = kernel is not None  # zeros are packed, too
 
     def rate(own: int, tokens: int) -> float:
-        given = torch.zeros(tokens, K), linear.weight, linear.packed
+        given = torch.zeros(tokens, K), linear.weight
         return max(rates(partial(Products(own, 0), *given), 1, 0.004))
 
     # For few, to convert the weight takes longer than the product.

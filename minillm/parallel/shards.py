@@ -139,6 +139,8 @@ def broadcast(
                 _gather(raw, parts, machine)
             send(buffer[: sum(sizes)])
             for whole, raw in zip(group, raws, strict=True):
+                if whole.name not in places:  # another stage's
+                    continue
                 mine = own.tensors[whole.name]
                 part = Part(mine, 0, mine.start, mine.run, mine.rows)
                 put([(part, _cut(raw, whole, mine))], places, machine)

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,20 @@ class Tokenizer:
     >>> tokenizer = Tokenizer.from_pretrained("data/town")
     >>> tokenizer.decode(tokenizer.encode("the red key"))
     'the red key'
+
+    vocab_size: one more than the largest id that `encode` can return. model_vocab_size: the same
+    without added tokens, for a model need not have a row for each of those. token(id): the token as
+    the vocabulary spells it ("Ġkey"); None if `decode` leaves it out.
     """
 
     def __init__(self, library: Library) -> None:
-        self._library = library
+        self._library, added = library, library.get_added_tokens_decoder()
+        known = library.get_vocab(with_added_tokens=False).values()
+        self.model_vocab_size = max(known, default=-1) + 1
+        self.vocab_size = max([self.model_vocab_size - 1, *added]) + 1
+        ids = (n for n in range(self.vocab_size) if n not in added or not added[n].special)
+        # Each id of an answer is asked for: a table answers before a call of the library begins.
+        self.token = {n: library.id_to_token(n) for n in ids}.get
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike[str]) -> Tokenizer:
@@ -90,23 +99,12 @@ class Tokenizer:
         _apply(library, settings, folder / "tokenizer_config.json")
         return cls(library)
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id that `encode` can return."""
-        return max(self._library.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def model_vocab_size(self) -> int:
-        """The same without added tokens: a model need not have a row for each of those."""
-        return max(self._library.get_vocab(with_added_tokens=False).values(), default=-1) + 1
-
     def check_fit(self, vocab_size: int, folder: Path) -> None:
         """CheckpointError if it has more entries than a model's vocabulary; folder: of both."""
         if self.model_vocab_size > vocab_size:
             raise CheckpointError(
                 f"wanted a tokenizer of at most {vocab_size:,} entries, the model's, found "
-                f"{self.model_vocab_size:,} in {folder}; take tokenizer.json and weights of one "
-                "model"
+                f"{self.model_vocab_size:,} in {folder}; take both from one model"
             )
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -114,33 +112,28 @@ class Tokenizer:
 
         PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it.
         """
-        if not isinstance(text, str):
-            raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
-        try:
-            return self._library.encode(text, add_special_tokens=add_special).ids
-        except (UnicodeError, TypeError) as error:
-            raise PromptError(
-                "wanted text, found a string that has no UTF-8 form (half of a surrogate pair); "
-                "decode the bytes it came from as UTF-8"
-            ) from error
+        return self._library.encode(checked(text), add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without marks (BOS); bytes that form no UTF-8 character are U+FFFD."""
         return self._library.decode(list(ids), skip_special_tokens=True)
-
-    def token(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it ("Ġkey"); None if `decode` leaves it out."""
-        return None if token_id in self._marks else self._library.id_to_token(token_id)
 
     def join(self, tokens: Sequence[str]) -> str:
         """The text of tokens as `token` spells them."""
         decoder = self._library.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
-    @cached_property
-    def _marks(self) -> frozenset[int]:
-        added = self._library.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+def checked(text: str) -> str:
+    """PromptError if `text` is no text: not a `str`, or one with half a surrogate pair in it."""
+    if not isinstance(text, str):
+        raise PromptError(f"wanted text (str), found {type(text).__name__}; pass a string")
+    try:
+        text.encode()
+    except UnicodeError as error:
+        found = "a string that has no UTF-8 form (half of a surrogate pair)"
+        raise PromptError(f"wanted text, found {found}; decode bytes as UTF-8") from error
+    return text
 
 
 def _library(path: Path) -> Library:

@@ -23,7 +23,7 @@ ASTRAY = [[("send", 2)], [("recv", 0)], [("recv", 1)]]
              expect=[[111, 202, 3], [10, 222, 33], [110, 200, 333]],
              because="in step 2 rank 0 takes part 0 from rank 2, which has 110 of it by then"),
         Case([[1, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400], [1000, 2000, 3000, 4000]],
-             expect=[[1111, 2202, 3003, 4], [10, 2222, 3033, 4004], [110, 200, 3333, 4044],
+             expect=[[1111, 2202, 3003, 4], [10, 2222, 3033, 44], [110, 200, 3333, 444],
                      [1110, 2200, 3000, 4444]],
              because="as in the picture after three steps: rank r has all of part r"),
     ],
@@ -108,8 +108,8 @@ def only_the_sums(lists):
         "other one at the receive that fits.",
         "It fits if rank r is at (\"send\", o) and rank o is at (\"recv\", r). Take care of ranks "
         "that are at their end.",
-        "Go through all ranks again and again, as long as a pair moves on. When none does, return "
-        "how far each has come.",
+        "Go through all ranks again and again, as long as a pair moves on. When none does, how far "
+        "each has come is the answer.",
     ],
 )  # fmt: skip
 def done(programs):

@@ -304,9 +304,10 @@ torch.testing.assert_close(y, small(x, rope_table(tiny, 4), causal, identity))
 # %% [markdown]
 # ## The package: each weight once
 #
-# `Block` is those lines. At decode the engine runs them in C, so that each weight is read once, in
-# the order in which it lies. The loop: 16 numbers of four rows (`UNIT`), times C tokens, before it
-# moves on; what comes later, `ahead` bytes on, is sent for. A `v8` is eight numbers at once.
+# `Block` is those lines. At decode the engine runs them in C, so that each weight is read once.
+# The loop: 16 numbers of each of four rows (`UNIT`), times C tokens, before it moves on. What lies
+# `ahead` bytes on, the next four rows, is sent for in the order in which it lies. A `v8` is eight
+# numbers at once.
 
 # %%
 code = SOURCE.read_text(encoding="utf-8")

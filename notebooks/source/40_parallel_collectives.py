@@ -19,7 +19,7 @@ from statistics import median
 
 from IPython.display import display
 
-from minillm import Machine, charts, predict
+from minillm import Machine, charts, format_size, predict
 from minillm.lesson import Comparison, check, guess, guesses, hint, knob, recall, reveal
 from minillm.predict import HARDWARE
 
@@ -32,7 +32,7 @@ print(Machine.here().describe())
 # - **all-reduce**: each brings a list, and all get the sum of the lists.
 # - **reduce-scatter**: each gets a part of that sum.
 # - **all-gather**: each brings a part, and all get all of them.
-# - **bus bandwidth**: bytes a second that cross the slowest link of a collective.
+# - **bus bandwidth**: bytes a second that a link carries in a collective, in one direction.
 # - **deadlock**: each waits for something that comes after what another one waits for.
 
 # %% [markdown]
@@ -111,7 +111,8 @@ large = guess("all-reduce of 16 MiB, 4 ranks", unit="ms")
 # what they print comes in their order. Each knows its `rank`, the number of ranks `world`, and
 # `dist`, which is `torch.distributed`: what clusters use, here over the loopback network.
 #
-# First one step of the ring, and a clock that starts when all are there.
+# First one step of the ring, and a clock that starts when all are there. (To begin takes some
+# seconds.)
 
 # %%
 # %%ranks 4
@@ -136,8 +137,8 @@ def seconds(do, *arguments, times=15):
 print(f"rank {rank} of {world}: sends to {right}, receives from {left}")
 
 # %% [markdown]
-# Alpha and beta of a step, from one number and from 4 MiB. A step is over when the slowest rank is
-# done; `ranks.get` brings a variable of each.
+# Alpha and beta of a step, from one number and from 4 MiB. A step is over when all ranks are done;
+# `ranks.get` brings a variable of each.
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 4
@@ -170,10 +171,16 @@ for nbytes in (4, 2**18, 2**24):
     x = torch.zeros(nbytes // 4)
     whole[nbytes] = seconds(dist.all_reduce, x)
 
+# %% [markdown]
+# In each round the rank that took the longest counts:
+
+# %% tags=["nbval-ignore-output"]
+took = slowest("whole")
+
 # %% tags=["nbval-ignore-output"]
 for mine, nbytes in ((tiny, 4), (middle, 2**18), (large, 2**24)):
-    took = [1e3 * t for t in slowest("whole")[nbytes]]
-    reveal(mine, predicted=1e3 * ring(nbytes, 4, alpha, beta), measured=took)
+    predicted, times = 1e3 * ring(nbytes, 4, alpha, beta), [1e3 * t for t in took[nbytes]]
+    reveal(mine, predicted=predicted, measured=times)
 
 # %% [markdown]
 # The prediction counts messages alone: no addition, and a step that starts when all are there. Gloo
@@ -254,15 +261,15 @@ print("five shapes, equal to dist.all_reduce")
 # %% [markdown]
 # ## Meet the package
 #
-# The same, and one thing more: a part goes in messages of at most 2 MiB, so that one is added while
-# the next one is under way. A `Group` knows its neighbours and writes each collective into the
-# rank's `trace`. `ranks.trace()` merges them on one clock.
+# The same, and one thing more: a part goes in messages of at most 2 MiB, and each is handed on as
+# soon as it is added, while others are under way. A `Group` knows its neighbours. `traced` writes a
+# collective into the rank's `trace`; `ranks.trace()` merges them on one clock.
 
 # %%
 from minillm.parallel import collectives
 
-for function in (collectives._reduce_scatter, collectives._all_gather):
-    print(inspect.getsource(function))
+for function in (collectives.ring_all_reduce, collectives._pass_round):
+    print(f"{function.__name__}:{inspect.getsource(function).split(chr(34) * 3)[-1].rstrip()}")
 
 # %%
 # %%ranks 4
@@ -272,53 +279,61 @@ from minillm.parallel.mesh import Mesh
 group = Mesh(trace, tp=world).tp
 ours, theirs = torch.arange(10) * rank, torch.arange(10) * rank
 dist.all_reduce(theirs)
-assert torch.equal(ring_all_reduce(group, ours), theirs)
+ring_all_reduce(ours, group)
+assert torch.equal(ours, theirs)
 trace.clear()
-ring_all_reduce(group, torch.zeros(2**20))
-
-# %%
-merged = ranks.trace().select(name="all_reduce")
-assert sorted(event.rank for event in merged) == [0, 1, 2, 3]
-assert {event.nbytes for event in merged} == {4 * 2**20 * 2 * 3 // 4}
-print(f"4 MiB: each of {len(merged)} ranks sends {merged[0].nbytes / 2**20:.0f} MiB")
+with group.traced("all_reduce", x := torch.zeros(2**20)):
+    ring_all_reduce(x, group)
 
 # %% [markdown]
-# ## The sweep: where alpha and beta fail
+# Four records in one picture. Here four processes stand for four GPUs, and the loopback network for
+# NVLink:
+
+# %% tags=["nbval-ignore-output"]
+merged = ranks.trace()
+sent = [event.nbytes for event in merged.select(name="all_reduce")]
+assert sent == [2 * 3 * 2**22 // 4] * 4  # 2 (N − 1) ÷ N of 4 MiB, by each
+charts.machine(merged)
+
+# %% [markdown]
+# ## The sweep: do alpha and beta hold?
 #
-# Twelve sizes. The smallest decides 6 · alpha, the largest the bytes; what lies between must follow
-# from these two. Does it?
+# Six sizes. `predict.fit` looks for the alpha and beta whose ring comes closest to all of them, by
+# relative error. What is left over, the residual, says where the model fails.
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 4
 sweep = {}
-for power in range(2, 26, 2):
+for power in range(4, 25, 4):
     x = torch.zeros(2**power // 4)
-    sweep[2**power] = seconds(ring_all_reduce, group, x, times=9)
+    sweep[2**power] = seconds(ring_all_reduce, x, group, times=9)
 
 # %% tags=["nbval-ignore-output"]
 sizes = {n: median(times) for n, times in slowest("sweep").items()}
-first, last = min(sizes), max(sizes)
-a = sizes[first] / 6
-b = 1.5 * last / max(sizes[last] - sizes[first], 1e-6)
-off = {n: took / ring(n, 4, a, b) for n, took in sizes.items()}
+found = predict.fit("all_reduce", 4, sizes)
+off = {n: 1 + residual for n, residual in found.residuals.items()}
 worst = max(off, key=lambda n: max(off[n], 1 / off[n]))
 charts.curve(
-    f"{worst / 1024:,.3g} KiB takes {off[worst]:.2f} × what alpha and beta say",
-    {"alpha–beta": lambda kib: ring(1024 * kib, 4, a, b)}, [n / 1024 for n in sizes],
-    points=[(n / 1024, took, f"{off[n]:.2f} ×" if n == worst else "") for n, took in sizes.items()],
-    x="tensor (KiB)", y="all-reduce", unit="s", log="xy", note="predicted; points: measured")
-
-# %% tags=["nbval-ignore-output"]
-for n, took in sizes.items():
-    print(f"{n / 1024:9,.3f} KiB: {1e3 * took:7.2f} ms measured, {1e3 * ring(n, 4, a, b):7.2f} "
-          f"alpha–beta: {off[n]:.2f} ×")  # fmt: skip
-bad = [f"{n / 1024:,.3g}" for n in sizes if not 0.8 < off[n] < 1.25]
-print(f"more than a quarter off at {', '.join(bad) or 'no size'} (KiB)")
+    f"{format_size(worst)} took {off[worst]:.2f} × what alpha and beta say",
+    {"alpha–beta": lambda kib: predict.all_reduce(1024 * kib, 4, found.link)},
+    [2**k for k in range(-6, 15)], x="tensor (KiB)", y="all-reduce", unit="s", log="xy",
+    points=[(n / 1024, s, "farthest off" * (n == worst)) for n, s in sizes.items()],
+    note="fitted; points: measured")
 
 # %% [markdown]
-# Two numbers are a model, not a law. In the middle other things count: caches, how a message is cut
-# into packets, which rank waits for which. So nobody should read beta off one size, or alpha off a
-# long message.
+# Size by size:
+
+# %% tags=["nbval-ignore-output"]
+for n, seconds in sizes.items():
+    fitted = predict.all_reduce(n, 4, found.link)
+    print(f"{format_size(n):>9}: {1e3 * seconds:7.2f} ms measured, {1e3 * fitted:7.2f} fitted: "
+          f"{off[n]:.2f} ×")  # fmt: skip
+bad = [format_size(n) for n in off if not 0.8 < off[n] < 1.25]
+print(f"more than a quarter off: {', '.join(bad) or 'no size, this time'}")
+
+# %% [markdown]
+# Two numbers are a model, not a law: caches, packets, and ranks that wait for one another are not
+# in it. So nobody should read beta off one size, or alpha off a long message.
 #
 # ## Bus bandwidth
 #
@@ -328,9 +343,10 @@ print(f"more than a quarter off at {', '.join(bad) or 'no size'} (KiB)")
 # %%
 link = HARDWARE["H100"].nvlink
 for N in (2, 4, 8, 64):
-    took = ring(1e9, N, link.latency, link.bandwidth)
-    busbw = predict.bus_bandwidth("all_reduce", 1e9, took, N)
-    print(f"{N:2} GPUs: {1e3 * took:.2f} ms; bytes ÷ time {1 / took:3.0f} GB/s, bus bandwidth "
+    needs = predict.all_reduce(1e9, N, link)
+    assert abs(needs - ring(1e9, N, link.latency, link.bandwidth)) < 1e-9  # by hand
+    busbw = predict.bus_bandwidth("all_reduce", 1e9, needs, N)
+    print(f"{N:2} GPUs: {1e3 * needs:.2f} ms; bytes ÷ time {1 / needs:3.0f} GB/s, bus bandwidth "
           f"{busbw / 1e9:.0f} GB/s")  # fmt: skip
 print("source:", HARDWARE["H100"].sources["nvlink"])
 
@@ -342,9 +358,10 @@ print("source:", HARDWARE["H100"].sources["nvlink"])
 # or a switch has added.
 
 # %% tags=["nbval-ignore-output"]
+first, *_, last = sizes
 algbw = last / sizes[last]
 busbw = predict.bus_bandwidth("all_reduce", last, sizes[last], 4)
-print(f"here, {last // 2**20} MiB: algbw {algbw / 1e9:.2f} GB/s, busbw {busbw / 1e9:.2f}; one step "
+print(f"here, {format_size(last)}: algbw {algbw / 1e9:.2f} GB/s, busbw {busbw / 1e9:.2f}; one step "
       f"alone had {beta / 1e9:.2f}: {busbw / beta:.0%} of it (measured)")  # fmt: skip
 
 # %% [markdown]
@@ -355,20 +372,16 @@ print(f"here, {last // 2**20} MiB: algbw {algbw / 1e9:.2f} GB/s, busbw {busbw / 
 # crossing go as ranks are added?
 
 # %% tags=["nbval-ignore-output"]
-def tree(n: float, N: int, alpha: float, beta: float) -> float:
-    return 2 * (N - 1).bit_length() * (alpha + n / beta)
-
-
 def against(N: int = 8) -> charts.Chart:
     kib = [2**k for k in range(-4, 15)]
-    lines = {"ring": lambda k: ring(1024 * k, N, *how), "tree": lambda k: tree(1024 * k, N, *how)}
+    lines = {way: lambda k, way=way: predict.all_reduce(1024 * k, N, link, way)
+             for way in ("ring", "tree")}  # fmt: skip
     least = next((k for k in kib if lines["ring"](k) < lines["tree"](k)), None)
-    said = f"the ring takes less from {least:g} KiB on" if least else "the tree takes less"
+    said = f"the ring takes less from {least:,} KiB on" if least else "the tree takes less"
     return charts.curve(f"{N} ranks: {said}", lines, kib, x="tensor (KiB)", y="all-reduce",
                         unit="s", log="xy", span=(1e-6, 1e-2))  # fmt: skip
 
 
-how = link.latency, link.bandwidth
 knob(against, N=[2, 4, 8, 16, 64, 256, 1024])
 
 # %% [markdown]
@@ -383,7 +396,7 @@ both = {}
 for nbytes in (4, 2**22):
     x = torch.zeros(nbytes // 4)
     for name, way in (("ring", ring_all_reduce), ("tree", tree_all_reduce)):
-        both[f"{name}, {nbytes:,} bytes"] = seconds(way, group, x)
+        both[f"{name}, {nbytes:,} bytes"] = seconds(way, x, group)
 
 # %% tags=["nbval-ignore-output"]
 times = slowest("both")
@@ -433,6 +446,9 @@ mended = [[("send", 1), ("recv", 1)], [("recv", 0), ("send", 0)]]
 print({name: done(programs) for name, programs in (
     ("receive first", receive_first), ("send first", send_first), ("mended", mended))})  # fmt: skip
 
+# %% [markdown]
+# One rank sends first, the other one receives first. On real ranks, with the program as a list:
+
 # %%
 # %%ranks 2
 x, room = torch.full((3,), rank), torch.empty(3, dtype=torch.int64)
@@ -457,9 +473,9 @@ all_reduce_cost = check("40.3", all_reduce_cost)
 
 # %%
 for tokens, what in ((1, "one token"), (64, "64 requests"), (4096, "a prompt of 4,096")):
-    nbytes, took, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
-    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * took:6.1f} µs, busbw {busbw / 1e9:3.0f} "
-          f"GB/s; 80 layers, two each: {160e3 * took:.1f} ms")  # fmt: skip
+    nbytes, needs, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
+    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * needs:6.1f} µs, busbw {busbw / 1e9:3.0f} "
+          f"GB/s; 80 layers, two each: {160e3 * needs:.1f} ms")  # fmt: skip
 ranks.close()
 
 # %% [markdown]
@@ -489,9 +505,9 @@ recall(
 # ## Three takeaways, with the numbers of your run, and your guesses
 
 # %% tags=["nbval-ignore-output", "folded"]
-print(f"1. A ring sends 2 (N − 1) ÷ N of the tensor: 4 MiB on 4 ranks, {merged[0].nbytes:,} bytes.")
-print(f"2. 4 bytes took {1e3 * sizes[first]:.2f} ms, {last // 2**20} MiB "
-      f"{1e3 * sizes[last]:.0f} ms; alpha and beta were off by up to {off[worst]:.2f} ×.")
+print(f"1. A ring sends 2 (N − 1) ÷ N of the tensor: 4 MiB on 4 ranks, {sent[0]:,} bytes.")
+print(f"2. {format_size(first)} took {1e3 * sizes[first]:.2f} ms, {format_size(last)} "
+      f"{1e3 * sizes[last]:.0f} ms; alpha and beta are off by up to {off[worst]:.2f} ×.")
 print(f"3. Bus bandwidth {busbw / 1e9:.0f} GB/s on paper, for a prompt on eight H100s.")
 
 # %%
