@@ -371,7 +371,8 @@ print(f"word {word:.0f} with {chance:.1%}: {best.nbytes} bytes a rank, not {own.
 # %% [markdown]
 # Of equal scores one rank takes the lowest id. So do several: they stand in order, and the first of
 # equals counts.
-#
+
+# %% [markdown]
 # ## Yours: more ranks than kv heads
 #
 # The town has 2 kv heads. On 4 ranks each has one query head, and needs the kv head that goes with
@@ -494,7 +495,8 @@ for name, model in models.items():
 
 # %% [markdown]
 # A pipeline (lesson 42) sends once between stages, but does not make a token come sooner.
-#
+
+# %% [markdown]
 # ## On paper: a real server
 #
 # A token reads `weights` bytes, tp-th parts at once, from memory that gives `hbm` bytes a second.
