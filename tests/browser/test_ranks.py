@@ -57,7 +57,7 @@ def test_an_answer_of_two_ranks_and_both_of_their_gpus_are_seen(browser, server,
     assert lab.errors() == []
     said = lab.show(asks).locator(".jp-OutputArea").inner_text().strip().splitlines()
     assert len(said) == 2 and said[0].startswith("[rank 0] ' "), said
-    assert said[1] == "[rank 1] 'followed'"
+    assert said[1] == "[rank 1] followed"
     player = lab.show(watches).locator(".minillm")
     player.wait_for()
     seen = player.locator("svg").first.text_content()
