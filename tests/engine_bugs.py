@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from torch import Tensor
 
-import minillm.engine.engine as engine
+import minillm.engine.request as request_module
 import minillm.kv.attention as attention
 from minillm.config import SamplingParams
 from minillm.decode.sampling import generator
@@ -164,7 +164,7 @@ def growth_loses_the_contents(patch: pytest.MonkeyPatch) -> None:
 
 def requests_share_a_generator(patch: pytest.MonkeyPatch) -> None:
     one = generator(SamplingParams(seed=0))
-    patch.setattr(engine, "generator", lambda params: one)
+    patch.setattr(request_module, "generator", lambda params: one)
 
 
 def who_is_aborted_still_waits(patch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,17 @@ def test_what_was_forgotten_is_not_saved(tiny, tmp_path):
         run(engine, PROMPT, settings(3), tmp_path / "s.safetensors")
 
 
+def test_a_rank_that_has_a_part_saves_and_resumes_nothing(tiny, saved):
+    """Catches a session of one rank's heads, and one that the other ranks know nothing of."""
+    engine, before = load(tiny("llama")), saved.read_bytes()
+    engine._sessions.alone = False
+    with pytest.raises(SessionError, match="found one rank's part"):
+        engine.resume(saved)
+    with pytest.raises(SessionError, match="found one rank's part"):
+        run(engine, PROMPT, settings(3), saved)
+    assert saved.read_bytes() == before and not engine.machine.dram.by_label.get("session")
+
+
 # -- the disk ------------------------------------------------------------------------------------
 
 

@@ -92,11 +92,14 @@ class Sessions:
         self, kv: PagedKV, machine: Machine, config: ModelConfig, folder: Path, tokenizer: Tokenizer
     ) -> None:  # fmt: skip
         self.kv, self.tokenizer, self._machine = kv, tokenizer, machine
-        self._config, self._folder = config, folder
+        self._config, self._folder, self.alone = config, folder, True  # no other rank has a part
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What must be the same where a session goes on, as JSON has it."""
+        if not self.alone:
+            wanted = "wanted the whole KV cache for a session, found one rank's part of it"
+            raise SessionError(f"{wanted}; save and resume on a single rank")
         cache = {"dtype": _NAMES[self.kv.pool.dtype], "page_size": self.kv.page_size}
         facts = asdict(self._config) | cache  # whose dtype may be another than the checkpoint's
         model = fingerprint(self._folder)

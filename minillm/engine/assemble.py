@@ -77,6 +77,7 @@ def assemble(
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
         sessions = Sessions(kv, machine, model_config, folder, tokenizer)
+        sessions.alone = world is None
         parts = name, model_config, model, dtype, kv, runner, tokenizer, sessions, context
         return Parts(*parts, world.rank if world else 0, stack.pop_all())
 

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig, ParallelConfig, SamplingParams
-from minillm.decode.detokenize import Detokenizer
-from minillm.decode.sampling import generator
 from minillm.engine.assemble import Parts, assemble
 from minillm.engine.chooser import Chooser
 from minillm.engine.log import Log
-from minillm.engine.request import Completion, Piece, Prompt, Request, check_length, prompt_ids
+from minillm.engine.request import Completion, Piece, Prompt, Request, admit
 from minillm.engine.scheduler import Scheduler
 from minillm.errors import ConfigError
 from minillm.files import StrPath
@@ -140,7 +138,7 @@ class Engine:
             with at, self._runner.threads(step, self.kv.resident is None):
                 plan = self.kv.plan(step)
                 ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
-                logits = self._runner.run(plan, ids, requests)  # weights and KV, from HBM
+                logits = self._runner.run(plan, ids)  # weights and KV, from HBM
                 logits = self._runner.fetch_logits(logits)  # HBM → DRAM
                 self._hand_out(step, requests, logits)  # CPU: a token each, and its text
 
@@ -158,20 +156,11 @@ class Engine:
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A prompt becomes a request, or a PromptError; nothing is reserved yet."""
         assert not self._closed, "this engine was closed: load it again"
-        number, started = self._numbers, self.trace.now()
-        with (
-            self.trace.at(token=0, request=number, model=self.name),
-            self.trace.span("tokenize", stage="tokens", resource="cpu", label="text") as span,
-        ):
-            ids = prompt_ids(prompt, params, self.tokenizer, self.model_config.vocab_size)
-            span.detail = prompt if isinstance(prompt, str) else ""
-            span.nbytes = len(span.detail.encode())
-        check_length(len(ids), params.max_tokens, self.max_context)
+        parts = self.tokenizer, self.model_config, self.max_context, self.trace
+        with self.trace.at(model=self.name):
+            request = admit(self._numbers, prompt, params, *parts)
         self._numbers += 1
-        return Request(
-            number, prompt, ids, params, self.model_config.eos_token_ids, generator(params),
-            Detokenizer(self.tokenizer, ids, params.stop), started,
-        )  # fmt: skip
+        return request
 
     @contextmanager
     def _present(self, requests: list[Request]) -> Iterator[None]:

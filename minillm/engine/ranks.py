@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig, ModelConfig, ParallelConfig
-from minillm.engine.request import Request
 from minillm.engine.runner import Runner
 from minillm.errors import ConfigError
 from minillm.kv import PagedKV
@@ -95,21 +94,21 @@ class RankRunner(Runner):
         self._copies.append((page, copy(page)))
         return self._copies[-1][1]
 
-    def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
+    def run(self, plan: Plan, ids: Tensor) -> Tensor:
         """As `Runner.run`; where nobody asks for more, the best of each row come, and no more."""
-        self._ends.whole = not all(request.plain for request in requests)
         with self._world.watched(), held():
-            return super().run(plan, ids, requests)
-
-    def forward(self, plan: Plan, ids: Tensor, name: str) -> Tensor:
-        if self._world.rank == 0:
             parts, stamp = (plan.step, plan.tables, plan.hidden), self._machine.trace.at.stamp
-            self._world.told((parts, ids.tolist(), name, self._ends.whole, stamp, self._copies))
+            self._world.told((parts, ids.tolist(), stamp, self._copies))
             self._copies = []
+            return self._part(plan, ids)
+
+    def _part(self, plan: Plan, ids: Tensor) -> Tensor:
+        """This rank's part of a pass."""
+        self._ends.whole = not plan.step.plain
         if self._stages:
             all_of = self._logits.shape[1], torch.float32
             self._stages.shape = all_of if self._ends.whole else (3, torch.float64)
-        return super().forward(plan, ids, name)
+        return super().run(plan, ids)
 
     def fetch_logits(self, logits: Tensor) -> Tensor:
         """As `Runner.fetch_logits`; of the best of each row come `tops`, and nothing else."""
@@ -127,7 +126,7 @@ class RankRunner(Runner):
         pool, device = self._kv.pool, self._machine.device
         with held(), self._world.watched():
             while told := self._world.told():
-                (step, tables, hidden), ids, name, self._ends.whole, stamp, copies = told
+                (step, tables, hidden), ids, stamp, copies = told
                 for old, new in copies:
                     for layer in pool.layers:
                         layer[new] = layer[old]
@@ -135,7 +134,7 @@ class RankRunner(Runner):
                 self._model.prepare(max(plan.stops), device)
                 with self._machine.trace.at(stamp), self.threads(step, streams=False):
                     first = self._model.first
-                    self.forward(plan, self.staging.send([ids]) if first else plan.place, name)
+                    self._part(plan, self.staging.send([ids]) if first else plan.place)
 
     def end(self) -> Trace:
         """Rank 0 lets the others go; the trace of the run is that of all ranks."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minillm.config import SamplingParams
+from minillm.config import ModelConfig, SamplingParams
 from minillm.decode.detokenize import Detokenizer
-from minillm.decode.sampling import Chosen, is_plain
+from minillm.decode.sampling import Chosen, generator, is_plain
 from minillm.errors import PromptError
 from minillm.files import StrPath
 from minillm.tokens.tokenizer import Tokenizer
+from minillm.trace import Trace
 
 Prompt = str | Sequence[int]  # a text, or token ids as they are, such as a Session
 
@@ -134,6 +135,23 @@ class Request:
             self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
             *self.times, len(self.prompt_ids), tuple(self.top_logprobs),
         )  # fmt: skip
+
+
+def admit(
+    number: int, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer,
+    config: ModelConfig, context: int, trace: Trace,
+) -> Request:  # fmt: skip
+    """A prompt becomes a request, or a PromptError."""
+    started = trace.now()
+    fields = {"stage": "tokens", "resource": "cpu", "label": "text"}
+    with trace.at(token=0, request=number), trace.span("tokenize", **fields) as span:
+        ids = prompt_ids(prompt, params, tokenizer, config.vocab_size)
+        span.detail = prompt if isinstance(prompt, str) else ""
+        span.nbytes = len(span.detail.encode())
+    check_length(len(ids), params.max_tokens, context)
+    detokenizer, chance = Detokenizer(tokenizer, ids, params.stop), generator(params)
+    eos = config.eos_token_ids
+    return Request(number, prompt, ids, params, eos, chance, detokenizer, started)
 
 
 def prompt_ids(

@@ -80,19 +80,12 @@ class Runner:
         spans = zip(requests, step.starts, step.counts, strict=True)
         return self.staging.send([r.ids[start : start + n] for r, start, n in spans])
 
-    def run(self, plan: Plan, ids: Tensor, requests: list[Request]) -> Tensor:
+    def run(self, plan: Plan, ids: Tensor) -> Tensor:
         """The model over ids (ΣT,): logits of the rows that are wanted, in HBM."""
-        counts = plan.step.counts
-        decodes = [r.token_ids != [] and n == 1 for r, n in zip(requests, counts, strict=True)]
-        name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
-        return self.forward(plan, ids, name)
-
-    def forward(self, plan: Plan, ids: Tensor, name: str) -> Tensor:
-        """A pass under a name for people."""
         step, trace, kernels = plan.step, self._machine.trace, self._kernels
         wanted = None if sum(step.wanted) == len(ids) else plan.ints(step.rows).long()
         with torch.inference_mode(), trace.span(
-            name, stage="model", resource="compute", bytes_how="predicted",
+            step.name, stage="model", resource="compute", bytes_how="predicted",
             detail="weights and KV cache, each read once",
         ) as span:  # fmt: skip
             logits = self._model(ids, plan.place, plan, wanted)

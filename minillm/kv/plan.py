@@ -6,7 +6,7 @@ Shapes: ΣT packed tokens of all sequences, H query heads, K kv heads, E head si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import le
 from typing import NamedTuple, Protocol
@@ -30,6 +30,8 @@ class Step:
     starts: tuple[int, ...]  # tokens that are in the cache already
     counts: tuple[int, ...]  # tokens to run now
     wanted: tuple[int, ...]  # logits of the last how many: 0 in mid-prompt, 1, or k + 1 for a draft
+    name: str = field(default="pass", repr=False)  # "prefill", "decode step" or "mixed step"
+    plain: bool = field(default=False, repr=False)  # whether all want the likeliest, no more
 
     @property
     def rows(self) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,9 +20,7 @@ from minillm.errors import ConfigError
 from minillm.kv.plan import Plan, Step
 from minillm.model.attention import Attend, causal
 from minillm.model.llama import Llama
-
-if TYPE_CHECKING:
-    from minillm.parallel.mesh import Group
+from minillm.parallel.mesh import Group
 
 LEAST = 64  # tokens of a micro-batch: each reads the stage's weights anew, and for fewer that costs
 

@@ -14,7 +14,6 @@ Shapes: ΣT packed tokens, D width, V vocabulary; H_r, K_r, I_r, V_r: what one r
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,9 +22,7 @@ from minillm.config import ModelConfig
 from minillm.errors import ConfigError
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Llama
-
-if TYPE_CHECKING:
-    from minillm.parallel.mesh import Group
+from minillm.parallel.mesh import Group
 
 
 def rank_config(config: ModelConfig, ranks: int) -> ModelConfig:

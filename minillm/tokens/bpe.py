@@ -139,7 +139,7 @@ def _compiled(pattern: str) -> re.Pattern:
     By the library's own table. That of `unicodedata` is as old as the Python: 3.11 does not know
     9,272 of the letters.
     """
-    pattern, name = pattern.replace(r"\S", r"[^\s]"), r"\\p\{\w+\}|\\s"
+    name = r"\\p\{\w+\}|\\[sS]"
     pattern = re.sub(rf"\[.*?\]|{name}", lambda part: f"[{part[0].strip('[]')}]", pattern)
     every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     for found in {*re.findall(name, pattern)}:

@@ -171,10 +171,16 @@ for nbytes in (4, 2**18, 2**24):
     x = torch.zeros(nbytes // 4)
     whole[nbytes] = seconds(dist.all_reduce, x)
 
+# %% [markdown]
+# In each round the rank that took the longest counts:
+
+# %% tags=["nbval-ignore-output"]
+took = slowest("whole")
+
 # %% tags=["nbval-ignore-output"]
 for mine, nbytes in ((tiny, 4), (middle, 2**18), (large, 2**24)):
-    took = [1e3 * t for t in slowest("whole")[nbytes]]
-    reveal(mine, predicted=1e3 * ring(nbytes, 4, alpha, beta), measured=took)
+    predicted, times = 1e3 * ring(nbytes, 4, alpha, beta), [1e3 * t for t in took[nbytes]]
+    reveal(mine, predicted=predicted, measured=times)
 
 # %% [markdown]
 # The prediction counts messages alone: no addition, and a step that starts when all are there. Gloo
@@ -292,8 +298,8 @@ charts.machine(merged)
 # %% [markdown]
 # ## The sweep: do alpha and beta hold?
 #
-# Six sizes. The smallest decides 6 · alpha, the largest the bytes; what lies between must follow
-# from these two. Does it?
+# Six sizes. `predict.fit` looks for the alpha and beta whose ring comes closest to all of them, by
+# relative error. What is left over, the residual, says where the model fails.
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 4
@@ -304,23 +310,24 @@ for power in range(4, 25, 4):
 
 # %% tags=["nbval-ignore-output"]
 sizes = {n: median(times) for n, times in slowest("sweep").items()}
-first, *between, last = sizes
-a, b = sizes[first] / 6, 1.5 * last / max(sizes[last] - sizes[first], 1e-6)
-off = {n: sizes[n] / ring(n, 4, a, b) for n in between}
+found = predict.fit("all_reduce", 4, sizes)
+off = {n: 1 + residual for n, residual in found.residuals.items()}
 worst = max(off, key=lambda n: max(off[n], 1 / off[n]))
 charts.curve(
     f"{format_size(worst)} took {off[worst]:.2f} × what alpha and beta say",
-    {"alpha–beta": lambda kib: ring(1024 * kib, 4, a, b)}, [2**k for k in range(-6, 15)],
-    points=[(n / 1024, took, "farthest off" * (n == worst)) for n, took in sizes.items()],
-    x="tensor (KiB)", y="all-reduce", unit="s", log="xy", note="predicted; points: measured")
+    {"alpha–beta": lambda kib: predict.all_reduce(1024 * kib, 4, found.link)},
+    [2**k for k in range(-6, 15)], x="tensor (KiB)", y="all-reduce", unit="s", log="xy",
+    points=[(n / 1024, s, "farthest off" * (n == worst)) for n, s in sizes.items()],
+    note="fitted; points: measured")
 
 # %% [markdown]
-# Size by size, what is left over:
+# Size by size:
 
 # %% tags=["nbval-ignore-output"]
-for n in off:
-    print(f"{format_size(n):>9}: {1e3 * sizes[n]:7.2f} ms measured, {1e3 * ring(n, 4, a, b):7.2f} "
-          f"alpha–beta: {off[n]:.2f} ×")  # fmt: skip
+for n, seconds in sizes.items():
+    fitted = predict.all_reduce(n, 4, found.link)
+    print(f"{format_size(n):>9}: {1e3 * seconds:7.2f} ms measured, {1e3 * fitted:7.2f} fitted: "
+          f"{off[n]:.2f} ×")  # fmt: skip
 bad = [format_size(n) for n in off if not 0.8 < off[n] < 1.25]
 print(f"more than a quarter off: {', '.join(bad) or 'no size, this time'}")
 
@@ -336,9 +343,10 @@ print(f"more than a quarter off: {', '.join(bad) or 'no size, this time'}")
 # %%
 link = HARDWARE["H100"].nvlink
 for N in (2, 4, 8, 64):
-    took = ring(1e9, N, link.latency, link.bandwidth)
-    busbw = predict.bus_bandwidth("all_reduce", 1e9, took, N)
-    print(f"{N:2} GPUs: {1e3 * took:.2f} ms; bytes ÷ time {1 / took:3.0f} GB/s, bus bandwidth "
+    needs = predict.all_reduce(1e9, N, link)
+    assert abs(needs - ring(1e9, N, link.latency, link.bandwidth)) < 1e-9  # by hand
+    busbw = predict.bus_bandwidth("all_reduce", 1e9, needs, N)
+    print(f"{N:2} GPUs: {1e3 * needs:.2f} ms; bytes ÷ time {1 / needs:3.0f} GB/s, bus bandwidth "
           f"{busbw / 1e9:.0f} GB/s")  # fmt: skip
 print("source:", HARDWARE["H100"].sources["nvlink"])
 
@@ -350,6 +358,7 @@ print("source:", HARDWARE["H100"].sources["nvlink"])
 # or a switch has added.
 
 # %% tags=["nbval-ignore-output"]
+first, *_, last = sizes
 algbw = last / sizes[last]
 busbw = predict.bus_bandwidth("all_reduce", last, sizes[last], 4)
 print(f"here, {format_size(last)}: algbw {algbw / 1e9:.2f} GB/s, busbw {busbw / 1e9:.2f}; one step "
@@ -363,20 +372,16 @@ print(f"here, {format_size(last)}: algbw {algbw / 1e9:.2f} GB/s, busbw {busbw / 
 # crossing go as ranks are added?
 
 # %% tags=["nbval-ignore-output"]
-def tree(n: float, N: int, alpha: float, beta: float) -> float:
-    return 2 * (N - 1).bit_length() * (alpha + n / beta)
-
-
 def against(N: int = 8) -> charts.Chart:
     kib = [2**k for k in range(-4, 15)]
-    lines = {"ring": lambda k: ring(1024 * k, N, *how), "tree": lambda k: tree(1024 * k, N, *how)}
+    lines = {way: lambda k, way=way: predict.all_reduce(1024 * k, N, link, way)
+             for way in ("ring", "tree")}  # fmt: skip
     least = next((k for k in kib if lines["ring"](k) < lines["tree"](k)), None)
     said = f"the ring takes less from {least:,} KiB on" if least else "the tree takes less"
     return charts.curve(f"{N} ranks: {said}", lines, kib, x="tensor (KiB)", y="all-reduce",
                         unit="s", log="xy", span=(1e-6, 1e-2))  # fmt: skip
 
 
-how = link.latency, link.bandwidth
 knob(against, N=[2, 4, 8, 16, 64, 256, 1024])
 
 # %% [markdown]
@@ -468,9 +473,9 @@ all_reduce_cost = check("40.3", all_reduce_cost)
 
 # %%
 for tokens, what in ((1, "one token"), (64, "64 requests"), (4096, "a prompt of 4,096")):
-    nbytes, took, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
-    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * took:6.1f} µs, busbw {busbw / 1e9:3.0f} "
-          f"GB/s; 80 layers, two each: {160e3 * took:.1f} ms")  # fmt: skip
+    nbytes, needs, busbw = all_reduce_cost(tokens, 8192, 8, link.latency, link.bandwidth)
+    print(f"{what:17}: {nbytes / 1024:8,.0f} KiB, {1e6 * needs:6.1f} µs, busbw {busbw / 1e9:3.0f} "
+          f"GB/s; 80 layers, two each: {160e3 * needs:.1f} ms")  # fmt: skip
 ranks.close()
 
 # %% [markdown]
@@ -502,7 +507,7 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. A ring sends 2 (N − 1) ÷ N of the tensor: 4 MiB on 4 ranks, {sent[0]:,} bytes.")
 print(f"2. {format_size(first)} took {1e3 * sizes[first]:.2f} ms, {format_size(last)} "
-      f"{1e3 * sizes[last]:.0f} ms; alpha and beta were off by up to {off[worst]:.2f} ×.")
+      f"{1e3 * sizes[last]:.0f} ms; alpha and beta are off by up to {off[worst]:.2f} ×.")
 print(f"3. Bus bandwidth {busbw / 1e9:.0f} GB/s on paper, for a prompt on eight H100s.")
 
 # %%

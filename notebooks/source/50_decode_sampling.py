@@ -130,7 +130,7 @@ def bars_of(chances: torch.Tensor) -> dict:
 
 def draw_bars(temperature=1.0, top_p=1.0):
     left = probabilities(scores, [SamplingParams(temperature=temperature, top_p=top_p)])
-    finding = f"{int((left > 0).sum()):,} of {V:,} tokens may come, the comma at {left[0, 0]:.0%}"
+    finding = f"T = {temperature}, p = {top_p}: {int((left > 0).sum()):,} of {V:,} tokens may come"
     return charts.bars(finding, bars_of(left), before=bars_of(scores.exp()))
 
 

@@ -107,7 +107,11 @@ class Lab:
         self.page.evaluate(
             """command => { window.ended = false;
                 panel.content.deselectAll();
-                jupyterapp.commands.execute(command).finally(() => { window.ended = true; }); }""",
+                const kernel = panel.sessionContext.session.kernel;
+                jupyterapp.commands.execute(command)
+                    // It is back when a cell raises, even one that is meant to: others still run.
+                    .finally(() => kernel.requestExecute({code: "", silent: true}).done)
+                    .finally(() => { window.ended = true; }); }""",
             command,
         )
 
