@@ -15,6 +15,7 @@ import json
 from contextlib import ExitStack
 from itertools import pairwise
 from random import Random
+from statistics import median
 
 import torch
 
@@ -300,7 +301,7 @@ assert all(said[0] == right[0] for said in seen.values())  # the longest has no 
 
 # %% [markdown]
 # No error, and the longest text, without padding, is right in all four. Without a mask the others
-# read padding as text; one that is right all the same only hides the fault.
+# read padding as text; one that is right only hides the fault.
 #
 # Why is the third right? With rotary positions a score depends on the *difference* of two:
 # shifted all alike, nothing changes but rounding. With a learned vector for each position (GPT-2)
@@ -347,9 +348,9 @@ assert "4713" in leak[0] and "4713" not in own[0]
 # ## The way to HBM
 #
 # The engine packs. Before each pass it writes the ids of all requests into its staging buffer, one
-# after the other, and copies it to HBM: the buffer is made once. Watch a few questions; then choose
-# a word in the player: the strip below it shows where its time went, and below that, how many bytes
-# of ids came in.
+# after the other, and copies it to HBM: the buffer is made once. Watch the four longest texts; then
+# choose a word in the player: the strip below it shows where its time went, and below that, how
+# many bytes of ids came in.
 
 # %%
 fast = Engine.load("data/town", machine, EngineConfig(prefix_cache=False))
@@ -359,15 +360,15 @@ print(inspect.getsource(Staging.send).split(chr(34) * 3)[-1].rstrip())
 # %% tags=["nbval-ignore-output"]
 machine.trace.clear()
 with charts.watch(machine.trace, "timeline"):
-    for question in exam[:400:100]:
-        for _ in fast.stream(question["prompt"], greedy):
+    for ids in texts[:4]:
+        for _ in fast.stream(tokenizer.decode(ids), greedy):
             pass
-tokenizing, prefilling = (sum(e.seconds for e in machine.trace.select(name=name))
-                          for name in ("tokenize", "prefill"))  # fmt: skip
+cpu, run = ([e.seconds for e in machine.trace.select(name=n)] for n in ("tokenize", "prefill"))
+watched = [100 * a / (a + b) for a, b in zip(cpu, run, strict=True)]
 
 # %% [markdown]
 # Now the prompt of 510 tokens, five times, and where its time to the first token goes. Predicted:
-# the share that the tokenizer had of the questions that we watched, as if both parts grew alike
+# the middle share that the tokenizer had of the four that we watched, as if both parts grew alike
 # with the text.
 
 # %% tags=["nbval-ignore-output"]
@@ -380,7 +381,7 @@ for _ in range(5):
     events = [e for e in events if e.kind != "counter"]
     parts = {e.name: (min(e.seconds, parts.get(e.name, (1, 0))[0]), e.nbytes) for e in events}
     shares.append(100 * next(e.seconds for e in events if e.name == "tokenize") / ttft)
-reveal(share, predicted=100 * tokenizing / (tokenizing + prefilling), measured=shares)
+reveal(share, predicted=median(watched), measured=shares)
 for name, (seconds, nbytes) in parts.items():
     print(f"{name:22} {1e6 * seconds:8,.0f} µs" + f" {nbytes:11,} B" * bool(nbytes))
 assert parts["copy ids dram->hbm"][1] == 8 * 510
