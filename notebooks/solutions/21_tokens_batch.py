@@ -17,6 +17,8 @@ from minillm.lesson import Case, exercise, wrong
         Case([[1, 2], [3, 4], [5, 6, 7]],
              expect=([1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 7], [0, 1, 0, 1, 0, 1, 2]),
              because="texts begin at 0, 2 and 4, and three texts have four marks"),
+        Case([[0, 5, 5], [0, 5]], expect=([0, 5, 5, 0, 5], [0, 3, 5], [0, 1, 2, 0, 1]),
+             because="an id may come again: 3 tokens, then 2, whichever they are"),
     ],
     hints=[
         "Go through the texts once, with three lists that grow.",
@@ -64,6 +66,14 @@ def gives_lengths(ids_lists):
 def forgets_the_beginning(ids_lists):
     ids, cu_seqlens, positions = packed(ids_lists)
     return ids, cu_seqlens[1:], positions
+
+
+@wrong("21.1", says="That looks up ids, and an id may come again. Marks and positions follow from "
+       "the lengths.")  # fmt: skip
+def looks_ids_up(ids_lists):
+    ids, _, _ = packed(ids_lists)
+    positions = [text.index(token) for text in ids_lists for token in text]
+    return ids, [ids.index(text[0]) for text in ids_lists] + [len(ids)], positions
 
 
 @exercise(
@@ -122,7 +132,7 @@ def masks_tokens(ids_lists):
 
 
 @wrong("21.2", says="Positions from the edge of the row change with the company. Count from the "
-       "text's first token, or an answer that counts tokens stands inside its prompt.")  # fmt: skip
+       "text's first token, or an answer that counts tokens lies elsewhere.")  # fmt: skip
 def counts_from_the_edge(ids_lists):
     ids, mask, _ = left_padded(ids_lists)
     return ids, mask, [list(range(len(row))) for row in ids]
@@ -146,6 +156,8 @@ def finds_padding_by_its_id(ids_lists):
              because="each batch is padded to its own longest: 10 places in each"),
         Case([10, 20, 70], 2, 10, 36.0, expect=0.01,
              because="the last batch has one text, and no padding"),
+        Case([10, 40, 20, 30, 20], 3, 10, 36.0, expect=0.06,
+             because="30 + 20 places are padding in the batch of three, 10 in the last, of two"),
         Case([100, 10, 20, 90], 2, 10, 36.0, expect=0.16,
              because="in order of arrival 90 and 70 places are padding, though sorted it were 20"),
     ],
@@ -182,6 +194,18 @@ def fills_up_the_last_batch(lengths, B, rate, price):
     batches = [lengths[i : i + B] for i in range(0, len(lengths), B)]
     padding = sum(B * max(batch) - sum(batch) for batch in batches)
     return padding / rate / 3600 * price
+
+
+@wrong("21.3", says="The last batch runs too, full or not, and its padding costs as well.")
+def drops_the_last_batch(lengths, B, rate, price):
+    return padding_dollars(lengths[: len(lengths) // B * B], B, rate, price)
+
+
+@wrong("21.3", says="Longest less shortest is the padding of one text. Each text is filled up, by "
+       "what it lacks.")  # fmt: skip
+def fills_up_only_the_shortest(lengths, B, rate, price):
+    batches = [lengths[i : i + B] for i in range(0, len(lengths), B)]
+    return sum(max(batch) - min(batch) for batch in batches) / rate / 3600 * price
 
 
 @wrong("21.3", says="That sorts the requests first. They come in the order of the list.")

@@ -80,8 +80,8 @@ share = guess("tokenizer, of the time to the first token", unit="%")
 # ## Run
 #
 # The model takes a flat row of ids, a position for each, and `attend`: who looks at whom. Padded,
-# a mask for the whole rectangle. Packed, text by text. (Padding looks at itself; what comes of it,
-# nobody reads.)
+# a mask for the whole rectangle. Packed, text by text. (Padding looks at itself, for a softmax over
+# nothing is not a number; what comes of it, nobody reads.)
 
 # %%
 import torch.nn.functional as F
@@ -134,7 +134,7 @@ def run_packed(texts):
     return forward([ids.tolist()], positions, text_by_text(cu_seqlens), cu_seqlens[1:].long() - 1)
 
 # %% [markdown]
-# Each text must get the scores that it gets alone. Then both ways take turns. Predicted: the inn's
+# Each text must get the logits that it gets alone. Then both ways take turns. Predicted: the inn's
 # arithmetic, and the same with attention, which grows with the square of a row.
 
 # %%
@@ -146,12 +146,11 @@ print("ids sent: padded {:,} B, packed {:,} B".format(*sent))
 
 # %% tags=["nbval-ignore-output"]
 both = compare({"padded": lambda: run_padded(texts), "packed": lambda: run_packed(texts)},
-               rounds=7, unit="ms")  # fmt: skip
-square = predict.prefill(config, "H100", len(texts), max(lengths)).flops
+               unit="ms")  # fmt: skip
+square = predict.prefill(config, "H100", len(texts), max(lengths)).flops  # the same on any card
 square /= sum(predict.prefill(config, "H100", 1, n).flops for n in lengths)
 reveal(empty, predicted=100 * padding_waste(lengths), measured=100 * (1 - sent[1] / sent[0]))
-times = [a / b for a, b in zip(*both.seconds.values(), strict=True)]
-reveal(longer, predicted=1 / (1 - padding_waste(lengths)), measured=times)
+reveal(longer, predicted=1 / (1 - padding_waste(lengths)), measured=both.ratio("padded", "packed"))
 print(f"{both.sentence}; with attention {square:.2f} × predicted")
 
 # %% [markdown]
@@ -171,18 +170,19 @@ def packed(ids_lists: list) -> tuple[list, list, list]:
 packed = check("21.1", packed)
 
 # %%
-for mine, theirs in zip(packed(texts), pack(texts), strict=True):
-    assert list(mine) == theirs.tolist()
-print("cu_seqlens:", packed(texts)[1])
+mine = packed([list(ids) for ids in texts])  # copies: it may write into them
+for one, theirs in zip(mine, pack(texts), strict=True):
+    assert list(one) == theirs.tolist()
+print("cu_seqlens:", mine[1])
 print(f"def pack{inspect.getsource(pack).split('def pack')[1].split(chr(34) * 3)[0].rstrip()}",
       inspect.getsource(pack).split(chr(34) * 3)[-1].rstrip(), sep="")  # fmt: skip
 
 # %% [markdown]
 # ## Second rung: the rectangle
 #
-# The batch that was sent, drawn: a query is a row of the square, a key a column. Each text looks at
-# itself alone. What is white is not computed; pale is computed, and nobody wants it. Drag: take
-# texts away, the shortest first, or pad on the other side.
+# The batch that was sent, drawn: a query is a row of the square, a key a column, and where they
+# meet is a score. Each text looks at itself alone. What is white is not computed; pale is computed,
+# and nobody wants it. Drag: take texts away, the shortest first, or pad on the other side.
 
 # %% tags=["nbval-ignore-output"]
 def squares(mask):
@@ -196,8 +196,8 @@ def draw(texts_sent=8, side="right"):
     some = texts[:texts_sent]
     bare = torch.block_diag(*(torch.ones(len(ids), len(ids)).tril() for ids in some)).numpy()
     return charts.looks(
-        f"{len(some)} texts: {padding_waste(lengths[:texts_sent]):.0%} of the padded rows are "
-        f"padding, and of what they compute {1 - bare.sum() / len(some) / max(lengths) ** 2:.0%}",
+        f"{len(some)} texts: {padding_waste(lengths[:texts_sent]):.0%} of the places are padding, "
+        f"{1 - bare.sum() / len(some) / max(lengths) ** 2:.0%} of the scores are for nobody",
         {"padded": squares(pad(some, side).mask), "packed": bare},
         note="dark: wanted · pale: computed for nobody · by the masks of the batch")  # fmt: skip
 
@@ -206,7 +206,7 @@ knob(draw, texts_sent=(2, 8), side=["right", "left"])
 
 # %% [markdown]
 # Half a square is pale even in the longest text: a mask hides what comes later, and does not save
-# it. Packed, attention knows that nobody looks ahead.
+# it. Packed, attention is told that nobody looks ahead, and leaves most of that half out.
 #
 # ## Third rung: texts of like length
 #
@@ -226,7 +226,7 @@ def run_buckets(texts):
 
 
 ways = {"one rectangle": run_padded, "buckets": run_buckets, "packed": run_packed}
-three = compare({name: lambda run=run: run(texts) for name, run in ways.items()}, unit="ms")
+three = compare({name: lambda run=run: run(texts) for name, run in ways.items()}, 3, unit="ms")
 for name, count in zip(ways, (places(lengths)[0], padded, sum(lengths)), strict=True):
     print(f"{name}: {count / sum(lengths):.2f} × the time of packed predicted, "
           f"{three.ratio(name, 'packed'):.2f} × measured")  # fmt: skip
@@ -267,7 +267,7 @@ knob(draw_buckets, most=(2048, 262144))
 # the prompt, and by tokens for the answer.
 
 # %%
-def answers(ids, mask, positions, first=None, tokens=12):
+def answers(ids, mask, positions, first=None, tokens=11):
     """Greedy, the rectangle anew for each token; first (B, 1): position of the first new one."""
     ids, mask, positions = map(torch.as_tensor, (ids, mask, positions))
     first = positions[:, -1:] + 1 if first is None else first
@@ -281,9 +281,9 @@ def answers(ids, mask, positions, first=None, tokens=12):
     return [text.split("\n")[0].split(".")[0].strip() for text in said]
 
 
-asked = [tokenizer.decode(texts[1]), "Which stage runs attention?", "What is KV short for?"]
+asked = [tokenizer.decode(texts[2]), "Which stage runs attention?", "What is KV short for?"]
 rows = [tokenizer.encode(question) for question in asked]
-greedy = SamplingParams(max_tokens=12, temperature=0.0, stop=".")
+greedy = SamplingParams(max_tokens=11, temperature=0.0, stop=".")
 right = [one.text.strip() for one in engine.generate(rows, greedy)]
 
 # %%
@@ -296,15 +296,16 @@ seen = {"as it should be": answers(ids, mask, positions),
 for how, said in seen.items():
     print(f"{how}:", *said, sep="\n    ")
 assert [said == right for said in seen.values()] == [True, False, True, False]
+assert all(said[0] == right[0] for said in seen.values())  # the longest has no padding
 
 # %% [markdown]
-# No error, and the longest text, which has no padding, is right in all four. Without a mask the
-# others read padding as if it were text.
+# No error, and the longest text, without padding, is right in all four. Without a mask the others
+# read padding as text; one that is right only hides the fault.
 #
-# Why is the third one right? Rotary positions turn queries and keys, and a score depends on the
-# *difference* of two positions: shifted all alike, nothing changes. A model with a learned vector
-# for each position (GPT-2) would answer otherwise. In the fourth, an answer stands where its prompt
-# lies already, and the differences are wrong.
+# Why is the third right? With rotary positions a score depends on the *difference* of two:
+# shifted all alike, nothing changes but rounding. With a learned vector for each position (GPT-2)
+# it would be wrong. In the fourth, a prompt of n tokens ends at the edge, but its answer begins at
+# n, before it or inside: wrong differences.
 
 # %% [markdown]
 # ## Fourth rung, yours: mend it
@@ -319,16 +320,17 @@ def left_padded(ids_lists: list) -> tuple[list, list, list]:
 left_padded = check("21.2", left_padded)
 
 # %%
-assert answers(*left_padded(rows)) == right
-for mine, theirs in zip(left_padded(rows), pad(rows, "left"), strict=True):
-    assert torch.equal(torch.as_tensor(mine), theirs.to(torch.int64))
+mine = left_padded([list(ids) for ids in rows])
+assert answers(*mine) == right
+for one, theirs in zip(mine, pad(rows, "left"), strict=True):
+    assert torch.equal(torch.as_tensor(one), theirs.to(torch.int64))
 print("mended:", *right, sep="\n    ")
 
 # %% [markdown]
 # ## Break it: a batch without marks
 #
-# Packed, `cu_seqlens` is the wall between people. One tells his code; another asks for it, in the
-# same batch. We forget the marks, so that all is one text.
+# Packed, `cu_seqlens` is the wall between people: with it, each gets what he gets alone. One tells
+# a code; another asks for it, in the same batch. We forget the marks, so that all is one text.
 
 # %%
 tells = tokenizer.encode("Tom lives near the mill. The code of Mia's chest is 4713.")
@@ -336,18 +338,18 @@ asks = tokenizer.encode("\nWhat is the code of Mia's chest?")
 one_row = torch.tensor([tells + asks])
 leak = answers(one_row, torch.ones_like(one_row), torch.arange(one_row.shape[1])[None])
 own = answers(*left_padded([asks]))
-print(f"with marks:    {own[0]}\nwithout marks: {leak[0]}")
+print(f"alone:         {own[0]}\nwithout marks: {leak[0]}")
 assert "4713" in leak[0] and "4713" not in own[0]
 
 # %% [markdown]
-# With the marks the model invents a code. Without them it tells a stranger's.
+# Alone, the model invents a code. Without the marks it tells a stranger's.
 #
 # ## The way to HBM
 #
 # The engine packs. Before each pass it writes the ids of all requests into its staging buffer, one
-# after the other, and copies it to HBM: the buffer is made once. Watch a few questions; then choose
-# a word in the player: the strip below it shows where its time went, and below that, how many bytes
-# of ids came in.
+# after the other, and copies it to HBM: the buffer is made once. Watch the five longest texts; then
+# choose a word in the player: the strip below it shows where its time went, and below that, how
+# many bytes of ids came in.
 
 # %%
 fast = Engine.load("data/town", machine, EngineConfig(prefix_cache=False))
@@ -357,33 +359,34 @@ print(inspect.getsource(Staging.send).split(chr(34) * 3)[-1].rstrip())
 # %% tags=["nbval-ignore-output"]
 machine.trace.clear()
 with charts.watch(machine.trace, "timeline"):
-    for question in exam[:400:50]:
-        for _ in fast.stream(question["prompt"], greedy):
+    for ids in texts[:5]:
+        for _ in fast.stream(tokenizer.decode(ids), greedy):
             pass
+cpu, run = ([e.seconds for e in machine.trace.select(name=n)] for n in ("tokenize", "prefill"))
+watched = [100 * a / (a + b) for a, b in zip(cpu, run, strict=True)]
 
 # %% [markdown]
-# Now the prompt of 510 tokens, seven times, and where its time to the first token goes. Predicted:
-# the share that the tokenizer had of the questions that we watched, for both parts grow with the
-# text.
+# Now the prompt of 510 tokens, five times, and where its time to the first token goes. Predicted:
+# the middle share that the tokenizer had of the five that we watched, as if both parts grew alike
+# with the text.
 
 # %% tags=["nbval-ignore-output"]
 prompt = next(q["prompt"] for q in exam if len(tokenizer.encode(q["prompt"])) == 510)
-cpu, run = (sum(e.seconds for e in machine.trace.select(name=n)) for n in ("tokenize", "prefill"))
 parts, shares = {}, []
-for _ in range(7):
+for _ in range(5):
     machine.trace.clear()
     ttft = fast.generate(prompt, SamplingParams(max_tokens=1, temperature=0.0))[0].ttft
     events = [e for e in machine.trace.events if e.name not in ("attention", "ffn")]
     events = [e for e in events if e.kind != "counter"]
     parts = {e.name: (min(e.seconds, parts.get(e.name, (1, 0))[0]), e.nbytes) for e in events}
     shares.append(100 * next(e.seconds for e in events if e.name == "tokenize") / ttft)
-reveal(share, predicted=100 * cpu / (cpu + run), measured=shares)
+reveal(share, predicted=sorted(watched)[2], measured=shares)
 for name, (seconds, nbytes) in parts.items():
     print(f"{name:22} {1e6 * seconds:8,.0f} µs" + f" {nbytes:11,} B" * bool(nbytes))
 assert parts["copy ids dram->hbm"][1] == 8 * 510
 
 # %% [markdown]
-# The least of seven each. Bytes of *prefill* are the weights and keys and values that it reads. 510
+# The least of five each. Bytes of *prefill* are the weights and keys and values that it reads. 510
 # ids of 8 bytes are 4 KB. What is that for a link? And what is the tokenizer's share where the
 # model is large and the card is fast? The tokenizer's time is this machine's; the rest follows from
 # data sheets.
@@ -401,7 +404,8 @@ for n in (510, 5100):
           f"{1e3 * cpu:.1f} ms, {cpu / (least + cpu):.0%} of both")  # fmt: skip
 
 # %% [markdown]
-# The latency is more than the bytes, so one copy for the whole batch, and not one a request.
+# The latency is more than the time of the bytes, so one copy for the whole batch, and not one a
+# request.
 #
 # ## Pinned or pageable
 #
@@ -433,14 +437,14 @@ else:
 # ## Where it loses
 #
 # Packed texts need attention that knows where each begins: here a loop in Python, on a card one
-# kernel that reads `cu_seqlens`. Sixty-four texts of 4 tokens have no padding either way:
+# kernel that reads `cu_seqlens`. Thirty-two texts of 4 tokens have no padding either way:
 
 # %% tags=["nbval-ignore-output"]
-short = [[0, 100 + n, 200, 300] for n in range(64)]
+short = [[0, 100 + n, 200, 300] for n in range(32)]
 assert torch.allclose(run_padded(short), run_packed(short), atol=1e-3)
-equal = compare({"padded": lambda: run_padded(short), "packed": lambda: run_packed(short)},
+equal = compare({"padded": lambda: run_padded(short), "packed": lambda: run_packed(short)}, 3,
                 unit="ms")  # fmt: skip
-print(f"waste {padding_waste([4] * 64):.0%}; {equal.sentence}")
+print(f"waste {padding_waste([4] * 32):.0%}; {equal.sentence}")
 
 # %% [markdown]
 # ## On paper: what does padding cost?
@@ -488,7 +492,7 @@ recall(
 print(f"1. Padding was {padding_waste(lengths):.0%} of the places; {both.sentence}.")
 other = sum(a != b for a, b in zip(right, seen["no mask"], strict=True))
 print(f"2. Mask and marks keep texts apart: without a mask {other} of 3 answers changed.")
-print(f"3. Of the time to the first token the tokenizer took {sorted(shares)[3]:.1f} %; "
+print(f"3. Of the time to the first token the tokenizer took {sorted(shares)[2]:.1f} %; "
       f"the ids were {8 * 510:,} bytes.")  # fmt: skip
 
 # %%
