@@ -29,7 +29,7 @@ from minillm.lesson import Case, exercise, wrong
         "a key, and the key may be a pair.",
         "Go through them with a running sum of the chances before. A token stays if that sum is "
         "less than p; only then add its own chance.",
-        "Return the ids that stay with `sorted`, for they are wanted in their own order.",
+        "At the end `sorted` once more, for the ids are wanted in ascending order.",
     ],
 )  # fmt: skip
 def nucleus(probs, p):
@@ -77,6 +77,17 @@ def lower_ids_first(probs, p):
     return sorted(kept)
 
 
+@wrong("50.1", says="The one that crosses p stays, but not its equals: who goes first decides.")
+def all_equals_stay(probs, p):
+    least = min(probs[token] for token in nucleus(probs, p))
+    return [token for token, chance in enumerate(probs) if chance >= least]
+
+
+@wrong("50.1", says="The ids are wanted in ascending order: sort what stays once more.")
+def likeliest_first(probs, p):
+    return sorted(nucleus(probs, p), key=lambda token: (-probs[token], -token))
+
+
 @wrong("50.1", says="You go through the tokens by id. The likeliest come first.")
 def by_id(probs, p):
     kept, before = [], 0.0
@@ -98,6 +109,8 @@ def by_id(probs, p):
              because="400 ÷ 50 and 400 ÷ 40; the third is as expected"),
         Case([600, 400], [0.5, 0.5], expect=40.0,
              because="the same shares in ten times as many draws are ten times as suspicious"),
+        Case([100, 0], [0.5, 0.5], expect=100.0,
+             because="50 were expected of the second, and none came: 2500 ÷ 50, twice"),
         Case([50, 50, 0], [0.5, 0.5, 0.0], expect=0.0,
              because="what cannot come, and did not, adds nothing"),
         Case([50, 49, 1], [0.5, 0.5, 0.0], expect=math.inf,
@@ -106,8 +119,8 @@ def by_id(probs, p):
     hints=[
         "`sum(counts)` is the number of draws; times the chance it is what to expect.",
         "For a token with chance 0 the formula would divide by zero: look at its count instead.",
-        "If any count is above 0 where the chance is 0, return math.inf. Else sum the formula over "
-        "the tokens with a chance.",
+        "Ask for the chance of each token first. Where it is 0, the count decides between nothing "
+        "and math.inf; where it is not, the formula holds, also for a count of 0.",
     ],
 )  # fmt: skip
 def chi_square(counts, target):
@@ -131,6 +144,18 @@ def chi_square(counts, target):
 def leaves_out_the_impossible(counts, target):
     draws = sum(counts)
     return sum((c - draws * t) ** 2 / (draws * t) for c, t in zip(counts, target, strict=True) if t)
+
+
+@wrong("50.2", says="A token that was expected and never came counts too: leave out by the chance, "
+       "not by the count.")  # fmt: skip
+def leaves_out_what_never_came(counts, target):
+    draws, total = sum(counts), 0.0
+    for count, chance in zip(counts, target, strict=True):
+        if count:
+            if not chance:
+                return math.inf
+            total += (count - draws * chance) ** 2 / (draws * chance)
+    return total
 
 
 @wrong("50.2", says="Divide by what was expected, not by what came.")
@@ -169,8 +194,8 @@ def does_not_square(counts, target):
              because="token 0 was seen twice, and is punished once"),
         Case([3.0, 1.0], [], 2.0, expect=[3.0, 1.0],
              because="nothing was seen"),
-        Case([0.0, 1.0], [0], 1.5, expect=[0.0, 1.0],
-             because="0 stays 0, either way"),
+        Case([3.0, 0.0, -1.0], [2, 1, 0], 1.5, expect=[2.0, 0.0, -1.5],
+             because="3 ÷ 1.5 and −1 · 1.5; 0 stays 0, either way"),
     ],
     hints=[
         "What has been seen, each once, is a set.",
@@ -210,6 +235,12 @@ def takes_it_off(logits, seen, penalty):
     return [x - penalty if token in seen else x for token, x in enumerate(logits)]
 
 
+@wrong("50.3", says="To take a share off is another rule: a logit above 0 is divided by the "
+       "penalty.")  # fmt: skip
+def takes_off_a_share(logits, seen, penalty):
+    return [x - abs(x) * (penalty - 1) if n in seen else x for n, x in enumerate(logits)]
+
+
 @exercise(
     "50.4",
     cases=[
@@ -223,6 +254,8 @@ def takes_it_off(logits, seen, penalty):
              because="2 ms of latency once, 6 ms of bytes, two rounds of 1 ms"),
         Case(1024, 4.096e6, 0.0, 10.24e6, 100, 10.5e-3, expect=9,
              because="a hundred cores sort in one round of 1 ms; the link brings 9 in the rest"),
+        Case(1024, 4096.0, 1.0, 10240.0, 1, 9.0, expect=4,
+             because="a slow machine: 1 s, and 2 s a row; what takes 9 s fits in 9 s"),
         Case(1024, 4.096e6, 0.0, 10.24e6, 4, 1.5e-3, expect=0,
              because="one row takes 2 ms"),
     ],
@@ -274,6 +307,26 @@ def forgets_the_copy(vocab, link, latency, compares, cores, budget):
 def forgets_the_latency(vocab, link, latency, compares, cores, budget):
     sort = vocab * math.log2(vocab) / compares
     return _rows(lambda n: n * 4 * vocab / link + -(-n // cores) * sort, budget)
+
+
+@wrong("50.4", says="The latency is paid once, however many rows are copied.")
+def a_latency_for_each_row(vocab, link, latency, compares, cores, budget):
+    sort = vocab * math.log2(vocab) / compares
+    return _rows(lambda n: n * (latency + 4 * vocab / link) + -(-n // cores) * sort, budget)
+
+
+@wrong("50.4", says="First the copy, then the sort: their times add up.")
+def copies_while_it_sorts(vocab, link, latency, compares, cores, budget):
+    sort = vocab * math.log2(vocab) / compares
+    return _rows(lambda n: max(latency + n * 4 * vocab / link, -(-n // cores) * sort), budget)
+
+
+@wrong("50.4", says="What takes exactly the budget fits.")
+def wants_time_left(vocab, link, latency, compares, cores, budget):
+    sort, rows = vocab * math.log2(vocab) / compares, 0
+    while latency + (rows + 1) * 4 * vocab / link + -(-(rows + 1) // cores) * sort < budget:
+        rows += 1
+    return rows
 
 
 @wrong("50.4", says="A logit is a float32, 4 bytes.")

@@ -178,9 +178,9 @@ print("the package's chances, and its draws: 150 of 150")
 # %% [markdown]
 # ## Second rung, yours: top-p
 #
-# `probs[i]` is the chance of token i. Return the ids that stay, in their order. A token stays if
-# those *before* it, the likelier ones, together have less than p. Of equals someone must be asked
-# first: the higher id goes before the lower, as in transformers, which sorts upwards.
+# `probs[i]` is the chance of token i. Return the ids that stay, in ascending order. A token stays
+# if those *before* it, the likelier ones, together have less than p. Of equals someone must be
+# asked first: the higher id goes before the lower, as in transformers, which sorts upwards.
 
 # %%
 def nucleus(probs: list, p: float) -> list:
@@ -216,7 +216,8 @@ for prompt in ("Once", morning, "Tom went to the"):
     print(f"{prompt + ' …':18} likeliest {row.max().exp():.0%}; left: {left}")
 
 # %% [markdown]
-# A fixed number is too many for a sure model. The others ask the model how sure it is.
+# A fixed number is too many for a sure model, and too few for an unsure one. The others ask the
+# model how sure it is.
 #
 # ## The order trap
 #
@@ -241,8 +242,8 @@ from minillm.decode.sampling import _top_p
 print(inspect.getsource(_top_p).split('"""')[-1].rstrip())
 
 # %% [markdown]
-# It sums from the least likely up: near p = 1 a sum from the top may end at 0.99999994 and miss p
-# for ever. And it does not sort what cannot stay.
+# It sums from the least likely up: near p = 1 a sum from the top, rounded, may never reach p, and
+# nothing would be cut. And it does not sort what cannot stay.
 #
 # ## Third rung, yours: a judge
 #
@@ -258,9 +259,10 @@ chi_square = check("50.2", chi_square)
 # hint("50.2")
 
 # %% [markdown]
-# Five weights, T = 2, p = 0.83. The target comes from paper and stays what it is. Four samplers:
-# one is right. Four tokens may come, which leaves three degrees of freedom: a right sampler is
-# beyond 16.3 once in a thousand times.
+# Five weights, T = 2, p = 0.83. The target is worked out by `weigh`, as the waiter would, and stays
+# what it is. Four samplers; the first is the package's. Four tokens may come, and the table of
+# chi-square (three degrees of freedom: the fourth count follows from the others) says: a right
+# sampler is beyond 16.3 once in a thousand times.
 
 # %%
 heat, sieve = SamplingParams(temperature=2.0), SamplingParams(top_p=0.83)
@@ -303,7 +305,7 @@ def draw_word(token: int = 0):
         chances[repr(word([other]))] = math.exp(x)
     bits = entropy(piece)
     return charts.bars(f"{word([piece.token_id])!r} came; before it {bits:.1f} bits, as of "
-                       f"{2**bits:.0f} words alike", chances)  # fmt: skip
+                       f"{2**bits:.0f} equally likely words", chances)  # fmt: skip
 
 
 story = engine.stream("Once there was", SamplingParams(max_tokens=40, seed=52, logprobs=V))
@@ -333,26 +335,26 @@ bits = {"story": [*map(entropy, pieces)], "answers": [*map(entropy, asked)]}
 length = min(map(len, bits.values()))
 mean = {name: sum(row[:length]) / length for name, row in bits.items()}
 charts.curve(
-    f"{mean['story']:.1f} bits a token in the story, {mean['answers']:.1f} in the answers",
+    f"{mean['story']:.2f} bits a token in the story, {mean['answers']:.2f} in the answers",
     {name: lambda n, row=row: row[int(n)] for name, row in bits.items()}, range(length), log="",
     points=[(p.index, entropy(p), word([p.token_id]).strip()) for p in pieces if entropy(p) > 1],
     x="token", y="entropy", unit="bits", note="the model's own; points: words of the story")
 
 # %% [markdown]
-# Who chooses between ten baskets hesitates; within a word, or where the prompt has said it, there
-# is nothing to choose, and temperature changes little.
+# Who chooses between ten baskets hesitates; who finishes a word, or says what the prompt has said,
+# has little to choose.
 #
 # ## Seeds and company
 #
 # A request draws from its own generator, one number a token. So its text must be the same alone,
-# and in a batch with fifteen others who draw, filter and punish as they like.
+# and in a batch with fifteen others who draw, filter and punish as they like. A batch may sum in
+# another order and round otherwise: that moves a chance by a hair, and another token comes only
+# where u falls within it.
 
 # %% tags=["nbval-ignore-output"]
 mine = SamplingParams(max_tokens=24, temperature=1.0, top_p=0.95, seed=7)
 others = [SamplingParams(max_tokens=9 + n, seed=n, top_k=n, repetition_penalty=1 + n / 20)
           for n in range(15)]  # fmt: skip
-
-# %% tags=["nbval-ignore-output"]
 alone = engine.generate("Once there was", mine)[0]
 together = engine.generate(["Once there was"] + [morning] * 15, [mine, *others])[0]
 assert together.token_ids == alone.token_ids
@@ -364,7 +366,7 @@ print("alone, and with fifteen others:", alone.text)
 # Now all requests draw from the same generator, seeded with 7 each time.
 
 # %% tags=["nbval-ignore-output"]
-from minillm.engine import engine as inside
+from minillm.engine import request as inside
 
 
 def shared(prompts: list, params: list) -> str:
@@ -387,10 +389,10 @@ assert lonely == alone.text != crowded
 #
 # ## What choosing costs
 #
-# The trace has a span *sample* for each token, beside the model's *decode step*. Greedy reads what
-# the kernel that makes the logits has noted on its way (`tops`). Temperature goes through all V
-# numbers a few times; top-p sorts those that may stay. One call serves the batch. All ways run in
-# turns, five times; of each the median.
+# The trace has a span *sample* for each token, beside the model's *decode step*. Where a kernel
+# makes the logits, it notes the largest on its way (`tops`); greedy reads that. Temperature
+# goes through all V numbers a few times; top-p sorts those that may stay. One call serves the
+# batch. All run in turns; of each the median of five.
 
 # %%
 from statistics import median
@@ -419,8 +421,9 @@ for (name, batch), (model, chosen) in sorted(cost.items(), key=lambda item: item
           f"{chosen / (model + chosen):3.0%} (measured)")  # fmt: skip
 
 # %% [markdown]
-# The model has 6 million weights. A larger one reads more, and chooses no more; a larger vocabulary
-# or batch adds rows and columns. The last of those runs, batch 16 with top-p, by stages:
+# The model has 6 million weights. A larger one reads more, and chooses among no more; a larger
+# batch adds rows, a larger vocabulary columns. The last of those runs, batch 16 with top-p, by
+# stages:
 
 # %% tags=["nbval-ignore-output"]
 charts.stages(machine.trace)
@@ -439,14 +442,14 @@ def penalize(logits: list, seen: list, penalty: float) -> list:
 penalize = check("50.3", penalize)
 # hint("50.3")
 
+# %% [markdown]
+# Held against the package's, and in a text:
+
 # %%
 punished = SamplingParams(repetition_penalty=1.3)
 text = SimpleNamespace(params=punished, ids=[5, 9, 5, 2], token_ids=[])
 raw = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).double()
 assert penalize(raw[0].tolist(), text.ids, 1.3) == penalized(raw, [text])[0].tolist()
-
-# %% [markdown]
-# Equal to the package's. And in a text:
 
 # %%
 for penalty in (1.0, 1.3):
@@ -477,15 +480,14 @@ for asked, (good, wrong) in zip(tries, marks, strict=True):
     print(f"{said}: {good} of {len(exam)}" + f"; the first that is wrong: {wrong}" * bool(wrong))
 
 # %% [markdown]
-# Names, digits, the brackets of a program: what must come again is punished for it. Heat acts at
-# every token, also where the model knows; there few tokens have nearly all, and top-p cuts the
-# rest.
+# Names, digits, brackets: what must come again is punished for it. Heat acts at every token; where
+# the model knows, few tokens have nearly all, and top-p cuts the rest.
 #
 # ## A real server, on paper
 #
 # A row of logits, 4 bytes each of `vocab`, comes over the link: `latency` seconds once, `link`
 # bytes a second. Sorting it takes vocab · log₂ vocab comparisons; a core does `compares` a second,
-# one row at a time. All rows are copied, then sorted. How many fit `budget` seconds?
+# and one core sorts a row. All rows are copied, then sorted. How many are done in `budget` seconds?
 
 # %%
 def most_rows(vocab, link, latency, compares, cores, budget) -> int:
@@ -495,11 +497,12 @@ most_rows = check("50.4", most_rows)
 # hint("50.4")
 
 # %%
-size, nbytes = 128_256, 64 * 128_256 * 4  # Llama 3, batch 64
-print(f"{nbytes / 1e6:.1f} MB a step to DRAM, {1e3 * nbytes / 64e9:.2f} ms at 64 GB/s; a core "
-      f"sorts a row in {1e3 * size * math.log2(size) / 200e6:.1f} ms (predicted)")  # fmt: skip
-for cores in (1, 16, 64):
-    print(f"{cores:2} cores, 15 ms: {most_rows(size, 64e9, 1e-5, 200e6, cores, 15e-3)} rows")
+size, link, compares = 128_256, 64e9, 200e6  # Llama 3's vocabulary; bytes and compares a second
+nbytes, sort = 64 * size * 4, size * math.log2(size) / compares
+print(f"batch 64: {nbytes / 1e6:.1f} MB a step to DRAM, {1e3 * nbytes / link:.2f} ms at 64 GB/s; "
+      f"a row is sorted in {1e3 * sort:.1f} ms (predicted)")  # fmt: skip
+done = {cores: most_rows(size, link, 1e-5, compares, cores, 15e-3) for cores in (1, 16, 64)}
+print("cores, and the rows they do in 15 ms:", done)
 
 # %% [markdown]
 # The copy is small, the sort is not. So servers choose on the GPU, or do not sort: they look for
