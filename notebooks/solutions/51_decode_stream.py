@@ -24,6 +24,10 @@ from minillm.lesson import Case, exercise, wrong
              because="these are the three bytes of U+FFFD itself, a whole character"),
         Case(b"\xe4\xbdA", expect=("\ufffdA", b""),
              because="A ends what E4 BD had begun: it never becomes a character"),
+        Case(b"\xff\xf0\x9f", expect=("\ufffd", b"\xf0\x9f"),
+             because="FF is invalid for good, and the two bytes after it may become an emoji"),
+        Case(b"\x9f\x98", expect=("\ufffd\ufffd", b""),
+             because="no character begins with 9F or 98, so neither waits"),
     ],
     hints=[
         "What does the text look like? Do not ask that: ask the bytes. Those at the end that begin "
@@ -71,6 +75,23 @@ def holds_all_that_is_not_ascii(data):
     return data[:end].decode("utf-8", "replace"), data[end:]
 
 
+@wrong("51.1", says="You look at the first fault alone. Bytes that are invalid for good may stand "
+       "before others that wait.")  # fmt: skip
+def asks_the_first_fault(data):
+    try:
+        return data.decode("utf-8"), b""
+    except UnicodeDecodeError as fault:
+        if fault.reason == "unexpected end of data":
+            return data[: fault.start].decode("utf-8"), data[fault.start :]
+        return data.decode("utf-8", "replace"), b""
+
+
+@wrong("51.1", says="Bytes from 80 to BF go on with a character and begin none: without a "
+       "beginning before them they wait for nothing.")  # fmt: skip
+def waits_for_a_beginning(data):
+    return ("", data) if 0x80 <= min(data) <= max(data) < 0xC0 else certain(data)
+
+
 @exercise(
     "51.2",
     cases=[
@@ -80,6 +101,8 @@ def holds_all_that_is_not_ascii(data):
              because="\\nTo may become \\nTom: and waits"),
         Case("Mia\nTom: hello", "\nTom:", expect=("Mia", None),
              because="the stop string is there: it and what follows are not shown, nothing waits"),
+        Case("Hi\nTom: Hi\nTom: Hi", "\nTom:", expect=("Hi", None),
+             because="the answer ends before the first of two stop strings"),
         Case("no\nTim", "\nTom:", expect=("no\nTim", ""),
              because="\\nTim can not become it: show it"),
         Case("aab", "aabaac", expect=("", "aab"),
@@ -137,6 +160,11 @@ def the_shortest_ending(text, stop):
     return text, ""
 
 
+@wrong("51.2", says="The answer ends where the stop string comes first; you look for the last.")
+def before_the_last(text, stop):
+    return (text[: text.rindex(stop)], None) if stop in text else before_stop(text, stop)
+
+
 @wrong("51.2", says="The stop string itself was shown. It ends the answer and is no part of it.")
 def shows_the_stop_string(text, stop):
     if stop in text:
@@ -151,6 +179,10 @@ def shows_the_stop_string(text, stop):
              because="at 5 both take 15; from 6 on, 16 against 18, restoring is sooner"),
         Case(10.0, 1.0, 4.0, expect=4,
              because="at 3 it is 13 against 12, at 4 it is 14 against 16"),
+        Case(11.0, 1.0, 4.0, expect=4,
+             because="at 3 it is 14 against 12, at 4 it is 15 against 16"),
+        Case(0.0, 3.0, 2.0, expect=None,
+             because="no fixed cost, but each token takes longer to bring than to compute"),
         Case(0.0, 1.0, 2.0, expect=1,
              because="without a fixed cost one token is enough"),
         Case(10.0, 3.0, 3.0, expect=None,
@@ -190,6 +222,17 @@ def forgets_to_bring_them(fixed, restore, anew):
        "first whole number above.")  # fmt: skip
 def rounds_down(fixed, restore, anew):
     return None if anew <= restore else math.floor(fixed / (anew - restore))
+
+
+@wrong("51.3", says="Rounded to the nearest: the first whole number above 3.7 is 4, as above 3.3.")
+def rounds_to_the_nearest(fixed, restore, anew):
+    return None if anew <= restore else round(fixed / (anew - restore)) + 1
+
+
+@wrong("51.3", says="Without a fixed cost one token is enough only if it takes less to bring "
+       "than to compute.")  # fmt: skip
+def one_without_a_fixed_cost(fixed, restore, anew):
+    return break_even(fixed, restore, anew) if fixed else 1
 
 
 @exercise(

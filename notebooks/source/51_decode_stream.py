@@ -38,31 +38,32 @@ print(Machine.here().describe())
 # %% [markdown]
 # ## A small bakery
 #
-# Dough for tomorrow can lie in the cellar, or be made anew. The way to the cellar takes 10 minutes,
-# there and back, and a minute a loaf to carry. Dough made anew takes 3 minutes a loaf. How many
-# loaves make the way worth it?
+# Dough for tomorrow can lie in the cellar, or be made anew. The way to the cellar takes 12 minutes,
+# there and back, and a minute a loaf to carry. Dough made anew takes 2 minutes to begin, and 3 a
+# loaf. How many loaves make the way worth it?
 
 # %%
-def bakery(loaves: int, way: float = 10, carry: float = 1, make: float = 3) -> tuple:
-    return way + carry * loaves, make * loaves
+def bakery(loaves: int, way=12, carry=1, begin=2, make=3) -> tuple:
+    return way + carry * loaves, begin + make * loaves
 
 
 print({loaves: bakery(loaves) for loaves in (1, 4, 5, 6, 20)})
 
 # %% [markdown]
-# Each loaf makes up 3 − 1 minutes; the way costs 10: equal at 10 ÷ (3 − 1) = 5 loaves, and from 6
-# on the cellar is sooner.
+# The way costs 12 − 2 minutes more, and each loaf makes up 3 − 1: equal at 10 ÷ 2 = 5 loaves, and
+# from 6 on the cellar is sooner.
 #
-# Loaves are tokens, the cellar is the SSD: **fixed + bytes ÷ link** against **tokens × compute**.
+# Loaves are tokens, the cellar is the SSD. Either way is **start + tokens × cost of one**; the cost
+# is bytes ÷ link for the one, FLOP ÷ compute for the other.
 #
 # ## Predict
 #
-# A conversation of about 950 tokens, 3 KB of keys and values each. How long until its *next* token,
-# if its session is restored from the SSD? If its ids are read anew? And of 30 tokens anew?
+# A conversation of 976 tokens, 3 KB of keys and values each. How long until its *next* token, if
+# its session is restored from the SSD? If its ids are read anew? And of 30 tokens anew?
 
 # %%
-restored = guess("next token of 950, restored", unit="ms")
-all_anew = guess("next token of 950, read anew", unit="ms")
+restored = guess("next token of 976, restored", unit="ms")
+all_anew = guess("next token of 976, read anew", unit="ms")
 few_anew = guess("next token of 30, read anew", unit="ms")
 
 # %% tags=["nbval-ignore-output"]
@@ -71,12 +72,16 @@ from minillm.probe import Profile, probe
 profile = Profile.here() or probe(seconds=8)
 town = Path(minillm.__file__).parents[1] / "data" / "town"
 config, figures = ModelConfig.from_pretrained(town), profile.hardware("cpu")
-for tokens in (950, 30):
-    least = predict.restore(config, figures, tokens, "ssd").parts
-    print(f"{tokens} tokens: restore at least {1e3 * least['swap']:.2f} ms, "
-          f"anew at least {1e3 * least['recompute']:.2f} ms (predicted, from this machine's peaks)")
+for tokens in (976, 30):
+    limit = predict.restore(config, figures, tokens, "ssd").parts
+    print(f"{tokens} tokens: restore at least {1e3 * limit['swap']:.2f} ms, "
+          f"anew at least {1e3 * limit['recompute']:.2f} ms (this machine's peaks)")
 
 # %% [markdown]
+# These are limits, for bytes and arithmetic at their best. No start is in them: no file opened, no
+# bit checked, no layer begun. A limit says what cannot be; for a prediction we time two short
+# sessions below, as the baker times two small orders.
+#
 # ## Run
 #
 # We answer a question of *town*'s exam, whose fact was told a thousand tokens ago.
@@ -142,8 +147,8 @@ print("the same words, from another process")
 # What does it cost? A file that was just written lies in the page cache (lesson 10); we have the
 # kernel forget it first. Restored: from opening the file to the next token.
 
-# %% tags=["nbval-ignore-output"]
-def restore(file=tonight) -> float:
+# %%
+def restore(file) -> float:
     """Seconds from the file to the next token."""
     with file.open("rb") as opened:
         drop_cache(opened.fileno())
@@ -159,25 +164,54 @@ def anew(ids) -> float:
 
 # %% tags=["nbval-ignore-output"]
 ids = list(engine.resume(tonight))
-both = compare({"restore": restore, "anew": lambda: anew(ids)}, rounds=4, unit="ms")
-short = compare({"anew": lambda: anew(ids[:30])}, unit="ms")
-print(both.sentence)
+assert len(ids) == 976
+
+
+def race(tokens: int, rounds: int = 3):
+    """Both ways to the next token of a conversation of so many."""
+    file = tonight if tokens == len(ids) else tonight.with_name(f"{tokens}.safetensors")
+    if not file.exists():
+        said(ids[: tokens - 1], 1, save=file)
+    ways = {"restore": lambda: restore(file), "anew": lambda: anew(ids[:tokens])}
+    return compare(ways, rounds, unit="ms")
 
 # %% [markdown]
-# Beside the guesses, and the least that the link and the arithmetic allow:
+# Sessions of 8 and of 256 tokens, the two small orders: what they differ by is the cost of 248
+# tokens, and what is left is the start. No token costs less than its limit.
 
 # %% tags=["nbval-ignore-output"]
-for mine, samples, tokens, way in (
-    (restored, both.seconds["restore"], 950, "swap"),
-    (all_anew, both.seconds["anew"], 950, "recompute"),
-    (few_anew, short.seconds["anew"], 30, "recompute"),
-):
-    limit = predict.restore(config, figures, tokens, "ssd").parts[way]
-    reveal(mine, ceiling=1e3 * limit, measured=[1e3 * second for second in samples])
+tried = {tokens: race(tokens, rounds=5) for tokens in (8, 256)}
+least, start, cost = predict.restore(config, figures, 256, "ssd").parts, {}, {}
+for way, limit in (("restore", "swap"), ("anew", "recompute")):
+    few, many = (tried[n].median(way) for n in (8, 256))
+    cost[way] = max((many - few) / 248, least[limit] / 256)
+    start[way] = max(0.0, few - 8 * cost[way])
+    print(f"{way}: {1e3 * start[way]:.1f} ms to start, {1e6 * cost[way]:.0f} µs a token")
+
+
+def predicted(tokens: int) -> dict[str, float]:
+    both = bakery(tokens, start["restore"], cost["restore"], start["anew"], cost["anew"])
+    return dict(zip(("restore", "anew"), both, strict=True))
 
 # %% [markdown]
-# The limits count bytes and arithmetic alone; opening a file, checking its every bit and one pass
-# for the last token come on top.
+# Now the long one, beside your guess, the prediction and the limit:
+
+# %% tags=["nbval-ignore-output"]
+both = tried[976] = race(976)
+short = compare({"anew": lambda: anew(ids[:30])}, unit="ms")
+print(both.sentence)
+for mine, found, tokens, way, limit in (
+    (restored, both, 976, "restore", "swap"),
+    (all_anew, both, 976, "anew", "recompute"),
+    (few_anew, short, 30, "anew", "recompute"),
+):
+    at_least = predict.restore(config, figures, tokens, "ssd").parts[limit]
+    reveal(mine, predicted=1e3 * predicted(tokens)[way], ceiling=1e3 * at_least,
+           measured=[1e3 * second for second in found.seconds[way]])  # fmt: skip
+
+# %% [markdown]
+# What is over the limit? The start; the checks of every bit; products smaller than the one whose
+# best moment is the peak; and whatever else runs on this machine now.
 #
 # ## First rung: each id alone
 #
@@ -222,7 +256,8 @@ print(waiting([b"ok ", b"\xff", b"\xfe", b"\xff"]), waiting(["Not a letter: \uff
 #
 # ## Third rung, yours: ask the bytes
 #
-# Return the text that is certain, and the bytes at its end that may still become a character.
+# Return the text that is certain, and the bytes at its end that may still become a character. What
+# can become none any more is certain too: it is shown as U+FFFD.
 
 # %%
 def certain(data: bytes) -> tuple[str, bytes]:
@@ -353,8 +388,9 @@ print("fp32:", refused(data, Engine.load(town, Machine.here(hbm="64 MiB"), wide)
 #
 # ## From which length on?
 #
-# Restoring has a fixed cost, as the way to the cellar. Which length makes it up? Return the fewest
-# tokens for which restoring is sooner, or `None`.
+# `fixed`: what restoring costs more at its start, as the way to the cellar; `restore`, `anew`: the
+# cost of a token each way; all in the same unit. Return the fewest tokens for which restoring is
+# sooner, or `None`.
 
 # %%
 def break_even(fixed: float, restore: float, anew: float):
@@ -364,56 +400,31 @@ break_even = check("51.3", break_even)
 # hint("51.3")
 
 # %% [markdown]
-# We know the long session. A short one tells the fixed cost. From these two we predict the length
-# at which both are equal, and then try lengths around it.
+# Predicted from the two short sessions; then we try lengths around it.
 
 # %% tags=["nbval-ignore-output"]
-def session_of(tokens: int) -> Path:
-    file = tonight.with_name(f"{tokens}.safetensors")
-    if not file.exists():
-        said(ids[: tokens - 1], 1, save=file)
-    return file
-
-
-def race(tokens: int):
-    """Both ways to the next token of a conversation of so many."""
-    file = session_of(tokens)
-    ways = {"restore": lambda: restore(file), "anew": lambda: anew(ids[:tokens])}
-    return compare(ways, rounds=3, unit="ms")
-
-# %% tags=["nbval-ignore-output"]
-least, most = 8, len(ids)
-ends = {least: race(least), most: both}
-slope = {way: (ends[most].median(way) - ends[least].median(way)) / (most - least)
-         for way in ("restore", "anew")}  # fmt: skip
-start = {way: ends[least].median(way) - least * slope[way] for way in slope}  # at no token
-even = break_even(max(0.0, start["restore"] - start["anew"]), slope["restore"], slope["anew"])
-print(f"fixed {1e3 * (start['restore'] - start['anew']):.1f} ms more; a token "
-      f"{1e6 * slope['restore']:.0f} against {1e6 * slope['anew']:.0f} µs: predicted {even} tokens")
-
-# %% [markdown]
-# Now we try:
-
-# %% tags=["nbval-ignore-output"]
-tried = {tokens: race(tokens) for tokens in (16, 32, 64, 128, 256)} | ends
+fixed = max(0.0, start["restore"] - start["anew"])
+even = break_even(fixed, cost["restore"], cost["anew"])
+from_here = f"from {even} tokens on" if even else "at no length"
+tried |= {tokens: race(tokens) for tokens in (16, 32, 64)}
 print(*(f"{n:4} tokens: {found.sentence}" for n, found in sorted(tried.items())), sep="\n")
 sooner = [n for n, found in sorted(tried.items()) if found.faster("restore", "anew") == "restore"]
-print(f"predicted {even}; found: {sooner[0] if sooner else 'no length'} is the shortest tried "
-      "at which restoring was sooner, beyond the noise")
+print(f"predicted: restoring pays {from_here}; found: {sooner[0] if sooner else 'no length'} is "
+      "the shortest tried at which it was sooner, beyond the noise")
 
 # %% [markdown]
 # Drag the length: where do the lines cross, and how far apart are they for a long talk?
 
 # %% tags=["nbval-ignore-output"]
 def draw(tokens=64):
-    lines = {way: lambda n, way=way: max(1e-5, start[way] + n * slope[way]) for way in slope}
-    sooner = min(lines, key=lambda way: lines[way](tokens))
+    lines = {way: lambda n, way=way: max(1e-5, predicted(n)[way]) for way in start}
+    way = min(lines, key=lambda way: lines[way](tokens))
     return charts.curve(
-        f"{tokens} tokens: {sooner} is predicted sooner; both alike at about {even}", lines,
+        f"{tokens} tokens: {way} is predicted sooner; restoring pays {from_here}", lines,
         [2 ** (n / 2) for n in range(6, 21)], at=tokens, log="xy", unit="s",
         x="tokens of the conversation", y="until its next token", inks={"restore": "ssd"},
-        points=[(n, found.median(way), "") for n, found in tried.items() for way in slope],
-        note="lines: predicted from the shortest and the longest; points: measured")  # fmt: skip
+        points=[(n, found.median(way), "") for n, found in tried.items() for way in lines],
+        note="lines: predicted from 8 and 256 tokens; points: measured")  # fmt: skip
 
 
 knob(draw, tokens=(8, 1024))
@@ -422,8 +433,9 @@ knob(draw, tokens=(8, 1024))
 # ## The log
 #
 # Each request of this lesson has left a line on the SSD, and no word of what was said. Six
-# questions come together, and a seventh whose reader leaves. Here is one line, and the last ones as
-# a picture: dark until the first token, light for the others.
+# questions come together, and a seventh whose reader leaves. Here is its line (times in seconds;
+# bytes: 4,096 logits down, ids up), and the last ones as a picture: dark until the first token,
+# light for the others.
 
 # %% tags=["nbval-ignore-output"]
 engine.generate([q["prompt"] for q in exam[:6]],
@@ -433,12 +445,12 @@ print(repr(next(leaving).text), "is enough")
 leaving.close()
 line = json.loads(log.read_text().splitlines()[-1])
 print({name: line[name] for name in line if name != "settings"})
-assert line["finish_reason"] == "abort"
+assert line["finish_reason"] == "abort" and "cabin" not in log.read_text()
 charts.requests(log, most=7)
 
 # %% [markdown]
-# If the disk is full, lines are counted and not written, and nobody waits: `engine.log.lost`. A
-# log of 16 MiB begins anew.
+# If the disk is full, lines are counted and not written, and nobody waits: `engine.log.lost`. At
+# 16 MiB a new file begins, and one older is kept.
 #
 # ## Where it loses: a server
 #
@@ -462,10 +474,15 @@ for drives in (1, 2, 4):
           f"anew {1e3 * compute:.0f} ms: {'restore' if bring < compute else 'anew'}")
 
 # %% [markdown]
-# (At half of the data sheet's FLOP/s.) With one drive *no* length is long enough: to bring a token
-# takes 47 µs, to compute it 36. And each save wears the drive: a thousand such sessions an hour are
+# (At half of the data sheet's FLOP/s.) One drive brings a token in 47 µs, and to compute it
+# takes 36. Length helps late: attention, left out above, adds work to each token that grows with
+# the text. And each save wears the drive, at a thousand such sessions an hour:
 
 # %%
+for tokens in (8192, 32768, 131072):
+    work = predict.prefill(large, "H100", tokens=tokens).flops
+    print(f"{tokens:7,} tokens: {1e6 * work / tokens / (8 * reached):.0f} µs a token to compute, "
+          f"with attention; {1e6 * kv / 7e9:.0f} to bring from one drive")
 written = 1000 * 24 * 8192 * kv
 print(f"{written / 1e12:.0f} TB a day; a drive of 4 TB that may be written once a day takes "
       f"{written / 4e12:.0f} drives")
@@ -487,7 +504,7 @@ recall(
     ("Why is a session of another dtype refused, and not converted?",
      "The answers would differ from going on without a stop, and nobody would see why."),
     ("When does no length make restoring worth it?",
-     "When a token takes longer to bring over the link than to compute."),
+     "When a token takes longer to bring over the link than to compute, attention included."),
 )
 
 # %% [markdown]
@@ -496,7 +513,7 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. {len(emoji)} tokens, {len('Mia 😀 smiles')} letters: bytes first, then characters.",
       f"2. {tonight.stat().st_size / 1e6:.1f} MB on SSD, and another process said the same words.",
-      f"3. {both.sentence}; alike at about {even} tokens (predicted).", sep="\n")  # fmt: skip
+      f"3. {both.sentence}; predicted to pay {from_here}.", sep="\n")  # fmt: skip
 
 # %%
 guesses()
