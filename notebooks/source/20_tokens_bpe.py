@@ -288,9 +288,7 @@ def draw_rates(merges=3838) -> charts.Chart:
 knob(draw_rates, merges=steps)
 
 # %% [markdown]
-# What was never in the stories is never merged: a tokenizer shows what it was trained on. Who
-# writes another language pays more tokens for the same sentence, and fills the context sooner.
-# Large models train theirs on many languages, and on code.
+# What was never in the stories is never merged: a tokenizer shows what it was trained on.
 #
 # ## What a prompt costs
 #
@@ -320,15 +318,14 @@ made, passed = (machine.trace.select(name=name)[-1].seconds for name in ("tokeni
 print(f"English: {1e6 * made:.0f} µs for the ids, {1e3 * passed:.1f} ms for the last pass")
 
 # %% [markdown]
-# The two ratios need not be equal: a pass has a price of its own, however few tokens it has, and
-# attention looks at all tokens before.
+# The two ratios need not be equal: a pass has a price of its own, and attention looks at all tokens
+# before. Who writes what the tokenizer has not learned pays more tokens for the same, and fills the
+# context sooner. So large models train theirs on many languages.
 #
 # ## How fast is it? A cache of pieces
 #
-# Words come again and again. So the ids of a piece are kept, and found when it comes the next time.
-# Every eighth prompt of the exam, in CPU time (what other programs take does not count): up to
-# 65,536 pieces kept, none kept, and the library, which also notes where in the text each token
-# stands.
+# The ids of a piece are kept for when it comes again. Every eighth prompt of the exam, in CPU time:
+# up to 65,536 pieces kept, none kept, and the library, which also notes where each token stands.
 
 # %% tags=["nbval-ignore-output"]
 def keeps(kept: int | None) -> BPE:
