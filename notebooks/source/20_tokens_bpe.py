@@ -319,8 +319,8 @@ print(f"English: {1e6 * made:.0f} µs for the ids, {1e3 * passed:.1f} ms for the
 
 # %% [markdown]
 # The two ratios need not be equal: a pass has a price of its own, and attention looks at all tokens
-# before. Who writes what the tokenizer has not learned pays more tokens for the same, and fills the
-# context sooner. So large models train theirs on many languages.
+# before. Who writes what the tokenizer has not learned pays more tokens for the same: large models
+# train theirs on many languages.
 #
 # ## How fast is it? A cache of pieces
 #
