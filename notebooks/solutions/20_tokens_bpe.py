@@ -19,6 +19,8 @@ from minillm.lesson import Case, exercise, wrong
         Case([7, 7, 7, 7], (7, 7), 9, expect=[9, 9], because="two pairs stand side by side"),
         Case([2, 1, 1, 3], (1, 2), 9, expect=[2, 1, 1, 3], because="2, 1 is another pair"),
         Case([5, 1], (1, 2), 9, expect=[5, 1], because="the last id has no neighbour"),
+        Case([21, 2, 1, 23, 1, 2], (1, 2), 300, expect=[21, 2, 1, 23, 300],
+             because="21, 2 and 1, 23 look like the pair in text, and are other pairs"),
         Case([], (1, 2), 9, expect=[], because="nothing to merge"),
     ],
     hints=[
@@ -74,14 +76,31 @@ def either_order(ids, pair, new):
     return merge_pair(merge_pair(ids, pair, new), pair[::-1], new)
 
 
+@wrong("20.1", says="Compare ids, not their digits: 21, 2 is not the pair 1, 2.")
+def in_the_digits(ids, pair, new):
+    text = ", ".join(map(str, ids)).replace(", ".join(map(str, pair)), str(new))
+    return [int(one) for one in text.split(", ") if one]
+
+
+@wrong("20.1", says="An id may be larger than a byte: a new one always is.")
+def in_bytes(ids, pair, new):
+    return [*bytes(ids).replace(bytes(pair), bytes([new]))]
+
+
 @exercise(
     "20.2",
     cases=[
         Case([([1, 2, 3], 1), ([1, 2], 1)], expect=(1, 2), because="1, 2 comes twice, 2, 3 once"),
         Case([([1, 2], 2), ([5, 6], 9)], expect=(5, 6),
              because="a piece that comes nine times counts nine times"),
-        Case([([5, 6], 3), ([8, 9], 3), ([2, 7], 3)], expect=(2, 7),
-             because="all three come three times, and (2, 7) has the smaller ids"),
+        Case([([5, 6], 3), ([8, 9], 3), ([2, 9], 3)], expect=(2, 9),
+             because="all three come three times, and 2 is the smallest first id"),
+        Case([([2, 7], 3), ([2, 5], 3)], expect=(2, 5),
+             because="both come three times and begin with 2, and 5 is smaller than 7"),
+        Case([([10, 5], 3), ([9, 4], 3)], expect=(9, 4),
+             because="both come three times, and of the first ids 9 is the smaller"),
+        Case([([5, 6], 2), ([5, 6, 7], 2), ([1, 2], 3)], expect=(5, 6),
+             because="5, 6 comes twice in each of two pieces: four times in all"),
         Case([([1, 2], 3), ([4, 4, 4], 2)], expect=(4, 4),
              because="4, 4, 4 has the pair in two places: two, times two, is four"),
         Case([([1], 5), ([2], 5), ([3, 4], 1)], expect=(3, 4),
@@ -126,6 +145,32 @@ def first_seen(words):
 def larger_ids(words):
     count = _counted(words)
     return max(count, key=lambda pair: (count[pair], pair), default=None)
+
+
+@wrong("20.2", says="If the first ids are the same, the smaller second id decides.")
+def ties_by_the_first_id(words):
+    count = _counted(words)
+    return min(count, key=lambda pair: (-count[pair], pair[0]), default=None)
+
+
+@wrong("20.2", says="A tie goes by the first id, then the second; not by their sum.")
+def ties_by_the_sum(words):
+    count = _counted(words)
+    return min(count, key=lambda pair: (-count[pair], sum(pair)), default=None)
+
+
+@wrong("20.2", says="Compare ids as numbers: as text, 10 comes before 9.")
+def ties_as_text(words):
+    count = _counted(words)
+    return min(count, key=lambda pair: (-count[pair], str(pair)), default=None)
+
+
+@wrong("20.2", says="A pair in several pieces: add up what it has in each.")
+def most_in_one_piece(words):
+    count = Counter()
+    for piece in words:
+        count |= _counted([piece])
+    return min(count, key=lambda pair: (-count[pair], pair), default=None)
 
 
 @wrong("20.2", says="Each piece counts as often as it comes: add times, not 1.")
