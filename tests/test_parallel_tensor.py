@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import random_ids
 from rank_models import MODELS, Threads, build, run, write
 
@@ -16,6 +17,7 @@ from minillm.kv import PagedKV
 from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
+from minillm.model.layers import Linear
 from minillm.model.llama import Llama
 from minillm.parallel.tensor import TensorParallel, best, pack, rank_config, unpack
 
@@ -96,6 +98,27 @@ def test_ranks_decode_the_same_text_from_their_own_pages(folders, name, tp, c):
         return greedy(model, ids, 12, ends)
 
     assert run(tp, 1, work) == [truth] * tp
+
+
+def test_parts_are_summed_in_one_type_whatever_a_rank_multiplies_in(folders):
+    """Catches ranks that send sums of two sizes: each has measured which product is the fastest."""
+    ids = random_ids(40)
+
+    def rounded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.bfloat16(), weight.bfloat16())
+
+    def work(group: Threads, _: Threads) -> set[torch.dtype]:
+        model = build(folders["llama"], group.index, 2)
+        for linear in model.modules():
+            if isinstance(linear, Linear) and group.index == 1:
+                linear.product = rounded
+        TensorParallel(model, group)
+        add, types = group.all_reduce, set()
+        group.all_reduce = lambda x: types.add(x.dtype) or add(x)
+        model(ids)
+        return types
+
+    assert run(2, 1, work) == [{torch.float32}] * 2
 
 
 def _bias_each(model: Llama, ends: TensorParallel, rank: int, whole: Llama) -> None:

@@ -29,12 +29,13 @@ import torch
 
 from minillm.errors import ConfigError, MinillmError, RankError
 from minillm.files import temporary_folder
-from minillm.parallel.worker import WHERE, Answer, recorded, saved, serve
+from minillm.parallel.worker import WHERE, Answer, last_words, recorded, saved, serve
 from minillm.trace import Trace
 
 _START_SECONDS = 180.0  # on a machine that is busy; else two
 _GRACE_SECONDS = 1.0  # for the others to come to their end, when one has failed
 _TELL_SECONDS = 0.5  # for a rank to say where it is
+_WORDS = 2000  # characters of what it wrote as it crashed
 _END_SECONDS = 2.0
 
 
@@ -114,7 +115,7 @@ class Ranks:
             while silent := {p: n for n, p in enumerate(self._pipes) if n not in answers}:
                 left = None if end == inf else max(0.0, end - time.monotonic())
                 for pipe in (ready := wait(list(silent), left)):
-                    answers[silent[pipe]] = answer = _answer(pipe, self._processes[silent[pipe]])
+                    answers[silent[pipe]] = answer = self._answer(silent[pipe])
                     if not answer.good and not asked:
                         end = min(end, time.monotonic() + _GRACE_SECONDS)
                 if not ready and asked:
@@ -127,6 +128,16 @@ class Ranks:
             self.close(now=True)
             raise
         return answers
+
+    def _answer(self, rank: int) -> Answer:
+        process = self._processes[rank]
+        try:
+            return self._pipes[rank].recv()
+        except (EOFError, OSError):
+            process.join(_TELL_SECONDS)
+            words = last_words(self._folder.name, rank).read_text(errors="replace")[:_WORDS]
+            what = f"its process ended, with exit code {process.exitcode} {words}"
+            return Answer(False, what.strip(), "", False)
 
     def _tell(self, answers: dict[int, Answer]) -> list[Any]:
         """Print what they printed, and give back what they returned, or raise what went wrong."""
@@ -163,14 +174,6 @@ def _post(pipes: Iterable[Connection], data: bytes) -> None:
     for pipe in pipes:
         with suppress(OSError):  # its process has ended: `_answer` will see
             pipe.send_bytes(data)
-
-
-def _answer(pipe: Connection, process: multiprocessing.process.BaseProcess) -> Answer:
-    try:
-        return pipe.recv()
-    except (EOFError, OSError):
-        process.join(_TELL_SECONDS)
-        return Answer(False, f"its process ended, with exit code {process.exitcode}", "", False)
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -70,9 +70,14 @@ class TensorParallel:
         self._first = group.index * self._mine  # the first token that this rank knows
         self._embed, self._output = model.embed, model.output
         if group.size > 1:
-            model.reduce = group.all_reduce
+            model.reduce = self.reduce
             model.embed = self.embed
         model.output = self.output
+
+    def reduce(self, part: Tensor) -> Tensor:
+        """The sum over ranks. On a CPU in float32, as x is: the product that one rank found the
+        fastest may round its part to bfloat16, and another's not."""
+        return self._group.all_reduce(part.float() if part.device.type == "cpu" else part)
 
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: each token's row comes from the rank that knows it, zeros from others."""

@@ -7,6 +7,7 @@ would do the same on Linux and macOS, but not on Windows, and not while C code i
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import linecache
 import os
@@ -96,6 +97,11 @@ class _Worker:
         exec(compile(cell, name, "exec"), _names)
 
 
+def last_words(folder: str, rank: int) -> Path:
+    """The file of what a rank writes past Python, as a library does that ends its process."""
+    return Path(folder) / f"stderr-{rank}"
+
+
 def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
     """A rank's life, with the environment that `torchrun` gives to its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked decides
@@ -107,9 +113,9 @@ def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
     if sys.platform != "win32":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(n_cores())
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)  # Gloo tells on standard output that it has found the others
-    os.dup2(quiet, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Gloo tells that it has found the others
+    os.dup2(os.open(last_words(folder, rank), os.O_WRONLY | os.O_CREAT), 2)
+    faulthandler.enable()  # of a crash too we are told where
     store = dist.FileStore(str(Path(folder) / "meet"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
     _names.update(
