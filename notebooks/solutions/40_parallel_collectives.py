@@ -3,6 +3,8 @@
 Try them in the notebook first; `hint("40.1")` helps there.
 """
 
+import torch
+
 from minillm.lesson import Case, exercise, wrong
 
 SEND_FIRST = [[("send", 1), ("recv", 1)], [("send", 0), ("recv", 0)]]
@@ -10,83 +12,159 @@ RECEIVE_FIRST = [[("recv", 1), ("send", 1)], [("recv", 0), ("send", 0)]]
 MENDED = [[("send", 1), ("recv", 1)], [("recv", 0), ("send", 0)]]
 LATE = [[("recv", 1), ("send", 1)], [("recv", 2), ("send", 0), ("recv", 0)], [("send", 1)]]
 MISSED = [[("send", 1)], [("recv", 0), ("recv", 2)], [("send", 1), ("recv", 0)]]
+LONG = [[("send", 1)] * 5, [("recv", 0)] * 5]
 ASTRAY = [[("send", 2)], [("recv", 0)], [("recv", 1)]]
+
+
+class Swap:
+    """The other ranks, as `rank` meets them: holds what it gives, and brings what comes.
+
+    lists: of each rank its parts, before the first step.
+    """
+
+    def __init__(self, lists, rank):
+        self.lists, self.rank, self.step = lists, rank, 0
+
+    def __repr__(self):
+        return "swap"
+
+    def given(self, rank):
+        """What a rank gives in this step: of one part, the sum of the ranks that it has passed."""
+        world = len(self.lists)
+        passed = [self.lists[(rank - n) % world] for n in range(self.step)]
+        return sum(row[(rank - self.step) % world] for row in passed)
+
+    def __call__(self, mine, room):
+        self.step += 1
+        if self.step == len(self.lists):
+            raise EOFError(f"step {self.step}: the other ranks are done")
+        wanted, comes = self.given(self.rank), self.given((self.rank - 1) % len(self.lists))
+        if mine.tolist() != wanted.tolist():
+            own = self.lists[self.rank][(self.rank - self.step) % len(self.lists)]
+            kind = ArithmeticError if mine.tolist() == own.tolist() else ValueError
+            raise kind(f"step {self.step}: gave {mine.tolist()}, wanted {wanted.tolist()}")
+        if room.shape != comes.shape:
+            raise IndexError(f"step {self.step}: room for {len(room)} numbers, {len(comes)} come")
+        room.copy_(comes)
+
+
+def case(rank, mine, expect, because):
+    """Rank `rank` with these parts; other ranks have the same digits, ten times those before."""
+    world = len(mine)
+    lists = [[torch.tensor(n) * 10**r // 10**rank for n in mine] for r in range(world)]
+    expect = [torch.tensor(part) for part in expect]
+    others = Swap([[part.clone() for part in row] for row in lists], rank)
+    return Case(lists[rank], rank, world, others, expect=expect, because=because)
 
 
 @exercise(
     "40.1",
     cases=[
-        Case([[5]], expect=[[5]], because="one rank has the sum already: no step at all"),
-        Case([[1, 2], [10, 20]], expect=[[11, 2], [10, 22]],
-             because="rank 0 gives part 1, the 2, and takes part 0, the 10; rank 1 the other way"),
-        Case([[1, 2, 3], [10, 20, 30], [100, 200, 300]],
-             expect=[[111, 202, 3], [10, 222, 33], [110, 200, 333]],
-             because="in step 2 rank 0 takes part 0 from rank 2, which has 110 of it by then"),
-        Case([[1, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400], [1000, 2000, 3000, 4000]],
-             expect=[[1111, 2202, 3003, 4], [10, 2222, 3033, 44], [110, 200, 3333, 444],
-                     [1110, 2200, 3000, 4444]],
-             because="as in the picture after three steps: rank r has all of part r"),
+        case(0, [[1]], [[1]], because="one rank has the sum already: no step at all"),
+        case(0, [[1], [2]], [[11], [2]],
+             because="rank 0 gives part 1, the 2, and takes part 0, the 10"),
+        case(1, [[10, 20], [30]], [[10, 20], [33]],
+             because="rank 1 gives all of part 0, and takes part 1, the 3"),
+        case(0, [[1], [2], [3], [4]], [[1111], [2202], [3003], [4]],
+             because="it gives parts 3, 2, 1, and takes 2, 1, 0, which grow on their way"),
+        case(2, [[100], [200], [300], [400]], [[110], [200], [3333], [444]],
+             because="it gives parts 1, 0, 3, and takes 0, 3, 2, which grow on their way"),
     ],
     hints=[
-        "Follow one part: it starts at one rank, goes to the right, and grows at each. Look at the "
-        "picture, from step to step, at one column.",
-        "In step s rank r gives part r - s. Its left neighbour is rank r - 1; which part does that "
-        "one give? That is the part which r adds to its own.",
-        "Copy the lists. For each step from 1 to N - 1, for each rank: to "
-        "lists[rank][rank - step - 1] add the same part of lists[rank - 1].",
+        "Follow one part in the picture: it starts at one rank, goes to the right, and grows at "
+        "each. Then follow one rank: what it takes in a step it gives in the next.",
+        "A step needs a room for what comes, as large as the part that it is added to: "
+        "torch.empty_like. First swap, then add.",
+        "For each step from 1 to world - 1: make room like parts[rank - step - 1]; swap "
+        "parts[rank - step] with it; add it to parts[rank - step - 1].",
     ],
 )  # fmt: skip
-def reduce_scatter(lists):
-    """The lists after N - 1 steps: rank r has the whole sum of part r, and others half summed.
+def reduce_scatter(parts, rank, world, swap):
+    """The parts after N - 1 steps: of rank r part r is the whole sum, the others half summed.
 
     The usual wrong answer passes on each rank's own number. Then a sum has two terms at the end.
     """
-    N, lists = len(lists), [list(row) for row in lists]
-    for step in range(1, N):
-        for rank in range(N):
-            lists[rank][rank - step - 1] += lists[rank - 1][rank - step - 1]
-    return lists
+    for step in range(1, world):
+        take = parts[rank - step - 1]
+        room = torch.empty_like(take)
+        swap(parts[rank - step], room)
+        take += room
+    return parts
 
 
 @wrong("40.1", says="What goes round must grow: give on the sum that arrived in the step before, "
        "not your own number.")  # fmt: skip
-def gives_its_own(lists):
-    N, sums = len(lists), [list(row) for row in lists]
-    for step in range(1, N):
-        for rank in range(N):
-            sums[rank][rank - step - 1] += lists[rank - 1][rank - step - 1]
-    return sums
+def gives_its_own(parts, rank, world, swap):
+    own = [part.clone() for part in parts]
+    for step in range(1, world):
+        room = torch.empty_like(parts[rank - step - 1])
+        swap(own[rank - step], room)
+        parts[rank - step - 1] += room
+    return parts
 
 
 @wrong("40.1", says="What arrives is added to the number that is there; you put it in its place.")
-def puts_in_place(lists):
-    N, lists = len(lists), [list(row) for row in lists]
-    for step in range(1, N):
-        for rank in range(N):
-            lists[rank][rank - step - 1] = lists[rank - 1][rank - step - 1]
-    return lists
+def puts_in_place(parts, rank, world, swap):
+    for step in range(1, world):
+        swap(parts[rank - step], parts[rank - step - 1])
+    return parts
 
 
 @wrong("40.1", says="N - 1 steps are enough. In one more each sum goes on to where it began, and "
        "is added to a number that is in it already.")  # fmt: skip
-def a_step_too_many(lists):
-    N, lists = len(lists), [list(row) for row in lists]
-    for step in range(1, N + 1):
-        for rank in range(N):
-            lists[rank][(rank - step - 1) % N] += lists[rank - 1][(rank - step - 1) % N]
-    return lists
+def a_step_too_many(parts, rank, world, swap):
+    for step in range(1, world + 1):
+        room = torch.empty_like(parts[(rank - step - 1) % world])
+        swap(parts[(rank - step) % world], room)
+        parts[(rank - step - 1) % world] += room
+    return parts
 
 
-@wrong("40.1", says="That is an all-reduce. After a reduce-scatter each rank has one whole sum; "
-       "the rest of its list is half summed, as the steps left it.")  # fmt: skip
-def sums_everywhere(lists):
-    return [[sum(column) for column in zip(*lists, strict=True)] for _ in lists]
+@wrong("40.1", says="Step 1 comes first, and gives part rank - 1. You begin with part rank: that "
+       "is the one which ends here.")  # fmt: skip
+def begins_with_its_own_part(parts, rank, world, swap):
+    for step in range(world - 1):
+        room = torch.empty_like(parts[rank - step - 1])
+        swap(parts[rank - step], room)
+        parts[rank - step - 1] += room
+    return parts
 
 
-@wrong("40.1", says="Those are the whole sums. Return the lists, with the half summed parts too: "
-       "the ranks below are held against them.")  # fmt: skip
-def only_the_sums(lists):
-    return [sum(column) for column in zip(*lists, strict=True)]
+@wrong("40.1", says="What comes is of the part rank - step - 1. You add it to the one that you "
+       "have just given.")  # fmt: skip
+def adds_to_what_it_gave(parts, rank, world, swap):
+    for step in range(1, world):
+        room = torch.empty_like(parts[rank - step])
+        swap(parts[rank - step], room)
+        parts[rank - step] += room
+    return parts
+
+
+@wrong("40.1", says="Parts may differ in size: make the room like the part that it is added to.")
+def one_room_for_all(parts, rank, world, swap):
+    for step in range(1, world):
+        room = torch.empty_like(parts[0])
+        swap(parts[rank - step], room)
+        parts[rank - step - 1] += room
+    return parts
+
+
+@wrong("40.1", says="In each step another part goes on: the one that came in the step before.")
+def gives_the_same_part(parts, rank, world, swap):
+    for _ in range(1, world):
+        room = torch.empty_like(parts[rank - 2])
+        swap(parts[rank - 1], room)
+        parts[rank - 2] += room
+    return parts
+
+
+@wrong("40.1", says="range(1, world - 1) ends one step too early: N - 1 steps.")
+def a_step_too_few(parts, rank, world, swap):
+    for step in range(1, world - 1):
+        room = torch.empty_like(parts[rank - step - 1])
+        swap(parts[rank - step], room)
+        parts[rank - step - 1] += room
+    return parts
 
 
 @exercise(
@@ -102,6 +180,7 @@ def only_the_sums(lists):
              because="all messages arrive, but rank 2 then waits for one that nobody sends"),
         Case(ASTRAY, expect=[0, 0, 0],
              because="0 sends to 2, but 2 waits for 1, who waits for 0"),
+        Case(LONG, expect=[5, 5], because="five messages, one after the other"),
     ],
     hints=[
         "Keep for each rank how far it is. Two ranks move on together: one is at a send, and the "
@@ -155,6 +234,18 @@ def looks_once(programs):
     at = [0] * len(programs)
     here = [[*program, None] for program in programs]
     for rank in range(len(programs)):
+        what, other = here[rank][at[rank]] or ("end", rank)
+        if what == "send" and here[other][at[other]] == ("recv", rank):
+            at[rank], at[other] = at[rank] + 1, at[other] + 1
+    return at
+
+
+@wrong("40.2", says="You look as often as there are ranks. Programs may be longer than that: look "
+       "until nothing moves.")  # fmt: skip
+def looks_once_for_each_rank(programs):
+    at = [0] * len(programs)
+    here = [[*program, None] for program in programs]
+    for rank in [*range(len(programs))] * len(programs):
         what, other = here[rank][at[rank]] or ("end", rank)
         if what == "send" and here[other][at[other]] == ("recv", rank):
             at[rank], at[other] = at[rank] + 1, at[other] + 1
