@@ -76,7 +76,7 @@ class World:
             self._group = dist.new_group(backend="gloo", timeout=_DAYS)
             self._processes = self.of_all(this_process())
         for group in (self.mesh.tp, self.mesh.pp):
-            _set_pg_timeout(timedelta(seconds=config.timeout), group._group)
+            _set_pg_timeout(timedelta(seconds=config.timeout), group.process_group)
         self._key = f"minillm failed {self._group.group_name}"
 
     def told(self, value: Any = None) -> Any:
