@@ -20,13 +20,14 @@ from pathlib import Path
 from types import FrameType
 
 from minillm.errors import ConfigError, MinillmError
+from minillm.process import hush, open_what_is_closed
 
 MODEL = "data/town"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _open_what_is_closed()
+    open_what_is_closed()
     with _ended_as_by_a_key() as signals:
         try:
             try:
@@ -36,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 128 + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # whoever read our output has seen enough
-            return _hush(0)
+            return hush(0)
         except (MinillmError, OSError) as error:
             with suppress(OSError):
                 print(f"minillm: {error}", file=sys.stderr, flush=True)
-            return _hush(2)
+            return hush(2)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,28 +50,6 @@ def _run(options: argparse.Namespace) -> int:
         "make-checkpoint": _make_checkpoint, "doctor": _doctor,
     }  # fmt: skip
     return commands[options.command](options)
-
-
-def _open_what_is_closed() -> None:
-    """Whoever starts us with `>&-` gives us no such stream, and the next file would take its
-    number: a library that prints would write into it."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-
-
-def _hush(status: int) -> int:
-    """What is left in the streams goes nowhere: at exit Python would fail to write it once more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-    return status
 
 
 @contextmanager

@@ -11,20 +11,19 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
 import stat
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minillm.errors import MinillmError
+from minillm.process import has_ended, this_process
 
 try:
     import fcntl
@@ -224,44 +223,7 @@ def _prefix() -> str:
     return ".minillm-{}-{}-{}-".format(*this_process())
 
 
-def this_process() -> tuple[str, int, int]:
-    """Where it runs, its number there and when it began: what `has_ended` asks of others."""
-    return _place(), os.getpid(), _start(os.getpid()) or 0
-
-
-def _place() -> str:
-    """Where a process id means something: this machine, and the container in it."""
-    with suppress(OSError):
-        return f"{zlib.crc32((platform.node() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
 def _is_left(entry: os.DirEntry[str], place: str, pid: str, start: str) -> bool:
-    if os.name != "posix" or place != _place():
+    if os.name != "posix" or place != this_process()[0]:
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > _WEEK
     return has_ended(place, int(pid), int(start))
-
-
-def has_ended(place: str, pid: int, start: int) -> bool:
-    """Whether a process is over; False of one elsewhere, and where the system does not tell."""
-    if os.name != "posix" or place != _place():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # another user's, and alive
-        return False
-    began = _start(pid)  # another process may have got the number
-    return began is not None and start > 0 and began != start
-
-
-def _start(pid: int) -> int | None:
-    """When a process began, in the system's ticks: -1 if it has ended and nobody asked how, None
-    where nobody tells."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            state, *fields = stream.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return -1 if state in (b"Z", b"X") else int(fields[18])

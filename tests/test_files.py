@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm import files
+from minillm import files, process
 from minillm.errors import MinillmError
 from minillm.machine import disk
 
@@ -359,9 +359,9 @@ def pretend(folder: Path, place: str, pid: int, start: int) -> Path:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="start times are Linux's")
 def test_a_number_that_another_process_has_got_protects_nothing(tmp_path):
     """Catches a leftover that stays since some other program now has its owner's number."""
-    mine = files._start(os.getpid())
-    pretend(tmp_path, files._place(), os.getpid(), mine + 1)
-    living = {pretend(tmp_path, files._place(), os.getpid(), start) for start in (mine, 0)}
+    mine = process._start(os.getpid())
+    pretend(tmp_path, process._place(), os.getpid(), mine + 1)
+    living = {pretend(tmp_path, process._place(), os.getpid(), start) for start in (mine, 0)}
     files.sweep(tmp_path)
     assert set(tmp_path.iterdir()) == living, "0 says that its system did not tell"
 
@@ -385,7 +385,7 @@ def test_only_what_is_ours_is_swept(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "run.json" / "weights").touch()
     if os.name == "posix":
-        link = tmp_path / f".minillm-{files._place()}-{2**31 - 1}-1-link"
+        link = tmp_path / f".minillm-{process._place()}-{2**31 - 1}-1-link"
         link.symlink_to(tmp_path / "run.json")
     files.sweep(tmp_path)
     files.sweep(tmp_path / "no such folder")
@@ -395,10 +395,10 @@ def test_only_what_is_ours_is_swept(tmp_path):
 
 # These write in ways of their own: the door itself; what is unlinked or removed once it is used; a
 # checkpoint of gigabytes, taken back as a whole; a file of 70 bytes in a lesson's temporary folder;
-# a log, which grows by whole lines.
+# a log, which grows by whole lines; memory that ranks share, in a temporary folder.
 OWN_WAYS = {
     "minillm/engine/log.py", "minillm/files.py", "minillm/kv/lower.py", "minillm/machine/disk.py",
-    "minillm/probe/ssd.py",
+    "minillm/parallel/links.py", "minillm/probe/ssd.py",
     "minillm/tools/make_checkpoint.py",
     "notebooks/source/10_load_safetensors.py",
 }  # fmt: skip

@@ -29,7 +29,7 @@ from minillm.predict.links import bus_bytes
 from minillm.trace import Trace
 from minillm.units import format_value
 
-_TORCH = dist.all_reduce, dist.all_gather_into_tensor, dist.reduce_scatter_tensor, dist.broadcast
+_TORCH = dist.all_reduce, dist.all_gather_single, dist.reduce_scatter_single, dist.broadcast
 _BY_HAND = (
     collectives.ring_all_reduce, collectives.ring_all_gather, collectives.ring_reduce_scatter,
     collectives.tree_broadcast,

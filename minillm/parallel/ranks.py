@@ -114,8 +114,7 @@ class Ranks:
             while silent := {p: n for n, p in enumerate(self._pipes) if n not in answers}:
                 left = None if end == inf else max(0.0, end - time.monotonic())
                 for pipe in (ready := wait(list(silent), left)):
-                    answer = _answer(pipe, self._processes[silent[pipe]])
-                    answers[silent[pipe]] = answer
+                    answers[silent[pipe]] = answer = _answer(pipe, self._processes[silent[pipe]])
                     if not answer.good and not asked:
                         end = min(end, time.monotonic() + _GRACE_SECONDS)
                 if not ready and asked:
@@ -171,8 +170,7 @@ def _answer(pipe: Connection, process: multiprocessing.process.BaseProcess) -> A
         return pipe.recv()
     except (EOFError, OSError):
         process.join(_TELL_SECONDS)
-        what = f"its process ended, with exit code {process.exitcode}"
-        return Answer(False, what, "", False)
+        return Answer(False, f"its process ended, with exit code {process.exitcode}", "", False)
 
 
 def load_ipython_extension(shell: Any) -> None:

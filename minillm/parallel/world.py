@@ -24,11 +24,11 @@ from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeo
 
 from minillm.config import ParallelConfig
 from minillm.errors import ConfigError, RankError
-from minillm.files import has_ended, this_process
 from minillm.machine import Machine
 from minillm.machine.host import n_cores
 from minillm.machine.interrupt import held
 from minillm.parallel.mesh import Mesh
+from minillm.process import has_ended, this_process
 
 _DAYS = timedelta(days=30)
 _LOOK_SECONDS = 2.0  # for who has failed to say so, or to be gone
@@ -76,7 +76,7 @@ class World:
             self._group = dist.new_group(backend="gloo", timeout=_DAYS)
             self._processes = self.of_all(this_process())
         for group in (self.mesh.tp, self.mesh.pp):
-            _set_pg_timeout(timedelta(seconds=config.timeout), group._group)
+            _set_pg_timeout(timedelta(seconds=config.timeout), group.process_group)
         self._key = f"minillm failed {self._group.group_name}"
 
     def told(self, value: Any = None) -> Any:

@@ -40,14 +40,12 @@ print(Machine.here(hbm="64 MiB").describe())
 # %% [markdown]
 # ## Two offices, four clerks
 #
-# Each of four clerks has a list of 8 numbers, and all want the sum. Two sit in each office. A walk
-# to the desk next to you takes 1 minute, and 4 numbers fit into a minute; to the other office it is
-# 3 minutes, and 1 number a minute.
+# Each of four clerks has 8 numbers, and all want the sums. Two share an office. To the next desk it
+# is 1 minute, and 4 numbers a minute; to the other office 3 minutes, and 1 number a minute.
 #
-# **Flat ring**: 6 steps with 2 numbers. The door sees all 6: 12 minutes. And a number that goes
-# round has 3 short walks and 3 long ones: 12 more. **Hierarchical**: a step inside with 4 numbers,
-# so that each clerk has the sum of a half; two steps between the offices with 2 numbers; one
-# inside.
+# **Flat ring**: 6 steps with 2 numbers each cross the door: 12 minutes; 3 short walks and 3 long
+# ones: 12 more. **Hierarchical**: one step inside with 4 numbers, so that each has the sums of a
+# half; two between the offices with 2; one inside.
 
 # %%
 def flat_ring(n: float, inside: tuple, between: tuple, ranks: int = 4) -> float:
@@ -77,16 +75,20 @@ for name in ("nvlink", "infiniband"):
 # %% [markdown]
 # ## Predict
 #
-# We build two such nodes, of two GPUs each, from four processes. All links are **emulated**, 10,000
-# × slower: what takes 10 ms here takes a microsecond there. How long here for the sum of 400 KB, an
-# adapter for each GPU? And a pipeline: four stages, a batch takes 200 ms in each. How long for the
-# batch in four micro-batches, links left out?
+# We build two such nodes, of two GPUs each, from four processes. All links are **emulated**, at a
+# ten-thousandth of their pace: what takes 10 ms here takes a microsecond there.
 
 # %%
 scale = ScaleModel(H100, H100.hbm_bandwidth / 10_000, Trace())
 nvlink, infiniband = scale.wire("nvlink"), scale.wire("infiniband")
 for name, wire in (("NVLink", nvlink), ("InfiniBand", infiniband)):
     print(f"{name:10}: {wire.bandwidth / 1e6:2.0f} MB/s, {1e3 * wire.latency:2.0f} ms (emulated)")
+
+# %% [markdown]
+# How long for the sum of 400 KB, with an adapter for each GPU? And a pipeline: four stages, a batch
+# takes 200 ms in each. How long for the batch in four micro-batches, links left out?
+
+# %%
 flat_400 = guess("flat ring, 400 KB", unit="ms")
 levels_400 = guess("hierarchical, 400 KB", unit="ms")
 piped = guess("4 stages of 200 ms, 4 micro-batches", unit="ms")
@@ -113,6 +115,9 @@ def servers(hardware=HARDWARE["H100"], adapters=2, **sizes):
 mesh = servers(tp=4)
 print("my node", mesh.local.ranks, mesh.local.link, "; across", mesh.across.ranks, mesh.across.link)
 
+# %% [markdown]
+# Both ways, three times each. A round is over when the last rank is done.
+
 # %%
 # %%ranks 4
 def flat(x):
@@ -130,6 +135,11 @@ def seconds(do, x, times=3):
         found.append(time.perf_counter() - start)
     return found
 
+# %% [markdown]
+# `flat` is `Group.all_reduce` of all ranks; on emulated links that is our own ring.
+
+# %%
+# %%ranks 4
 x = torch.zeros(100_000)
 both = {"flat": seconds(flat, x), "levels": seconds(levels, x)}
 
@@ -139,7 +149,10 @@ def slowest(name: str) -> dict:
     every = ranks.get(name)
     return {key: list(map(max, *(one[key] for one in every))) for key in every[0]}
 
+# %% [markdown]
+# And the offices' arithmetic with these links:
 
+# %% tags=["nbval-ignore-output"]
 two = [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
 summed = slowest("both")
 reveal(flat_400, predicted=1e3 * flat_ring(4e5, *two), how="emulated",
@@ -148,15 +161,15 @@ reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
        measured=[1e3 * s for s in summed["levels"]])  # fmt: skip
 
 # %% [markdown]
-# The offices' arithmetic, with other numbers. What the links cannot hide is this machine's own
-# work: four processes on its cores add and copy. That comes on top, and it is not to scale.
+# It adds walks and loads; in a ring some overlap. This machine's own work, which is not to scale,
+# comes on top.
 #
 # ## First rung, yours: two levels
 #
-# `lists[rank]` are numbers; the first half of the ranks is node 0, the other half node 1. A list
-# has as many equal parts as a node has ranks. Each rank sums *its* part (by its place in the node)
-# over its node; then partners of the two nodes send each other that sum, and add; then each node
-# gathers. Return the lists at the end, and how many numbers crossed between the nodes.
+# `lists[rank]` are numbers; the first half of the ranks is node 0. A list has as many equal parts
+# as a node has ranks. Each rank sums the part of its place over its node; partners of the two nodes
+# send each other that sum, and add; each node gathers. Return the final lists, and how many numbers
+# crossed between the nodes.
 
 # %%
 def two_level(lists: list) -> tuple:
@@ -180,9 +193,8 @@ print(part.tolist(), whole.tolist())
 # %%
 lists = [[number * 10**rank for number in (1, 2, 3, 4)] for rank in range(4)]
 sums, crossed = two_level(lists)
-assert [whole.tolist() for whole in ranks.get("whole")] == sums
 sent = sum(event.nbytes for event in ranks.trace().select(link="infiniband"))
-assert sent == 8 * crossed  # bytes of a number
+assert [x.tolist() for x in ranks.get("whole")] == sums and sent == 8 * crossed
 print(f"{crossed} numbers crossed, {sent} bytes; in a flat ring {2 * 6} numbers: 6 each way")
 
 # %% [markdown]
@@ -211,6 +223,9 @@ from dataclasses import replace
 cards = replace(HARDWARE["H100"], nvlink=HARDWARE["A100"].pcie)
 kinds = {"NVLink, 2 adapters": (HARDWARE["H100"], 2), "NVLink, 1 adapter": (HARDWARE["H100"], 1),
          "PCIe, 1 adapter": (cards, 1)}
+
+# %% tags=["nbval-ignore-output"]
+# %%ranks 4
 sweep = {}
 for kind, (hardware, adapters) in kinds.items():
     mesh = servers(hardware, adapters, tp=4)
@@ -218,6 +233,9 @@ for kind, (hardware, adapters) in kinds.items():
         x = torch.zeros(nbytes // 4)
         for way in (flat, levels):
             sweep[f"{kind}/{way.__name__}/{nbytes}"] = seconds(way, x, times=2)
+
+# %% [markdown]
+# The lines are predicted, the points are what these ranks took.
 
 # %% tags=["nbval-ignore-output"]
 found = {tuple(key.split("/")): median(s) for key, s in slowest("sweep").items()}
@@ -244,12 +262,13 @@ def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
 knob(draw, kind=["NVLink, 2 adapters", "NVLink, 1 adapter", "PCIe, 1 adapter"])
 
 # %% [markdown]
-# Two levels save walks: always fewer slow steps. They save bytes at the door if each GPU has a door
-# of its own. Where GPUs share a door that is hardly slower than the way inside, the flat ring sends
-# less through it, and its steps overlap: it takes less for large tensors.
+# Two levels take fewer steps over the network, and send less through the door: the tensor's bytes,
+# each way, instead of 1.5 × as many. But levels follow each other, and a ring keeps all links busy
+# at once: with links inside that are no better than one shared door, a large tensor goes round flat
+# in less time.
 #
-# NCCL, the library on NVIDIA's cards, lays *several* flat rings, one through each adapter; then no
-# door stands idle either. What is best on a cluster is measured there.
+# NCCL, the library on NVIDIA's cards, lays *several* flat rings, one through each adapter. What is
+# best on a cluster is measured there.
 
 # %% tags=["nbval-ignore-output"]
 for kind in dict.fromkeys(which for which, *_ in found):
@@ -277,6 +296,8 @@ def token(x, layers):
             half_layer(name)
             mesh.tp.all_reduce(x)
 
+# %%
+# %%ranks 4
 mesh, x = servers(tp=2, pp=2), torch.zeros(4096, dtype=torch.bfloat16)
 dist.barrier()
 trace.clear()
@@ -286,15 +307,20 @@ token(x, layers=2)
 if mesh.pp.index == 0:
     mesh.pp.send(x, 1)
 
+# %% [markdown]
+# Four traces on one clock, and the machine that they were made on:
+
 # %% tags=["nbval-ignore-output"]
 one = ranks.trace()
-model = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=14336, dtype="bfloat16",
-                    num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
 inside = sum(event.nbytes for event in one.select(name="all_reduce", rank=0))
 handed = sum(event.nbytes for event in one.select(name="send", rank=0))
+display(charts.machine(one), include=["image/png", "text/plain"])
+
+# %% tags=["nbval-ignore-output"]
+model = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=14336, dtype="bfloat16",
+                    num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
 assert inside == predict.tensor_bytes(model, 2) / 2  # a stage has half of the layers
 assert handed == predict.pipeline_bytes(model, 2)
-display(charts.machine(one), include=["image/png", "text/plain"])
 
 # %% [markdown]
 # The bytes counted are those predicted. NVLink carries eight times as many as InfiniBand here, and
@@ -306,29 +332,33 @@ display(charts.machine(one), include=["image/png", "text/plain"])
 
 # %%
 # %%ranks 4
+stages_of, over_all = servers(tp=2, pp=2), servers(tp=4)
+
 def staged(x):
-    if mesh.pp.index == 1:
-        mesh.pp.recv(x, 0)
+    if stages_of.pp.index == 1:
+        stages_of.pp.recv(x, 0)
     for _ in range(4):
-        mesh.tp.all_reduce(x)
-    if mesh.pp.index == 0:
-        mesh.pp.send(x, 1)
+        stages_of.tp.all_reduce(x)
+    if stages_of.pp.index == 0:
+        stages_of.pp.send(x, 1)
 
 def cut_over_nodes(x):
     for _ in range(8):
-        mesh.tp.all_reduce(x)
+        over_all.tp.all_reduce(x)
 
-split = {"tp 2 · pp 2": seconds(staged, x, times=2)}
-mesh = servers(tp=4)
-split["tp 4"] = seconds(cut_over_nodes, x, times=2)
+# %% [markdown]
+# Links alone, no compute:
+
+# %%
+# %%ranks 4
+split = {"tp 2 · pp 2": seconds(staged, x, times=2), "tp 4": seconds(cut_over_nodes, x, times=2)}
 
 # %% tags=["nbval-ignore-output"]
 state, across = 2 * 4096, predict.around(2, 2, nvlink, infiniband)
 told = {"tp 4": 8 * predict.all_reduce(state, 4, across), "tp 2 · pp 2":
         8 * predict.all_reduce(state, 2, nvlink) + infiniband.seconds(state)}  # fmt: skip
 for way, times in slowest("split").items():
-    print(f"{way:11}: {1e3 * told[way]:5.1f} ms predicted, {1e3 * median(times):5.1f} emulated; "
-          "links alone")  # fmt: skip
+    print(f"{way:11}: {1e3 * told[way]:5.1f} ms predicted, {1e3 * median(times):5.1f} emulated")
 
 # %% [markdown]
 # The state of one token is 8 KB: what counts is latency, eight times round instead of once over. So
@@ -374,17 +404,21 @@ def batch(micro):
     for work in sent:
         work.wait()
 
+# %%
+# %%ranks 4
 stages = {}
 for micro in (1, 2, 4, 8):
-    trace.clear()
     stages[micro] = seconds(batch, micro, times=2)
+
+# %% [markdown]
+# Your guess, and the same as a share of idle time:
 
 # %% tags=["nbval-ignore-output"]
 whole = {micro: median(times) for micro, times in slowest("stages").items()}
 reveal(piped, predicted=pipeline([50] * 4, 4)[0], how="emulated",
        measured=[1e3 * s for s in slowest("stages")[4]])  # fmt: skip
 
-
+# %% tags=["nbval-ignore-output"]
 def idle(micro: int = 1) -> charts.Chart:
     return charts.curve(
         f"{micro} in flight: {predict.bubble(4, micro):.0%} of the time stages wait",
@@ -420,25 +454,33 @@ if rank == 0:
     alone = engine.generate([prompt], greedy)[0].text
 
 # %% [markdown]
-# A page is known by a key, a hash of all text up to its end (lesson 32). Keys and pages go; then
-# rank 2 gets the same prompt, finds the pages, and computes what is left.
+# A page is known by a key, a hash of all text up to its end (lesson 32). Where keys and pages
+# arrive, the prefix cache takes them in:
+
+# %%
+# %%ranks 4
+def take_in(keys, arrived):
+    for number, key in enumerate(keys):
+        page = pool.take()
+        for layer, part in zip(pool.layers, arrived, strict=True):
+            layer[page] = part[number]
+        pool.known.enter(page, key)
+        pool.drop(page)
+
+# %% [markdown]
+# Rank 2 gets the same prompt, finds the pages, and computes what is left.
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 4 --timeout 120
 mesh = servers(tp=4)
-shape = [None if rank else (raw.shape, keys)]
-dist.broadcast_object_list(shape)
+told = [None if rank else (raw.shape, keys)]
+dist.broadcast_object_list(told)
 trace.clear()
 if rank == 0:
     mesh.world_group.send(raw, 2)
 if rank == 2:
-    room = mesh.world_group.recv(torch.empty(shape[0][0], dtype=pool.dtype), 0)
-    for number, key in enumerate(shape[0][1]):
-        page = pool.take()
-        for layer, part in zip(pool.layers, room, strict=True):
-            layer[page] = part[number]
-        pool.known.enter(page, key)
-        pool.drop(page)
+    take_in(told[0][1], mesh.world_group.recv(torch.empty(told[0][0], dtype=pool.dtype), 0))
+    engine.kv.hits = engine.kv.asked = 0
     after = engine.generate([prompt], greedy)[0].text
     found = engine.kv.hits, engine.kv.asked
 
@@ -452,7 +494,6 @@ assert sent.nbytes == asked // 16 * page and hits > 0
 print(f"rank 2 found {hits} of {asked} tokens, and wrote what rank 0 would have: {after!r}")
 print(f"{asked // 16} full pages, {sent.nbytes:,} bytes, as predicted; {1e3 * sent.seconds:.1f} ms "
       f"emulated, {1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")  # fmt: skip
-ranks.close()
 
 # %% [markdown]
 # ## Which split?
@@ -473,6 +514,11 @@ best_split = check("42.3", best_split)
 llama = ModelConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672,
                     num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
                     dtype="bfloat16")  # fmt: skip
+
+# %% [markdown]
+# The same for a real model, with sums and hops by the data sheets:
+
+# %%
 for requests in (1, 64):
     print(f"Llama-3-70B on 16 H100s, {requests} requests of 1,000 tokens (predicted):")
     for split in predict.splits(llama, H100, 16, batch=requests, context=1000):
@@ -500,9 +546,9 @@ for tokens in (1_000, 8_000, 100_000):
           f"the prefill on 8 H100s {1e3 * prefill:6.0f} ms at least")  # fmt: skip
 
 # %% [markdown]
-# Llama-3-70B between two servers of eight H100s, by data sheets (predicted). The prompt takes much
-# longer to read than its cache to cross: that is why prefill and decode can live on different
-# nodes.
+# Llama-3-70B between two servers of eight H100s, by data sheets (predicted). Bytes grow with the
+# prompt, arithmetic with its square in part: so a cache crosses while a few layers of the next
+# prompt are read, and prefill and decode can live on different nodes.
 #
 # ## Five questions
 #
@@ -513,8 +559,8 @@ recall(
     ("What of a tensor leaves a node in a hierarchical all-reduce of two nodes?",
      "Each GPU's part of the node's sum, once: together as much as the tensor, each way."),
     ("When does a flat ring take less?",
-     "When GPUs share an adapter that is hardly slower than the links inside, and the tensor is "
-     "large: it sends less through the adapter, and its steps overlap."),
+     "For a large tensor, when the links inside are no better than a shared adapter: the levels "
+     "follow each other, and a ring keeps all links busy at once."),
     ("Why does tensor parallel stay inside a node?",
      "It sums twice in every layer, and each sum pays the network's latency. A stage hands its "
      "state on once."),

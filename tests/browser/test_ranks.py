@@ -46,6 +46,28 @@ def test_cells_of_ranks_are_seen_and_nobody_outlives_an_interrupt_or_the_kernel(
     lab.page.context.close()
 
 
+def test_an_answer_of_two_ranks_and_both_of_their_gpus_are_seen(browser, server, shots) -> None:
+    """Catches ranks whose words never reach the page, and a diagram of rank 0 alone."""
+    lab = Lab(browser.new_context(viewport=VIEWPORT).new_page(), server)
+    lab.open("41_parallel_tensor")
+    asks, watches = lab.find("done = answer()")[0], lab.find("charts.replay(merged)")[0]
+    made = ("%load_ext", "def alone(", "whole, tokens = alone()", "def answer(")
+    for index in (*(lab.find(text)[0] for text in made), asks, watches):
+        lab.run(index)
+    assert lab.errors() == []
+    said = lab.show(asks).locator(".jp-OutputArea").inner_text().strip().splitlines()
+    assert len(said) == 2 and said[0].startswith("[rank 0] ' "), said
+    assert said[1] == "[rank 1] followed"
+    player = lab.show(watches).locator(".minillm")
+    player.wait_for()
+    seen = player.locator("svg").first.text_content()
+    lab.page.screenshot(path=shots / "ranks_answer.png")
+    assert "GPU 0" in seen and "GPU 1" in seen and "NVLink" in seen, seen
+    lab.execute("ranks.close()")
+    lab.close()
+    lab.page.context.close()
+
+
 def pids_of_ranks(lab: Lab, path: Path) -> list[int]:
     lab.execute(f"import os; open({str(path)!r}, 'w').write(str(ranks.run(os.getpid)))")
     return [int(pid) for pid in path.read_text().strip("[]").split(",")]
