@@ -53,13 +53,13 @@ print({loaves: bakery(loaves) for loaves in (1, 4, 5, 6, 20)})
 # The way costs 12 − 2 minutes more, and each loaf makes up 3 − 1: equal at 10 ÷ 2 = 5 loaves, and
 # from 6 on the cellar is sooner.
 #
-# Loaves are tokens, the cellar is the SSD. Either way is **start + tokens × cost of one**; the cost
-# is bytes ÷ link for the one, FLOP ÷ compute for the other.
+# Loaves are tokens, the cellar is the SSD. Either way is **start + tokens × cost of one**: bytes ÷
+# link, or FLOP ÷ compute.
 #
 # ## Predict
 #
-# A conversation of 976 tokens, 3 KB of keys and values each. How long until its *next* token, if
-# its session is restored from the SSD? If its ids are read anew? And of 30 tokens anew?
+# A conversation of 976 tokens, 3 KB of keys and values each. How long until its *next* token, if it
+# is restored from the SSD? If its ids are read anew? And of 30 tokens anew?
 
 # %%
 restored = guess("next token of 976, restored", unit="ms")
@@ -166,7 +166,7 @@ def anew(ids) -> float:
 ids = list(engine.resume(tonight))
 assert len(ids) == 976
 
-
+# %%
 def race(tokens: int, rounds: int = 3):
     """Both ways to the next token of a conversation of so many."""
     file = tonight if tokens == len(ids) else tonight.with_name(f"{tokens}.safetensors")
@@ -188,7 +188,7 @@ for way, limit in (("restore", "swap"), ("anew", "recompute")):
     start[way] = max(0.0, few - 8 * cost[way])
     print(f"{way}: {1e3 * start[way]:.1f} ms to start, {1e6 * cost[way]:.0f} µs a token")
 
-
+# %%
 def predicted(tokens: int) -> dict[str, float]:
     both = bakery(tokens, start["restore"], cost["restore"], start["anew"], cost["anew"])
     return dict(zip(("restore", "anew"), both, strict=True))
@@ -200,6 +200,8 @@ def predicted(tokens: int) -> dict[str, float]:
 both = tried[976] = race(976)
 short = compare({"anew": lambda: anew(ids[:30])}, unit="ms")
 print(both.sentence)
+
+# %% tags=["nbval-ignore-output"]
 for mine, found, tokens, way, limit in (
     (restored, both, 976, "restore", "swap"),
     (all_anew, both, 976, "anew", "recompute"),
@@ -405,15 +407,20 @@ break_even = check("51.3", break_even)
 # %% tags=["nbval-ignore-output"]
 fixed = max(0.0, start["restore"] - start["anew"])
 even = break_even(fixed, cost["restore"], cost["anew"])
-from_here = f"from {even} tokens on" if even else "at no length"
+from_here = f"from length {even} on" if even else "at no length"
+print(f"predicted: restoring pays {from_here}")
+
+# %% tags=["nbval-ignore-output"]
 tried |= {tokens: race(tokens) for tokens in (16, 32, 64)}
 print(*(f"{n:4} tokens: {found.sentence}" for n, found in sorted(tried.items())), sep="\n")
 sooner = [n for n, found in sorted(tried.items()) if found.faster("restore", "anew") == "restore"]
-print(f"predicted: restoring pays {from_here}; found: {sooner[0] if sooner else 'no length'} is "
-      "the shortest tried at which it was sooner, beyond the noise")
+print(f"predicted {from_here}; found: {sooner[0] if sooner else 'no length'} is the shortest tried "
+      "at which restoring was sooner, beyond the noise")
 
 # %% [markdown]
-# Drag the length: where do the lines cross, and how far apart are they for a long talk?
+# Drag the length: where do the lines cross, and how far apart are they for a long talk? Where a
+# point leaves its line, look for what is not straight: few tokens may take another product (in C),
+# attention grows with the square of the length, and a busy machine is not even.
 
 # %% tags=["nbval-ignore-output"]
 def draw(tokens=64):
@@ -449,8 +456,8 @@ assert line["finish_reason"] == "abort" and "cabin" not in log.read_text()
 charts.requests(log, most=7)
 
 # %% [markdown]
-# If the disk is full, lines are counted and not written, and nobody waits: `engine.log.lost`. At
-# 16 MiB a new file begins, and one older is kept.
+# If the disk is full, lines are counted, not written (`engine.log.lost`), and nobody waits. At
+# 16 MiB a new file begins; one older is kept.
 #
 # ## Where it loses: a server
 #
