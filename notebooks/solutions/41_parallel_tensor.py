@@ -18,6 +18,8 @@ UP, DOWN = [[1, 1], [2, -2], [-1, 1], [1, -1]], [[1, 2, 3, 4], [5, 6, 7, 8]]
              because="the last two rows give 1 and -1, bent 1 and 0; times columns 3 4 and 7 8"),
         Case([1, 2], UP, DOWN, 2, 4, expect=[3, 7],
              because="rank 2 of 4 has one row, the third, and column 3 7 of down"),
+        Case([1, 2], UP, [[-1, 2, 3, 4], [5, 6, -7, 8]], 0, 2, expect=[-3, 15],
+             because="parts may be negative: nothing is bent after down"),
     ],
     hints=[
         "A rank has len(up) // ranks rows. Where does its first one stand?",
@@ -63,6 +65,11 @@ def forgets_to_bend(x, up, down, rank, ranks):
     return [sum(w * a for w, a in zip(row[begin:end], products, strict=True)) for row in down]
 
 
+@wrong("41.1", says="You bent what `down` gives: the bend is between the two matrices, once.")
+def bends_the_part(x, up, down, rank, ranks):
+    return [max(a, 0) for a in ffn_part(x, up, down, rank, ranks)]
+
+
 @wrong("41.1", says="That is the whole FFN, on each rank: N times in the sum. A rank has its own "
        "rows and columns only.")  # fmt: skip
 def computes_all(x, up, down, rank, ranks):
@@ -81,6 +88,8 @@ def computes_all(x, up, down, rank, ranks):
         Case(3, 4, 1, 64, expect=(0, 64), because="one kv head: everybody holds it"),
         Case(0, 12, 8, 128, expect=None, because="8 and 12 do not divide: a head would be cut"),
         Case(1, 3, 8, 128, expect=None, because="8 heads are not shared by 3 ranks"),
+        Case(1, 16, 24, 64, expect=None,
+             because="16 divides the 1,536 rows, but not the 24 heads, nor they 16"),
     ],
     hints=[
         "First who divides whom: K % ranks, or ranks % K. If neither is 0, the answer is None.",
@@ -125,6 +134,11 @@ def never_refuses(rank, ranks, K, E):
     return first * E, (first + max(1, K // ranks)) * E
 
 
+@wrong("41.2", says="You ask whether the rows divide. Heads must: K and `ranks`, one the other.")
+def asks_rows(rank, ranks, K, E):
+    return None if K * E % ranks else never_refuses(rank, ranks, K, E)
+
+
 @wrong("41.2", says="More ranks than heads are fine if K divides their number: ranks / K of them "
        "hold the same head.")  # fmt: skip
 def refuses_more_ranks(rank, ranks, K, E):
@@ -148,6 +162,8 @@ def holds_all(rank, ranks, K, E):
              because="inside is 4, -2, -1, 2, bent 4 0 0 2: each row has its own bias, then bends"),
         Case([1, 2], UP, [1, 0, -2, 3], DOWN, [100, 200], 4, expect=[112, 236],
              because="the number of ranks changes nothing"),
+        Case([1, 2], UP, [0, 0, 0, 0], DOWN, [-100, 200], 2, expect=[-94, 222],
+             because="an output may be negative: nothing is bent after down"),
     ],
     hints=[
         "`up` is split by rows: each output has one rank, which adds the bias of it, before the "
@@ -193,6 +209,11 @@ def adds_after_the_bend(x, up, up_bias, down, down_bias, ranks):
     return ffn_of_ranks(x, up, [0] * len(up), down, late, ranks)
 
 
+@wrong("41.3", says="You bent the output as well: the bend is between the two matrices, once.")
+def bends_the_output(x, up, up_bias, down, down_bias, ranks):
+    return [max(a, 0) for a in ffn_of_ranks(x, up, up_bias, down, down_bias, ranks)]
+
+
 @wrong("41.3", says="A bias is missing: both matrices have one.")
 def forgets_down_bias(x, up, up_bias, down, down_bias, ranks):
     return ffn_of_ranks(x, up, up_bias, down, [0] * len(down), ranks)
@@ -204,8 +225,10 @@ def forgets_down_bias(x, up, up_bias, down, down_bias, ranks):
         Case(8e9, 1e12, 10, 1000, 0.0, 1e9, (1, 2), expect=(2, 40_000.0, 4.0),
              because="no latency: a sum of 2,000 bytes is two messages of 1,000, 1 µs each, and a "
              "layer has two sums; with one GPU reading takes 4 ms more"),
-        Case(8e9, 1e12, 10, 1000, 1e-3, 1e9, (1, 2), expect=(1, 0.0, 0.0),
-             because="a latency of 1 ms: 20 sums of two messages are 40 ms, to save 4"),
+        Case(8e9, 1e12, 10, 1000, 1.25e-4, 1e9, (1, 2), expect=(1, 0.0, 0.0),
+             because="a latency of 125 µs: 20 sums of two messages are 5 ms, to save 4"),
+        Case(8e9, 1e12, 10, 1000, 0.0, 8e6, (1, 2), expect=(1, 0.0, 0.0),
+             because="a slow link: 20 sums of two messages of 125 µs are 5 ms, to save 4"),
         Case(80e9, 1e12, 40, 4000, 1e-5, 1e9, (1, 2, 4, 8, 16), expect=(8, 1_120_000.0, 308.0),
              because="tp 8: 10 ms to read and 12.3 for the sums; tp 16 reads in 5, and waits 25"),
     ],
@@ -245,6 +268,18 @@ def pays_alpha_once(weights, hbm, layers, width, alpha, beta, choices):
 
     N = min(choices, key=lambda N: weights / N / hbm + layers * layer(N))
     return N, layers * 2 * 2 * (N - 1) / N * 2 * width, 1e6 * layer(N)
+
+
+@wrong("41.4", says="You chose by latency alone: the bytes of a message take time as well.")
+def chooses_by_latency(weights, hbm, layers, width, alpha, beta, choices):
+    N, _, _ = best_tp(weights, hbm, layers, width, alpha, float("inf"), choices)
+    return best_tp(weights, hbm, layers, width, alpha, beta, (N,))
+
+
+@wrong("41.4", says="You chose with one sum a layer: a layer has two, in the token's time too.")
+def chooses_by_one_sum(weights, hbm, layers, width, alpha, beta, choices):
+    N, _, _ = best_tp(weights, hbm, layers / 2, width, alpha, beta, choices)
+    return best_tp(weights, hbm, layers, width, alpha, beta, (N,))
 
 
 @wrong("41.4", says="More GPUs are not always better: each makes the reading less and the waiting "
