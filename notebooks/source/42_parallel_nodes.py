@@ -323,8 +323,9 @@ model = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=14336,
 assert inside == predict.tensor_bytes(model, 2) / 2  # a stage has half of the layers
 assert handed == predict.pipeline_bytes(model, 2)
 for link in ("nvlink", "infiniband"):
-    nbytes = sum(event.nbytes for event in one.select(link=link))
-    print(f"{link:10}: {nbytes:7,} bytes, {nbytes // 4:6,} a GPU")
+    sent = one.select(link=link)
+    print(f"{link:10}: {sum(event.nbytes for event in sent):,} bytes, sent by "
+          f"{len({event.source for event in sent})} GPUs")  # fmt: skip
 
 # %% [markdown]
 # The bytes counted are those predicted. With 80 layers instead of 4 NVLink carries twenty times as
@@ -391,9 +392,9 @@ for micro in (1, 2, 4, 16):
 
 # %% [markdown]
 # One request is one micro-batch: it passes stage after stage, 800 ms, as it would on one GPU that
-# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks: S
-# equal stages and M micro-batches wait (S − 1) ÷ (M + S − 1) of the time. Now on four ranks, each a
-# stage, over the emulated links:
+# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks:
+# with M micro-batches S equal stages wait (S − 1) ÷ (M + S − 1) of the time. Now on four ranks,
+# each a stage, over the emulated links:
 
 # %%
 # %%ranks 4
@@ -588,7 +589,8 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. 400 KB on two nodes: flat {1e3 * median(summed['flat']):.0f} ms, hierarchical "
       f"{1e3 * median(summed['levels']):.0f} ms (emulated, 10,000 × slower).")
-print(f"2. One token: {inside:,} bytes a GPU over NVLink, {handed:,} over InfiniBand.")
+print(f"2. One token: a GPU of the first stage sends {inside:,} bytes over NVLink, {handed:,} over "
+      "InfiniBand.")
 print(f"3. 4 stages: {1e3 * whole[1]:.0f} ms with one request, {1e3 * whole[8]:.0f} ms in eight "
       "micro-batches (emulated).")
 
