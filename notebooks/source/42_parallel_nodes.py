@@ -40,13 +40,12 @@ print(Machine.here(hbm="64 MiB").describe())
 # %% [markdown]
 # ## Two offices, four clerks
 #
-# Each of four clerks has 8 numbers, and all want the sums. Two share an office. To the next desk it
-# is 1 minute, and 4 numbers a minute; to the other office 3 minutes, and 1 number a minute.
+# Four clerks have 8 numbers each, and all want the sums. Two share an office. To the next desk: 1
+# minute, 4 numbers a minute; to the other office: 3 minutes, 1 number a minute.
 #
-# **Flat ring**: in each of 6 steps all clerks hand on 2 numbers. 6 such loads pass the door each
-# way: 12 minutes; and a part walks to a desk and to the other office in turn, 3 short walks and 3
-# long ones: 12 more. **Hierarchical**: one step inside with 4 numbers, 2 minutes, so that each has
-# the sums of a half; two between the offices with 2, 10 minutes; one inside, 2.
+# **Flat ring**: 6 steps. In each 2 numbers pass the door, 12 minutes; a part walks short and long
+# in turn, 3 · 1 + 3 · 3: 12 more. **Hierarchical**: one step inside with 4 numbers, then each
+# has half of the sums; two between the offices with 2; one inside.
 
 # %%
 def flat_ring(n: float, inside: tuple, between: tuple, ranks: int = 4) -> float:
@@ -169,8 +168,8 @@ reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
 #
 # `lists[rank]` are numbers; the first half of the ranks is node 0. A list has as many equal parts
 # as a node has ranks. Each rank sums the part of its place over its node; partners of the two nodes
-# send each other that sum, and add; each node gathers. Return the final lists, and how many numbers
-# crossed between the nodes, both directions together.
+# swap that sum, and add; each node gathers. Return the final lists, and how many numbers
+# crossed between the nodes, both ways.
 
 # %%
 def two_level(lists: list) -> tuple:
@@ -250,10 +249,10 @@ def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
     lines = {"flat ring": lambda kb: predict.all_reduce(1000 * kb, 4, around),
              "hierarchical": lambda kb: predict.hierarchical(
                  1000 * kb, 2, 2, inside, infiniband, adapters)}  # fmt: skip
-    sizes, name = [2 ** (n / 2) for n in range(4, 23)], dict(flat="flat", levels="hierarchical")
+    sizes, named = [2 ** (n / 2) for n in range(4, 23)], ("levels", "40000")
     wins = [kb for kb in sizes if lines["flat ring"](kb) < lines["hierarchical"](kb)]
     said = f"the flat ring takes less from {wins[0]:,.0f} KB on" if wins else "two levels take less"
-    points = [(int(n) / 1000, took, name[way] * (n == "40000")) for (which, way, n), took
+    points = [(int(n) / 1000, took, "hierarchical" * ((way, n) == named)) for (which, way, n), took
               in found.items() if which == kind]  # fmt: skip
     return charts.curve(f"{kind}: {said}", lines, sizes, x="tensor (KB)", y="all-reduce", unit="s",
                         points=points, log="xy", span=(0.03, 2.5), note="predicted; points: "
@@ -367,9 +366,8 @@ for way, times in slowest("split").items():
     print(f"{way:11}: {1e3 * told[way]:5.1f} ms predicted, {1e3 * median(times):5.1f} emulated")
 
 # %% [markdown]
-# The state of one token is 8 KB: what counts is latency, eight times round over the network instead
-# of once. So tensor parallel stays inside a node as far as it can, and a pipeline goes between
-# nodes.
+# The state of one token is 8 KB: what counts is latency, eight rings over the network instead of
+# one hop. So tensor parallel stays inside a node, and a pipeline goes between nodes.
 #
 # ## Second rung, yours: who waits for whom?
 #
@@ -525,7 +523,9 @@ llama = ModelConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672
                     dtype="bfloat16")  # fmt: skip
 
 # %% [markdown]
-# The same for a real model, with sums and hops by the data sheets:
+# The same for a real model, sums and hops by the data sheets. With tp 16 a GPU reads half as many
+# weights as with tp 8; each of 160 sums crosses the network, and each of the 8 KV heads is held,
+# and read, by two GPUs:
 
 # %%
 for requests in (1, 64):
@@ -534,10 +534,6 @@ for requests in (1, 64):
         print(f"  tp {split.tp:2}, pp {split.pp:2}: {1e3 * split.seconds:5.1f} ms a token")
 
 # %% [markdown]
-# With tp 16 a GPU reads half as many weights as with tp 8, each of 160 sums crosses the network,
-# and each of the 8 KV heads is held, and read, by two GPUs. A larger batch makes the sums' tensors
-# and the KV cache larger, not the weights.
-#
 # ## On paper: prefill here, decode there
 #
 # A server hands the cache of a prompt to another node: `tokens` tokens, `layers` layers, `heads` KV
