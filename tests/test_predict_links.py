@@ -120,6 +120,8 @@ def test_the_best_split_keeps_sums_inside_a_node() -> None:
     assert [s.fits for s in predict.splits(LLAMA, "H100", 1)] == [False]
     with pytest.raises(ConfigError, match="gpus"):
         predict.splits(LLAMA, "H100", 0)
+    with pytest.raises(ConfigError, match="tp · pp = 131 .*found none"):
+        predict.splits(LLAMA, "H100", 131)  # a prime above heads and layers
 
 
 def test_micro_batches_fill_the_stages_and_read_the_weights_more_often() -> None:

@@ -184,9 +184,8 @@ def splits(
     hardware, found = find_hardware(hardware), []
     for tp in (n for n in range(1, gpus + 1) if gpus % n == 0):
         pp, kv = gpus // tp, config.num_key_value_heads
-        if config.num_attention_heads % tp or (kv % tp and tp % kv):
-            continue
-        if pp > config.num_hidden_layers:
+        heads = config.num_attention_heads % tp or (kv % tp and tp % kv)
+        if heads or pp > config.num_hidden_layers:
             continue
         part = -(-batch // micro_batches)
         nodes, inside = max(1, tp // gpus_a_node), min(tp, gpus_a_node)
@@ -201,4 +200,7 @@ def splits(
         every = one * (micro_batches + pp - 1) / pp  # the last micro-batch leaves
         fits = plan(config, hardware, batch=batch, context=context, gpus=gpus).fits
         found.append(Split(tp, pp, one, batch / every, fits))
+    if not found:
+        wanted = f"wanted tp · pp = {gpus} that divides heads and has a layer a stage, found none"
+        raise ConfigError(f"{wanted}; take another number of GPUs")
     return sorted(found, key=lambda split: (not split.fits, split.seconds))

@@ -526,4 +526,4 @@ print(f"1. 28 frames for 61 pages, the same answer: {streamed(28) * page / 1e6:.
 guesses()
 
 # %% [markdown]
-# **Next:** `34_model_quantize`. The same pages and weights in fewer bytes: what is lost?
+# **Next:** `40_parallel_collectives`. One GPU is not enough. How do several agree on a sum?
