@@ -304,6 +304,16 @@ def test_a_run_without_a_load_or_without_bytes_still_has_a_finding() -> None:
         machine(Trace())
 
 
+def test_the_finding_counts_the_messages_of_all_nodes() -> None:
+    """Catches a title with one node's NVLink alone, which says half of what was sent."""
+    sums = [Event("transfer", "all_reduce", "parallel", "network", 0.0, 1e-3, MIB, f"hbm:{rank}",
+                  f"hbm:{rank ^ 1}", link="nvlink") for rank in range(4)]  # fmt: skip
+    finding = machine(Trace.of(sums, {"gpus": 4, "nodes": 2})).finding
+    assert finding == "4 MiB of all_reduce moved between GPUs, on all nodes together"
+    finding = machine(Trace.of(sums[:2], {"gpus": 2})).finding
+    assert finding.startswith("2 MiB of all_reduce moved, at ")
+
+
 def move(token: int | None, mib: int = 9) -> Event:
     return Event("transfer", "copy", "load", "copy", 1.0, 1e-3, mib * MIB, "dram", "hbm", "weights",
                  token=token, request=None if token is None else 0, how="emulated")  # fmt: skip

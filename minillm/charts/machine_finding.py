@@ -39,6 +39,10 @@ def find(trace: Trace, flows: dict[str, Flow]) -> str:
     moved = max(flows.values(), key=lambda flow: flow.nbytes, default=None)
     if moved is None:
         return "No bytes moved between the memories in this run"
+    if moved.ink == "network":
+        in_all = sum(e.nbytes for e in events if e.name == moved.label)
+        if in_all > moved.nbytes:  # each node has links of its own
+            return f"{_size(in_all)} of {moved.label} moved between GPUs, on all nodes together"
     return f"{_size(moved.nbytes)} of {moved.label or 'data'} moved, at {amount(moved.rate, 'B/s')}"
 
 

@@ -97,7 +97,7 @@ class Scene:
             return {}
         latest = max(spans, key=lambda e: e.start).name if spans else "idle"
         busy = f"busy {amount(busy_seconds(spans), 's')}" if spans else "idle"
-        said = [busy] if self.total else [latest, latest.split(" ")[0]]
+        said = [busy, busy.removeprefix("busy ")] if self.total else [latest, latest.split(" ")[0]]
         read = flows.get(f"+read{name.removeprefix('compute') or ':0'}")
         if read and box.low and box.kind == "compute":
             said = [f"reads {amount(read.rate, 'B/s')}", amount(read.rate, "B/s")]

@@ -14,7 +14,7 @@ from minillm.config import ModelConfig
 from minillm.errors import ConfigError
 from minillm.predict.hardware import Hardware, Wire, find_hardware
 from minillm.predict.plan import plan
-from minillm.predict.sizes import at_least_one, dtype_bytes
+from minillm.predict.sizes import at_least_one, dtype_bytes, kv_bytes_per_token
 from minillm.predict.time import decode_step
 
 # Of a tensor's bytes, how many times a rank sends them in a ring: by nccl-tests' PERFORMANCE.md.
@@ -173,6 +173,7 @@ def splits(
 
     batch: requests, in `micro_batches` equal parts, which follow each other through the stages.
     A tp that is larger than a node pays InfiniBand at each sum; pipeline stages lie further apart.
+    With more ranks than KV heads each head is held and read by tp / K of them.
     Splits that do not fit HBM come last. ConfigError if no split divides heads and layers.
 
     >>> town = ModelConfig.from_pretrained("data/town")
@@ -193,7 +194,9 @@ def splits(
         sums = 2 * config.num_hidden_layers * all_reduce(state, tp, link) if tp > 1 else 0.0
         hop = hardware.nvlink if gpus <= gpus_a_node else hardware.infiniband
         hops = (pp - 1) * hop.seconds(state) if pp > 1 else 0.0
-        one = decode_step(config, hardware, part, context).seconds / tp + sums + hops
+        again = max(0, tp // kv - 1) / tp * part * context * kv_bytes_per_token(config)
+        work = decode_step(config, hardware, part, context).seconds / tp
+        one = work + again / hardware.hbm_bandwidth + sums + hops
         every = one * (micro_batches + pp - 1) / pp  # the last micro-batch leaves
         fits = plan(config, hardware, batch=batch, context=context, gpus=gpus).fits
         found.append(Split(tp, pp, one, batch / every, fits))

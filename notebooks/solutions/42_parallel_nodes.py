@@ -130,6 +130,18 @@ def stages_without_end(stages, micro):
     return sum(stages), 1 - 1 / len(stages)
 
 
+@wrong("42.2", says="Nobody waits for the beat of the slowest: a stage begins as soon as its "
+       "micro-batch is there and it is free.")  # fmt: skip
+def all_in_step(stages, micro):
+    end = (micro + len(stages) - 1) * max(stages)
+    return end, 1 - micro * sum(stages) / (len(stages) * end)
+
+
+@wrong("42.2", says="(S − 1) ÷ (M + S − 1) is for equal stages. The quick ones wait for longer.")
+def bubble_of_equal_stages(stages, micro):
+    return pipeline(stages, micro)[0], (len(stages) - 1) / (micro + len(stages) - 1)
+
+
 @wrong("42.2", says="The share is of all stages' time: len(stages) · the end.")
 def idle_of_one_stage(stages, micro):
     end, _ = pipeline(stages, micro)
@@ -151,6 +163,10 @@ def idle_of_one_stage(stages, micro):
              because="so small a model: 160 sums of 0.1 take longer than all of its work"),
         Case(6, 3, 60, 1, 1, 50, 1, expect=(3, 2),
              because="tp may be any divisor: 60 ÷ 3 + 2 + 1 = 23; tp = 2 has 30 + 2 + 2"),
+        Case(2, 2, 10, 10, 0.3, 5, 2, expect=(2, 1),
+             because="10 ÷ 2 + 20 · 0.3 = 11; two stages have no sums, but a hop: 10 + 2"),
+        Case(4, 4, 40, 10, 1.2, 5, 0.1, expect=(4, 1),
+             because="40 ÷ 4 + 20 · 1.2 = 34; two stages of 2 sum as often: 20 + 24 + 0.1"),
     ],
     hints=[
         "Try every tp from 1 to gpus that divides it; pp = gpus // tp.",
@@ -196,6 +212,32 @@ def always_the_node(gpus, node, work, layers, inside, between, hop):
 @wrong("42.3", says="Sum twice in each layer: after attention and after the FFN.")
 def one_sum_a_layer(gpus, node, work, layers, inside, between, hop):
     return best_split(gpus, node, work, layers / 20, inside, between, hop)
+
+
+@wrong("42.3", says="A token crosses pp − 1 times to the next stage, each time for `hop` seconds.")
+def forgets_the_hops(gpus, node, work, layers, inside, between, hop):
+    return best_split(gpus, node, work, layers, inside, between, 0)
+
+
+@wrong("42.3", says="Each stage sums for its own layers, and a token passes all of them: `layers` "
+       "is not divided by pp.")  # fmt: skip
+def sums_of_one_stage(gpus, node, work, layers, inside, between, hop):
+    def seconds(split):
+        tp, pp = split
+        sums = 2 * layers / pp * (inside if tp <= node else between) if tp > 1 else 0
+        return work / tp + sums + (pp - 1) * hop
+
+    return min(((tp, gpus // tp) for tp in range(1, gpus + 1) if gpus % tp == 0), key=seconds)
+
+
+@wrong("42.3", says="With tp = 1 a GPU has the whole layer: there is nothing to sum.")
+def sums_alone(gpus, node, work, layers, inside, between, hop):
+    def seconds(split):
+        tp, pp = split
+        sums = 2 * layers * (inside if tp <= node else between)
+        return work / tp + sums + (pp - 1) * hop
+
+    return min(((tp, gpus // tp) for tp in range(1, gpus + 1) if gpus % tp == 0), key=seconds)
 
 
 @exercise(

@@ -40,12 +40,12 @@ print(Machine.here(hbm="64 MiB").describe())
 # %% [markdown]
 # ## Two offices, four clerks
 #
-# Each of four clerks has 8 numbers, and all want the sums. Two share an office. To the next desk it
-# is 1 minute, and 4 numbers a minute; to the other office 3 minutes, and 1 number a minute.
+# Four clerks have 8 numbers each, and all want the sums. Two share an office. To the next desk: 1
+# minute, 4 numbers a minute; to the other office: 3 minutes, 1 number a minute.
 #
-# **Flat ring**: 6 steps with 2 numbers each cross the door: 12 minutes; 3 short walks and 3 long
-# ones: 12 more. **Hierarchical**: one step inside with 4 numbers, so that each has the sums of a
-# half; two between the offices with 2; one inside.
+# **Flat ring**: 6 steps. In each 2 numbers pass the door, 12 minutes; a part walks short and long
+# in turn, 3 · 1 + 3 · 3: 12 more. **Hierarchical**: one step inside with 4 numbers, then each
+# has half of the sums; two between the offices with 2; one inside.
 
 # %%
 def flat_ring(n: float, inside: tuple, between: tuple, ranks: int = 4) -> float:
@@ -168,8 +168,8 @@ reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
 #
 # `lists[rank]` are numbers; the first half of the ranks is node 0. A list has as many equal parts
 # as a node has ranks. Each rank sums the part of its place over its node; partners of the two nodes
-# send each other that sum, and add; each node gathers. Return the final lists, and how many numbers
-# crossed between the nodes.
+# swap that sum, and add; each node gathers. Return the final lists, and how many numbers
+# crossed between the nodes, both ways.
 
 # %%
 def two_level(lists: list) -> tuple:
@@ -249,10 +249,10 @@ def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
     lines = {"flat ring": lambda kb: predict.all_reduce(1000 * kb, 4, around),
              "hierarchical": lambda kb: predict.hierarchical(
                  1000 * kb, 2, 2, inside, infiniband, adapters)}  # fmt: skip
-    sizes, name = [2 ** (n / 2) for n in range(4, 23)], dict(flat="flat", levels="hierarchical")
+    sizes, named = [2 ** (n / 2) for n in range(4, 23)], ("levels", "40000")
     wins = [kb for kb in sizes if lines["flat ring"](kb) < lines["hierarchical"](kb)]
-    said = f"the flat ring takes less from {wins[0]:,.0f} KB on" if wins else "hierarchical is less"
-    points = [(int(n) / 1000, took, name[way] * (n == "4000")) for (which, way, n), took
+    said = f"the flat ring takes less from {wins[0]:,.0f} KB on" if wins else "two levels take less"
+    points = [(int(n) / 1000, took, "hierarchical" * ((way, n) == named)) for (which, way, n), took
               in found.items() if which == kind]  # fmt: skip
     return charts.curve(f"{kind}: {said}", lines, sizes, x="tensor (KB)", y="all-reduce", unit="s",
                         points=points, log="xy", span=(0.03, 2.5), note="predicted; points: "
@@ -267,8 +267,8 @@ knob(draw, kind=["NVLink, 2 adapters", "NVLink, 1 adapter", "PCIe, 1 adapter"])
 # at once: with links inside that are no better than one shared door, a large tensor goes round flat
 # in less time.
 #
-# NCCL, the library on NVIDIA's cards, lays *several* flat rings, one through each adapter. What is
-# best on a cluster is measured there.
+# NCCL, the library on NVIDIA's cards, lays *several* flat rings, one through each adapter, and
+# takes trees for small tensors (lesson 40). What is best on a cluster is measured there.
 
 # %% tags=["nbval-ignore-output"]
 for kind in dict.fromkeys(which for which, *_ in found):
@@ -321,10 +321,15 @@ model = ModelConfig(vocab_size=32000, hidden_size=4096, intermediate_size=14336,
                     num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
 assert inside == predict.tensor_bytes(model, 2) / 2  # a stage has half of the layers
 assert handed == predict.pipeline_bytes(model, 2)
+for link in ("nvlink", "infiniband"):
+    sent = one.select(link=link)
+    print(f"{link:10}: {sum(event.nbytes for event in sent):,} bytes, sent by "
+          f"{len({event.source for event in sent})} GPUs")  # fmt: skip
 
 # %% [markdown]
-# The bytes counted are those predicted. NVLink carries eight times as many as InfiniBand here, and
-# a real model has twenty times as many layers.
+# The bytes counted are those predicted. With 80 layers instead of 4 NVLink carries twenty times as
+# many, and InfiniBand no more. Both GPUs of a stage have the whole state, and both hand it on here;
+# Megatron-LM hands on a half each, and gathers it inside the next node (Narayanan et al., 2021).
 #
 # ## Break it: sums between nodes
 #
@@ -361,8 +366,8 @@ for way, times in slowest("split").items():
     print(f"{way:11}: {1e3 * told[way]:5.1f} ms predicted, {1e3 * median(times):5.1f} emulated")
 
 # %% [markdown]
-# The state of one token is 8 KB: what counts is latency, eight times round instead of once over. So
-# tensor parallel stays inside a node, and a pipeline goes between nodes.
+# The state of one token is 8 KB: what counts is latency, eight rings over the network instead of
+# one hop. So tensor parallel stays inside a node, and a pipeline goes between nodes.
 #
 # ## Second rung, yours: who waits for whom?
 #
@@ -385,8 +390,9 @@ for micro in (1, 2, 4, 16):
 
 # %% [markdown]
 # One request is one micro-batch: it passes stage after stage, 800 ms, as it would on one GPU that
-# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks: (S
-# − 1) ÷ (M + S − 1). Now on four ranks, each a stage, over the emulated links:
+# holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks:
+# with M micro-batches S equal stages wait (S − 1) ÷ (M + S − 1) of the time. Now on four ranks,
+# each a stage, over the emulated links:
 
 # %%
 # %%ranks 4
@@ -421,7 +427,7 @@ reveal(piped, predicted=pipeline([50] * 4, 4)[0], how="emulated",
 # %% tags=["nbval-ignore-output"]
 def idle(micro: int = 1) -> charts.Chart:
     return charts.curve(
-        f"{micro} in flight: {predict.bubble(4, micro):.0%} of the time stages wait",
+        f"{micro} in flight: stages wait {100 * predict.bubble(4, micro):.0f} % of the time",
         {"": lambda m: 100 * predict.bubble(4, m)}, range(1, 33), at=micro, log="x",
         x="micro-batches", y="bubble", unit="%", note="predicted; points: emulated, with the links",
         points=[(m, 100 * (1 - 0.2 / took), "") for m, took in whole.items()])  # fmt: skip
@@ -436,8 +442,9 @@ knob(idle, micro=[1, 2, 4, 8, 16, 32])
 #
 # ## Hand over the KV cache
 #
-# Prefill keeps a GPU's arithmetic busy, decode its memory. So servers give them to different nodes:
-# rank 0 reads the prompt, and its pages go to rank 2, on the other node, which writes the answer.
+# Prefill keeps a GPU's arithmetic busy, decode its memory. Some servers give them to different
+# nodes: rank 0 reads the prompt, and its pages go to rank 2, on the other node, which writes the
+# answer.
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 4 --timeout 120
@@ -516,11 +523,13 @@ llama = ModelConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672
                     dtype="bfloat16")  # fmt: skip
 
 # %% [markdown]
-# The same for a real model, with sums and hops by the data sheets:
+# The same for a real model, sums and hops by the data sheets. With tp 16 a GPU reads half as many
+# weights as with tp 8; each of 160 sums crosses the network, and each of the 8 KV heads is held,
+# and read, by two GPUs:
 
 # %%
 for requests in (1, 64):
-    print(f"Llama-3-70B on 16 H100s, {requests} requests of 1,000 tokens (predicted):")
+    print(f"Llama-3-70B on 16 H100s, batch {requests}, contexts of 1,000 tokens (predicted):")
     for split in predict.splits(llama, H100, 16, batch=requests, context=1000):
         print(f"  tp {split.tp:2}, pp {split.pp:2}: {1e3 * split.seconds:5.1f} ms a token")
 
@@ -576,7 +585,8 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. 400 KB on two nodes: flat {1e3 * median(summed['flat']):.0f} ms, hierarchical "
       f"{1e3 * median(summed['levels']):.0f} ms (emulated, 10,000 × slower).")
-print(f"2. One token: {inside:,} bytes a GPU over NVLink, {handed:,} over InfiniBand.")
+print(f"2. One token: a GPU of the first stage sends {inside:,} bytes over NVLink, {handed:,} over "
+      "InfiniBand.")
 print(f"3. 4 stages: {1e3 * whole[1]:.0f} ms with one request, {1e3 * whole[8]:.0f} ms in eight "
       "micro-batches (emulated).")
 
