@@ -147,6 +147,14 @@ def test_a_deadlock_is_told_by_its_lines() -> None:
         assert told.value.found == {0: waits, 1: waits} and not len(ranks)
 
 
+def test_a_rank_that_crashes_leaves_its_last_words() -> None:
+    """Catches an exit code and nothing else, where a library had said what was wrong."""
+    with Ranks(1) as ranks, pytest.raises(RankError) as told:
+        ranks.run("import os\nos.write(2, b'an odd size\\n')\nos.abort()")
+    assert "exit code" in told.value.found[0] and "an odd size" in told.value.found[0]
+    assert 'File "<cell 1>", line 3' in told.value.found[0]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="ends processes by signals")
 def test_a_rank_that_is_killed_or_stopped_is_named() -> None:
     """Catches an error that says only that a connection was lost, and one that never comes."""

@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ class Ranks:
         assert count >= 1, count
         self._folder, self._owner = temporary_folder(), os.getpid()
         self._pipes: list[Connection] = []
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         for rank in range(count):
             here, there = context.Pipe()
@@ -96,10 +98,8 @@ class Ranks:
         return self._tell(self._gather(timeout))
 
     def get(self, name: str) -> list[Any]:
-        """This variable of each rank, None where it has none.
-
-        A tensor, a number, a text, or a list or dict of them: a rank's own classes are not ours.
-        """
+        """This variable of each rank, None where it has none: a tensor, a number, a text, or a list
+        or dict of them. A rank's own classes are not ours."""
         raw = map(io.BytesIO, self.run(saved, name))
         return [torch.load(value, weights_only=True) for value in raw]
 
@@ -115,7 +115,9 @@ class Ranks:
             while silent := {p: n for n, p in enumerate(self._pipes) if n not in answers}:
                 left = None if end == inf else max(0.0, end - time.monotonic())
                 for pipe in (ready := wait(list(silent), left)):
-                    answers[silent[pipe]] = answer = self._answer(silent[pipe])
+                    rank = silent[pipe]
+                    words = last_words(self._folder.name, rank)
+                    answers[rank] = answer = _answer(pipe, self._processes[rank], words)
                     if not answer.good and not asked:
                         end = min(end, time.monotonic() + _GRACE_SECONDS)
                 if not ready and asked:
@@ -128,16 +130,6 @@ class Ranks:
             self.close(now=True)
             raise
         return answers
-
-    def _answer(self, rank: int) -> Answer:
-        process = self._processes[rank]
-        try:
-            return self._pipes[rank].recv()
-        except (EOFError, OSError):
-            process.join(_TELL_SECONDS)
-            words = last_words(self._folder.name, rank).read_text(errors="replace")[:_WORDS]
-            what = f"its process ended, with exit code {process.exitcode} {words}"
-            return Answer(False, what.strip(), "", False)
 
     def _tell(self, answers: dict[int, Answer]) -> list[Any]:
         """Print what they printed, and give back what they returned, or raise what went wrong."""
@@ -174,6 +166,16 @@ def _post(pipes: Iterable[Connection], data: bytes) -> None:
     for pipe in pipes:
         with suppress(OSError):  # its process has ended: `_answer` will see
             pipe.send_bytes(data)
+
+
+def _answer(pipe: Connection, process: BaseProcess, words: Path) -> Answer:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        process.join(_TELL_SECONDS)
+        said = words.read_text(errors="replace")[:_WORDS]
+        what = f"its process ended, with exit code {process.exitcode} {said}"
+        return Answer(False, what.strip(), "", False)
 
 
 def load_ipython_extension(shell: Any) -> None:
