@@ -219,6 +219,11 @@ def two() -> float:
 a_sum = median(max(both) for both in zip(*ranks.get("alphas"), strict=True))
 took = compare({"one rank": lambda: alone()[0].tpot, "two ranks": two}, rounds=3, unit="ms",
                what="a token")  # fmt: skip
+
+# %% [markdown]
+# Your guess, then the prediction, then the three rounds:
+
+# %% tags=["nbval-ignore-output"]
 least = took.median("one rank") + 16 * a_sum
 reveal(speed, predicted=100 * took.median("one rank") / least,
        measured=[100 * a / b for a, b in zip(*took.seconds.values(), strict=True)])  # fmt: skip
