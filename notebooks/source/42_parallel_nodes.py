@@ -278,6 +278,21 @@ for kind in dict.fromkeys(which for which, *_ in found):
           ", ".join(f"{n // 1000:,} KB {r:.2f}" for n, r in ratio.items()), "(emulated)")
 
 # %% [markdown]
+# And real servers? Of a large all-reduce on 8 H100s in a node, an author of NCCL says: a ring comes
+# to about 370 GB/s of bus bandwidth on links of 450, for its protocol takes a fifth; where the
+# switch adds, to about 480, which no wire carries
+# ([nccl-tests, issue 212](https://github.com/NVIDIA/nccl-tests/issues/212)). A ring over two nodes:
+# 46 to 48 GB/s on each adapter of 50
+# ([issue 290](https://github.com/NVIDIA/nccl-tests/issues/290)).
+
+# %% tags=["nbval-ignore-output"]
+least = predict.all_reduce(1_600_000, 4, predict.around(2, 2, nvlink, infiniband))
+here, predicted = (predict.bus_bandwidth("all_reduce", 1_600_000, s, 4) / infiniband.bandwidth
+                   for s in (found["NVLink, 2 adapters", "flat", "1600000"], least))  # fmt: skip
+print(f"a flat ring over two nodes, of its slowest link's rate: 1.6 MB {here:.0%} here (emulated), "
+      f"{predicted:.0%} predicted; large tensors on H100s {47 / 50:.0%} (published)")
+
+# %% [markdown]
 # ## One token, over every link
 #
 # Four GPUs hold a model of 4 layers, 4,096 numbers a token: tensor parallel inside a node (two sums
