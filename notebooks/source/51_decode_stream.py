@@ -166,6 +166,9 @@ def anew(ids) -> float:
 ids = list(engine.resume(tonight))
 assert len(ids) == 976
 
+# %% [markdown]
+# A race runs both ways in turns. The session of that length is saved first, once.
+
 # %%
 def race(tokens: int, rounds: int = 3):
     """Both ways to the next token of a conversation of so many."""
