@@ -301,7 +301,7 @@ machine = Machine.here(hbm="256 MiB")
 engine = Engine.load(folder, machine, EngineConfig(prefix_cache=False))
 prompts = {name: one * 6 for name, one in (texts | {"English": english}).items()}
 with charts.watch(machine.trace, "machine"):
-    engine.generate(prompts["a story"], SamplingParams(max_tokens=12))
+    engine.generate(prompts["a story"], SamplingParams(max_tokens=400, ignore_eos=True))
 
 # %% tags=["nbval-ignore-output"]
 def first_token(prompt: str) -> float:
