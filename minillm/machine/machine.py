@@ -108,7 +108,8 @@ class Machine:
         address = tensor.untyped_storage().data_ptr()  # its views have it in common
         stale = self._owned.pop(address, None)
         if stale:  # the address was given out again: its owner died without `free`
-            stale[0].release(*stale[1:])
+            held = stale[0].by_label.get(stale[2], 0) - nbytes * (stale[::2] == (tier, label))
+            stale[0].release(min(stale[1], held), stale[2])  # a pool's pages may have another label
         if nbytes:  # else it has no address
             self._owned[address] = (tier, nbytes, label)
         return host.huge_pages(tensor) if self.emulated else tensor

@@ -184,9 +184,8 @@ def grow(table: list, length: int, stop: int, free: list, count: dict, P: int):
 grow = check("32.1", grow)
 
 # %%
-small, chance = PagedKV(config, machine, torch.bfloat16, page_size=4, pages=80), Random(5)
+small, chance, copies = PagedKV(config, machine, torch.bfloat16, 4, pages=80), Random(5), []
 small.find(0, ())
-copies = []
 for new in range(1, 300):
     length = small.length[text := chance.choice(list(small.tables))]
     stop, count = length + chance.randint(1, 9), dict(enumerate(small.pool.count))
@@ -199,6 +198,7 @@ for new in range(1, 300):
         assert not small.reserve(text, stop)
         small.release(text), small.find(new, ())
 print(f"{len(copies)} times grown, {sum(copies)} pages copied: tables as the package's")
+small.close()
 
 # %% [markdown]
 # ## Third rung, yours: the same beginning
