@@ -1,6 +1,7 @@
 """Budgets hold, copies are real, and both are in the trace."""
 
 import copy
+import gc
 import pickle
 import threading
 
@@ -162,11 +163,30 @@ def test_any_view_of_a_tensor_frees_it_and_only_once(small):
         small.free(block)
 
 
-def test_bytes_of_a_tensor_that_died_unfreed_come_back_with_its_address(small):
-    """Catches budgets that leak when the allocator hands the same address out again."""
+def test_a_tensor_that_died_unfreed_gives_back_what_it_held(small):
+    """Catches budgets that leak, and bytes taken from another who has the same label."""
+    kept = small.empty((1024,), torch.float32, "hbm", "kv reserved")
     for _ in range(100):  # 100 of these would not fit
-        small.empty((1024,), torch.float32, "hbm", "kv")
-    assert small.hbm.used <= 16 * 4 * KIB
+        lost = small.empty((2, 1024), torch.float32, "hbm", "kv reserved")
+        small.relabel(lost, 4 * KIB, "kv reserved", "kv")
+        assert small.hbm.by_label == {"kv reserved": 8 * KIB, "kv": 4 * KIB}
+        view = lost[1:]
+        del lost
+        assert small.hbm.free == 52 * KIB  # the view still holds it all
+        del view
+        assert small.hbm.free == 60 * KIB and small.hbm.by_label == {"kv reserved": 4 * KIB}
+    small.free(kept)
+    assert not small.hbm.by_label
+
+
+def test_tensors_that_die_while_the_budget_is_held_block_nobody(small):
+    """Catches a garbage collector that waits for the lock of the thread it interrupted."""
+    cycle = [small.empty((1024,), torch.float32, "hbm", "kv")]
+    cycle.append(cycle)
+    del cycle
+    with small.hbm._lock:
+        gc.collect()
+    assert small.hbm.free == 64 * KIB
 
 
 def test_a_tensor_of_no_elements_costs_nothing(small):

@@ -9,6 +9,7 @@ Shapes: M frames, L layers, K kv heads, P page size, E head size; a part is one 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,12 +79,12 @@ class Frames:
 
     def widen(self, window: int, keep: Collection[int], rather: Collection[int]) -> None:
         """Have a window of so many frames; pages in them move to others, or down, as in `bring`."""
-        hbm = self._machine.hbm
+        relabel = partial(self._machine.relabel, self.parts, self._pool.page_nbytes)
         if self.window != window:
             self._pool.settle()
         while self.window > window:
             self.window -= 1
-            hbm.relabel(self._pool.page_nbytes, USED, EMPTY)
+            relabel(USED, EMPTY)
         while self.window < window:
             top = self.frames - self.window - 1
             page = self.page_at[top]
@@ -96,7 +97,7 @@ class Frames:
                     self.frame[page] = frame
                     self.whole(page)[:] = before
             self.window += 1
-            hbm.relabel(self._pool.page_nbytes, EMPTY, USED)
+            relabel(EMPTY, USED)
 
     def room(self, keep: Collection[int]) -> int:
         """How many pages could get a frame, and none of `keep` would have to go."""
@@ -109,13 +110,13 @@ class Frames:
 
     def _occupy(self, frame: int, page: int) -> None:
         self.page_at[frame] = page
-        self._machine.hbm.relabel(self._pool.page_nbytes, EMPTY, USED)
+        self._machine.relabel(self.parts, self._pool.page_nbytes, EMPTY, USED)
 
     def lift(self, page: int) -> None:
         """A page leaves its frame, if it has one."""
         if self.frame[page] is not None:
             self.page_at[self.frame[page]], self.frame[page] = None, None
-            self._machine.hbm.relabel(self._pool.page_nbytes, USED, EMPTY)
+            self._machine.relabel(self.parts, self._pool.page_nbytes, USED, EMPTY)
 
     def _empty_frame(self, keep: Collection[int], rather: Collection[int]) -> int:
         pool, held = self._pool, self.page_at[: self.frames - self.window]

@@ -41,19 +41,19 @@ class Lower:
     many = 2**31
 
     def __init__(self, tier: Tier, slots: int, size: int) -> None:
-        self._tier, self.name, self.size = tier, tier.name, size
+        self.name, self.size, self._relabel = tier.name, size, partial(tier.relabel, size)
         self.free, self.pages = list(range(slots))[::-1], {}
 
     def enter(self, slot: int, page: int) -> None:
         """From now on the slot holds a page."""
         self.pages[slot] = page
-        self._tier.relabel(self.size, EMPTY, USED)
+        self._relabel(EMPTY, USED)
 
     def leave(self, slot: int) -> None:
         """The page in the slot is not needed any more."""
         del self.pages[slot]
         self.free.append(slot)
-        self._tier.relabel(self.size, USED, EMPTY)
+        self._relabel(USED, EMPTY)
 
 
 class DramPages(Lower):
@@ -63,6 +63,7 @@ class DramPages(Lower):
         super().__init__(machine.dram, slots, layers * part * WORD.itemsize)
         self._machine = machine
         self._block = machine.empty((slots, layers, part), WORD, "dram", EMPTY)
+        self._relabel = partial(machine.relabel, self._block, self.size)
 
     def write(self, slot: int, page: Tensor) -> None:
         """Keep a page (L, part)."""
@@ -75,7 +76,7 @@ class DramPages(Lower):
     def close(self) -> None:
         """Give everything back."""
         self._machine.free(self._block)
-        self._block = None
+        self._block = self._relabel = None
 
 
 class SsdPages(Lower):

@@ -117,6 +117,8 @@ class PagePool:
         if old is not None:
             self._block[:, :before] = old
             self._machine.free(old)
+            used = before - len(self.free) - len(self.known.unused)
+            self._machine.relabel(block, used * self.page_nbytes, EMPTY, USED)
         self.layers[:] = self._block
         self.free = [*range(pages - 1, before - 1, -1), *self.free]
         self.count += [0] * (pages - before)
@@ -125,14 +127,14 @@ class PagePool:
         """A page for new text, held once from now on."""
         page = self.free.pop() if self.free else self.known.evict()
         self.count[page] = 1
-        self._machine.hbm.relabel(self.page_nbytes, EMPTY, USED)
+        self._machine.relabel(self._block, self.page_nbytes, EMPTY, USED)
         return page
 
     def share(self, page: int) -> None:
         """One more table holds the page; nobody may have held it if it is kept."""
         if page in self.known.unused:
             del self.known.unused[page]
-            self._machine.hbm.relabel(self.page_nbytes, EMPTY, USED)
+            self._machine.relabel(self._block, self.page_nbytes, EMPTY, USED)
         else:
             assert self.count[page] > 0, f"page {page} is free"
         self.count[page] += 1
@@ -146,7 +148,7 @@ class PagePool:
                 self.known.unused[page] = None
             else:
                 self.free.append(page)
-            self._machine.hbm.relabel(self.page_nbytes, USED, EMPTY)
+            self._machine.relabel(self._block, self.page_nbytes, USED, EMPTY)
 
     def copy(self, page: int) -> int:
         """A new page with the same keys and values, for who wants to write."""

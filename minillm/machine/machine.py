@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from minillm.predict import Hardware, find_hardware
 from minillm.probe import Profile, dram_bandwidth
 from minillm.trace import Trace
 from minillm.units import format_size, parse_size
+
+Owned = dict[int, tuple[Tier, dict[str, int], ref]]  # address: tier, bytes by label, till it dies
 
 
 class Machine:
@@ -47,11 +50,10 @@ class Machine:
         self.device, self.emulated = device, device.type == "cpu"
         sizes = {"ssd": ssd, "dram": dram, "hbm": hbm}
         self.ssd, self.dram, self.hbm = (Tier(name, n, trace) for name, n in sizes.items())
-        self.trace, self.scale = trace, scale
+        self.trace, self.scale, self._owned = trace, scale, Owned()
         card = None if self.emulated else CudaLink(device, trace)
         self._link: HostLink = scale or card or HostLink(trace)
         self._ways = Ways(trace, self.emulated, scale is not None)
-        self._owned: dict[int, tuple[Tier, int, str]] = {}  # address: tier, bytes, label
         trace.meta |= _facts(self)
 
     @classmethod
@@ -92,7 +94,7 @@ class Machine:
         """A new tensor in tier "dram" or "hbm", its bytes reserved for `label` until `free`.
 
         Contents are arbitrary. On CUDA a tensor in DRAM is pinned: the card reads it directly.
-        Raises OutOfMemory, and then nothing is reserved.
+        Raises OutOfMemory, and then nothing is reserved. A tensor that dies gives its bytes back.
         """
         tier = getattr(self, tier) if isinstance(tier, str) else tier
         assert tier is not self.ssd, "a tensor lives in DRAM or HBM; the SSD holds files"
@@ -105,13 +107,8 @@ class Machine:
         except RuntimeError as error:  # within the budget, and yet the memory is not there
             tier.release(nbytes, label)
             raise OutOfMemory(tier.name, nbytes, tier.free, tier.by_label) from error
-        address = tensor.untyped_storage().data_ptr()  # its views have it in common
-        stale = self._owned.pop(address, None)
-        if stale:  # the address was given out again: its owner died without `free`
-            held = stale[0].by_label.get(stale[2], 0) - nbytes * (stale[::2] == (tier, label))
-            stale[0].release(min(stale[1], held), stale[2])  # a pool's pages may have another label
         if nbytes:  # else it has no address
-            self._owned[address] = (tier, nbytes, label)
+            _own(self._owned, tensor.untyped_storage(), tier, {label: nbytes})
         return host.huge_pages(tensor) if self.emulated else tensor
 
     def free(self, tensor: Tensor) -> None:
@@ -122,7 +119,13 @@ class Machine:
         if tensor.numel():
             owned = self._owned.pop(tensor.untyped_storage().data_ptr(), None)
             assert owned, "not the machine's, or freed before"
-            owned[0].release(*owned[1:])
+            owned[0].give_back(owned[1])
+
+    def relabel(self, tensor: Tensor, nbytes: int, source: str, target: str) -> None:
+        """Give bytes of a tensor to another label: how a pool tells how much of it is in use."""
+        tier, held, _ = self._owned[tensor.untyped_storage().data_ptr()]
+        tier.relabel(nbytes, source, target)
+        held |= {source: held[source] - nbytes, target: held.get(target, 0) + nbytes}
 
     def tier_of(self, tensor: Tensor) -> Tier:
         """The tier of a tensor. One that the machine did not make: HBM if on a card, else DRAM."""
@@ -176,6 +179,12 @@ class Machine:
         What went wrong in one of them is raised. No thread of the machine's own is left.
         """
         self._link.settle()
+
+
+def _own(owned: Owned, storage: torch.UntypedStorage, tier: Tier, held: dict[str, int]) -> None:
+    address = storage.data_ptr()
+    died = ref(storage, lambda _: (owned.pop(address, None), tier.lost.append(held)))
+    owned[address] = (tier, held, died)
 
 
 def _sizes(device: torch.device, hbm: int | str | None) -> tuple[int, int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from contextlib import suppress
 
 from minillm.errors import OutOfMemory
 from minillm.trace import Trace
@@ -24,18 +26,21 @@ class Tier:
         self.by_label: dict[str, int] = {}
         self._trace = trace
         self._lock = threading.Lock()
+        self.lost: deque[dict[str, int]] = deque()  # label: bytes, of tensors that died unfreed
 
     @property
     def free(self) -> int:
         """Bytes that can still be reserved."""
+        self._settle()
         return self.capacity - self.used
 
     def reserve(self, nbytes: int, label: str) -> None:
         """Take `nbytes` of the budget for `label`. Raises OutOfMemory, and then takes nothing."""
         assert nbytes >= 0, nbytes
+        self._settle()
         with self._lock:
-            if nbytes > self.free:
-                raise OutOfMemory(self.name, nbytes, self.free, self.by_label)
+            if nbytes > (free := self.capacity - self.used):
+                raise OutOfMemory(self.name, nbytes, free, self.by_label)
             self._hold(nbytes, label)
 
     def release(self, nbytes: int, label: str) -> None:
@@ -43,14 +48,23 @@ class Tier:
         with self._lock:
             self._hold(-nbytes, label)
 
-    def relabel(self, nbytes: int, source: str, target: str) -> None:
-        """Give `nbytes` that label `source` holds to label `target`; `used` stays as it is.
+    def give_back(self, held: dict[str, int]) -> None:
+        """Release all that a tensor holds, label by label."""
+        for label, nbytes in held.items():
+            if nbytes:
+                self.release(nbytes, label)
 
-        So a pool that was reserved as a whole tells how much of it is in use.
-        """
+    def relabel(self, nbytes: int, source: str, target: str) -> None:
+        """Give `nbytes` that label `source` holds to label `target`; `used` stays as it is."""
         with self._lock:
             self._hold(-nbytes, source)
             self._hold(nbytes, target)
+
+    def _settle(self) -> None:
+        """Release what the dead held: a garbage collector may not wait for the lock, so we do."""
+        with suppress(IndexError):
+            while True:
+                self.give_back(self.lost.popleft())
 
     def _hold(self, nbytes: int, label: str) -> None:
         """`label` holds so many bytes more, or fewer."""

@@ -93,7 +93,8 @@ class Ranks:
         if isinstance(do, str):
             compile(do, "<cell>", "exec")  # a SyntaxError is raised here, and they go on
         if not self._pipes:
-            raise MinillmError("wanted ranks that run, found them closed; make new ones")
+            do = "run the %%ranks cells above once more, or make new Ranks"
+            raise MinillmError(f"wanted ranks that run, found them closed; {do}")
         _post(self._pipes, ForkingPickler.dumps((do, arguments)))
         return self._tell(self._gather(timeout))
 

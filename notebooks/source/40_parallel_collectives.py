@@ -166,17 +166,18 @@ def slowest(name: str) -> dict:
     return {n: list(map(max, *(one[n] for one in every))) for n in every[0]}
 
 
+one_step, took = slowest("steps"), slowest("sweep")
+
 # %% [markdown]
 # Guessed, predicted and measured. The prediction is the toy's arithmetic, with alpha and beta of
 # one step.
 
 # %% tags=["nbval-ignore-output"]
-short, long = (median(times) for times in slowest("steps").values())
+short, long = map(median, one_step.values())
 alpha, beta = short, (2**22 - 4) / max(long - short, 1e-6)
 print(f"alpha {1e6 * alpha:.0f} µs, beta {beta / 1e9:.2f} GB/s (measured, four ranks at once)")
 
 # %% tags=["nbval-ignore-output"]
-took = slowest("sweep")
 for mine, nbytes in ((tiny, 4), (middle, 2**18), (large, 2**24)):
     predicted, times = 1e3 * ring(nbytes, 4, alpha, beta), [1e3 * t for t in took[nbytes]]
     reveal(mine, predicted=predicted, measured=times)
@@ -210,8 +211,7 @@ assert held == [[number(rank, part, 1) for part in range(4)] for rank in range(4
 # rank r gives part r − s, and adds what comes to part r − s − 1. `swap` is the step above. Return
 # `parts`.
 #
-# The check plays the other ranks. Then your function (ours, as long as yours is not right) runs in
-# four processes; keep it in one piece, so that it can be sent there.
+# The check plays the other ranks. Keep the function in one piece, so that it can be sent to them.
 
 # %%
 def reduce_scatter(parts: list, rank: int, world: int, swap) -> list:
@@ -219,6 +219,11 @@ def reduce_scatter(parts: list, rank: int, world: int, swap) -> list:
 
 
 reduce_scatter = check("40.1", reduce_scatter)
+
+# %% [markdown]
+# And now on real ones: your function (ours, as long as yours is not right) in four processes.
+
+# %%
 text = inspect.getsource(reduce_scatter)
 print(len(ranks.run(text[text.index("def reduce_scatter"):])), "ranks have it")
 
