@@ -6,13 +6,12 @@ from random import Random
 
 import pytest
 import torch
-import torch.nn.functional as F
 from engine_draws import formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.config import ModelConfig
-from minillm.kv import PagedKV, Step, attention
+from minillm.kv import PagedKV, Step
 from minillm.kv.attention import paged_attention
 from minillm.kv.plan import Hidden
 from minillm.machine import Machine
@@ -92,19 +91,3 @@ def test_long_texts_on_any_device_see_the_same(device, page_size, hide):
         assert error(kv, lengths, hide) < near
         kv.close()
     assert machine.hbm.used == 0
-
-
-@pytest.mark.parametrize("T, S, heads, K", [(2, 5, 3, 3), (128, 128, 4, 2), (129, 400, 5, 1)])
-def test_blocks_of_queries_see_what_each_may_see(T, S, heads, K):
-    """Catches a block whose last query is cut off, a key too late, and scores rounded to bf16."""
-    chance = torch.Generator().manual_seed(0)
-    q, past = (torch.randn(n, generator=chance) * 2 for n in ((T, heads, 16), (2, K, S, 16)))
-    for dtype, near in ((torch.float32, 3e-6), (torch.bfloat16, 8e-3)):
-        rows, known = q.to(dtype), past.to(dtype)
-        exact = F.scaled_dot_product_attention(
-            rows.transpose(0, 1).double(), *known.double().repeat_interleave(heads // K, 1),
-            torch.ones(T, S, dtype=torch.bool).tril(S - T),
-        ).transpose(0, 1)  # fmt: skip
-        got = attention._blocks(rows, known)
-        assert got.shape == rows.shape and got.dtype == dtype
-        assert (got - exact).abs().max() < near * exact.abs().max()

@@ -64,7 +64,10 @@ def raw(tensor: torch.Tensor) -> bytes:
 def left_behind(machine: Machine) -> list[str]:
     """What should be gone: threads, memory, open files of ours."""
     gc.collect()  # mapped files stay open as long as a tensor looks into them
-    threads = [t.name for t in threading.enumerate() if t.name.startswith("minillm")]
+    readers = [t for t in threading.enumerate() if t.name.startswith("minillm-read")]
+    for thread in readers:  # those of a pool that has just been collected are about to end
+        thread.join(5)
+    threads = [thread.name for thread in readers if thread.is_alive()]
     fds = "/proc/self/fd"
     links = [os.path.join(fds, fd) for fd in os.listdir(fds)] if os.path.isdir(fds) else []
     files = [os.readlink(link) for link in links if os.path.lexists(link)]

@@ -27,10 +27,12 @@ class Slot:
 
 @pytest.fixture
 def prefetch(machine: Machine) -> Iterator[Prefetch[Slot]]:
+    before = set(threading.enumerate())
     made = Prefetch(machine, [Slot(), Slot()], label="weights", stage="load")
     yield made
     made.close()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("minillm")]
+    more = set(threading.enumerate()) - before
+    assert not [thread.name for thread in more if thread.name.startswith("minillm")]
 
 
 def puts(key: object, first: Callable[[], object] = lambda: None) -> Callable[[Slot], None]:

@@ -17,7 +17,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from minillm.kv.plan import Plan
 
-BLOCK = 128  # queries that a CPU takes at once: their scores stay in its cache
 FLASH_PAGE = 256  # the card's paged attention takes pages of a multiple of so many tokens
 
 
@@ -32,7 +31,8 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, plan: Plan) -
     if q.is_cuda and _flash(pool, plan):
         return _varlen(q, pool, plan)
     each = enumerate(q.split(list(plan.step.counts)))
-    return torch.cat([_look(q, _past(pool, plan, n).to(q.dtype), plan, n) for n, q in each])
+    seen = [_look(q, _past(pool, plan, n).to(q.dtype), plan, n) for n, q in each]
+    return seen[0] if len(seen) == 1 else torch.cat(seen)
 
 
 def _past(pool: Tensor, plan: Plan, number: int) -> Tensor:
@@ -51,8 +51,6 @@ def _past(pool: Tensor, plan: Plan, number: int) -> Tensor:
 def _look(q: Tensor, past: Tensor, plan: Plan, number: int) -> Tensor:
     """softmax(q kᵀ / √E) v of one sequence: q (T, H, E), past (2, K, S, E) -> (T, H, E)."""
     T, H, E = q.shape
-    if T > 1 and q.device.type == "cpu" and q.dtype == torch.bfloat16 and not plan.hidden:
-        return _blocks(q, past)
     mask = _mask(plan, number)
     if T == 1:
         # The heads of a group ask as if they were tokens of one head: k and v are read once.
@@ -61,22 +59,6 @@ def _look(q: Tensor, past: Tensor, plan: Plan, number: int) -> Tensor:
     given = q.transpose(0, 1)[None], *past[:, None]  # each (1, heads, tokens, E)
     out = F.scaled_dot_product_attention(*given, mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
-
-
-def _blocks(q: Tensor, past: Tensor) -> Tensor:
-    """`_look` in the plain order, as a CPU with bf16 arithmetic does it: block by block of queries.
-
-    Scores are float32. The library's way, which keeps fewer of them, takes some 1.3 times as long.
-    """
-    (T, H, E), (_, K, S, _) = q.shape, past.shape
-    keys, parts, stop = past[0].float().mT, [], S - T
-    for rows in q.unflatten(1, (K, H // K)).transpose(0, 1).split(BLOCK, 1):  # (K, n, group, E)
-        n, stop = rows.shape[1], stop + rows.shape[1]
-        scores = torch.bmm((rows.float() * E**-0.5).flatten(1, 2), keys[..., :stop])
-        scores.view(K, n, -1, stop)[..., -n:] += torch.full((n, n), -torch.inf).triu_(1)[:, None]
-        torch.softmax(scores, -1, out=scores)
-        parts.append(torch.bmm(scores.to(q.dtype), past[1, :, :stop]).view(rows.shape))
-    return torch.cat(parts, 1).transpose(0, 1).flatten(1, 2)
 
 
 def _mask(plan: Plan, number: int) -> Tensor | None:

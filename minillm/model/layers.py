@@ -93,11 +93,14 @@ def rope_table(config: ModelConfig, length: int) -> Tensor:
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn each head of x (ΣT, heads, E) by its position; `turns` (ΣT, 2, E) of `rope_table`.
 
-    (a, b) -> (a·cos - b·sin, b·cos + a·sin): rolled by E/2, x is (b, a), and row 1 brings the
-    minus sign along.  Returns the dtype of x.
+    (a, b) -> (a·cos - b·sin, b·cos + a·sin); row 1 brings the minus sign along.  Computed in
+    the dtype of turns, returned in that of x.
     """
-    cos, sin = turns.split(1, 1)  # each (ΣT, 1, E)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    half, wide = x.shape[-1] // 2, x.to(turns.dtype)
+    out = wide * turns[:, :1]
+    out[..., :half].addcmul_(wide[..., half:], turns[:, 1:, :half])
+    out[..., half:].addcmul_(wide[..., :half], turns[:, 1:, half:])
+    return out.to(x.dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:

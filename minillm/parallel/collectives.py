@@ -58,17 +58,22 @@ def _pass_round(group: Group, parts: list[Tensor], first: int, adds: list[bool])
     adds: for each part that comes, whether it is added to the one here, or takes its place.
     """
     after, before = (group.index + 1) % group.size, (group.index - 1) % group.size
+    comes = [
+        (chunk, add, step < len(adds))
+        for step, add in enumerate(adds, 1)
+        for chunk in _chunks(parts[(first - step) % group.size])
+    ]
+    # All that will come has its room from the beginning, so that nobody who sends has to wait.
+    rooms = iter(group.room([chunk for chunk, add, _ in comes if add]))
+    into = [next(rooms) if add else chunk for chunk, add, _ in comes]
+    coming = [group.irecv(room, before) for room in into]
     sent = [group.isend(chunk, after) for chunk in _chunks(parts[first]) if adds]
-    for step, add in enumerate(adds, 1):
-        here = _chunks(parts[(first - step) % group.size])
-        room = [torch.empty_like(chunk) if add else chunk for chunk in here]
-        coming = [group.irecv(chunk, before) for chunk in room]
-        for mine, theirs, arriving in zip(here, room, coming, strict=True):
-            arriving.wait()
-            if add:
-                mine += theirs
-            if step < len(adds):
-                sent.append(group.isend(mine, after))
+    for (mine, add, goes_on), theirs, arriving in zip(comes, into, coming, strict=True):
+        arriving.wait()
+        if add:
+            mine += theirs
+        if goes_on:
+            sent.append(group.isend(mine, after))
     for work in sent:
         work.wait()
 
