@@ -58,21 +58,18 @@ def _pass_round(group: Group, parts: list[Tensor], first: int, adds: list[bool])
     adds: for each part that comes, whether it is added to the one here, or takes its place.
     """
     after, before = (group.index + 1) % group.size, (group.index - 1) % group.size
-    comes = [
-        (chunk, add, step < len(adds))
-        for step, add in enumerate(adds, 1)
-        for chunk in _chunks(parts[(first - step) % group.size])
-    ]
+    rounds = [(add, _chunks(parts[(first - n) % group.size])) for n, add in enumerate(adds, 1)]
     # All that will come has its room from the beginning, so that nobody who sends has to wait.
-    rooms = iter(group.room([chunk for chunk, add, _ in comes if add]))
-    into = [next(rooms) if add else chunk for chunk, add, _ in comes]
-    coming = [group.irecv(room, before) for room in into]
+    rooms = iter(group.room([chunk for add, chunks in rounds if add for chunk in chunks]))
+    comes = [(chunk, next(rooms) if add else chunk) for add, chunks in rounds for chunk in chunks]
+    coming = [group.irecv(theirs, before) for _, theirs in comes]
     sent = [group.isend(chunk, after) for chunk in _chunks(parts[first]) if adds]
-    for (mine, add, goes_on), theirs, arriving in zip(comes, into, coming, strict=True):
+    stays = len(comes) - len(rounds[-1][1]) if adds else 0  # from there on nothing goes on
+    for n, ((mine, theirs), arriving) in enumerate(zip(comes, coming, strict=True)):
         arriving.wait()
-        if add:
+        if theirs is not mine:
             mine += theirs
-        if goes_on:
+        if n < stays:
             sent.append(group.isend(mine, after))
     for work in sent:
         work.wait()
