@@ -20,14 +20,15 @@ from minillm.kv import PagedKV, Plan, PrefixKV, Step
 from minillm.kv.below import Below
 from minillm.kv.frames import Frames
 from minillm.kv.lower import DramPages, Lower
-from minillm.kv.offload import OffloadKV, Window
-from minillm.kv.pool import KnownPages, PagePool
+from minillm.kv.offload import Window
+from minillm.kv.pool import PagePool
+from minillm.kv.tiered import TieredPool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > len(kv.pool.free) + len(kv.pool.known.unused):
+        if more > kv.pool.room:
             return False
         kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True
@@ -210,7 +211,11 @@ def a_prompt_known_whole_is_not_computed(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_evicted_page_stays_known(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KnownPages, "evict", lambda known: known.unused.popitem(last=False)[0])
+    def forget(pool: PagePool, page: int) -> None:
+        pool.known.unused.pop(page, None)
+        pool.free.append(page)
+
+    patch.setattr(PagePool, "forget", forget)
 
 
 def a_found_page_is_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -278,7 +283,7 @@ def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
 
 
 def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(OffloadKV, "reserve", PrefixKV.reserve)
+    patch.setattr(TieredPool, "room", PagePool.room)
 
 
 WRONG = "chosen from wrong logits|NaN"

@@ -147,14 +147,6 @@ class OffloadKV(PrefixKV):
                 break
         return self.length[request]
 
-    def reserve(self, request: int, stop: int) -> bool:
-        """Pages for [length, stop). False, and nothing taken, if there is no room in any tier."""
-        table, pool = self.tables[request], self.pool
-        copies = sum(pool.count[p] > 1 for p in table[self.length[request] // self.page_size :])
-        more = max(0, self.pages_for(stop) - len(table)) + copies
-        held = len(pool.count) - len(pool.free) - len(pool.known.unused)
-        return held + more <= pool.most and super().reserve(request, stop)
-
     def plan(self, step: Step) -> Plan:
         """The pass over these pages: what it writes is brought to HBM, and of the rest what fits.
 
@@ -202,7 +194,7 @@ class OffloadKV(PrefixKV):
         """Forget a request. keep: whether its text stays known; to nobody if nothing is shared."""
         known = self.pool.known
         for page in self.tables.get(request, ()):
-            if page in self.pool.lost and page in known.key_of:
+            if page in self.pool.lost:
                 known.forget(page)
         super().release(request, keep and self.shares)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack, closing
+from functools import cached_property
 
 import torch
 
@@ -47,7 +48,7 @@ class TieredPool(PagePool):
     """Pages of which `frames` fit into HBM at once; below are places for `dram`, then for `ssd`.
 
     hbm, below: where each page lies. policy: see `LRU`. lost: why a page cannot be brought back.
-    most: pages that can be in use at once. writable: pages that a pass may write. places: of pages
+    writable: pages that a pass may write. places: of pages
     below. folder: of the file on SSD. quiet: called before anything moves.
     """
 
@@ -68,37 +69,19 @@ class TieredPool(PagePool):
             self.hbm = Frames(self, machine, frames, *self._shape)
             stack.pop_all()  # nothing failed: keep it all until we are closed
         self.layers[:], self.quiet, self._seen = self.hbm.layers, lambda: None, None
-        widths = range(frames - self.writable + 1)
-        self._most = max(frames - w + min(self.hbm.streams(w), self.places) for w in widths)
+
+    @cached_property
+    def most(self) -> int:
+        """Pages that can be in use at once, with the widest window or a narrower one."""
+        hbm, widest = self.hbm, self.hbm.frames - self.writable
+        return max(hbm.frames - w + min(hbm.streams(w), self.places) for w in range(widest + 1))
 
     @property
-    def most(self) -> int:
-        return self._most
+    def room(self) -> int:
+        """Pages that can be taken."""
+        return self.most - self.held
 
     # -- pages, as in any pool ---------------------------------------------------------------------
-
-    def take(self) -> int:
-        """A page for new text, held once from now on; it gets a frame when it is written."""
-        if not self.free:
-            self.forget(next(iter(self.known.unused)))
-        page = self.free.pop()
-        self.count[page] = 1
-        return page
-
-    def share(self, page: int) -> None:
-        """One more table holds the page; nobody may have held it if it is kept."""
-        assert self.count[page] > 0 or page in self.known.unused, f"page {page} is free"
-        self.known.unused.pop(page, None)
-        self.count[page] += 1
-
-    def drop(self, page: int) -> None:
-        """One table less holds the page; held by none, it is free, or kept for its text."""
-        assert self.count[page] > 0, f"page {page} is freed twice"
-        self.count[page] -= 1
-        if not self.count[page]:
-            self.known.unused[page] = None
-            if page not in self.known.key_of:
-                self.forget(page)
 
     def copy(self, page: int) -> int:
         """A new page with the same keys and values, for who wants to write."""
@@ -110,13 +93,10 @@ class TieredPool(PagePool):
     def forget(self, page: int) -> None:
         """A page that nobody holds is free, and so are its places."""
         self.settle()
-        del self.known.unused[page]
-        if page in self.known.key_of:
-            self.known.forget(page)
         self.hbm.lift(page)
         self.below.leave(page)
         self.lost.pop(page, None)
-        self.free.append(page)
+        super().forget(page)
 
     # -- before a pass -----------------------------------------------------------------------------
 
@@ -146,8 +126,9 @@ class TieredPool(PagePool):
 
     def close(self) -> None:
         """Give everything back; a second call does nothing. Nobody may hold a page."""
-        while self.known.unused:
-            self.forget(next(iter(self.known.unused)))
+        super().close()
         self.hbm.close()
         self.below.close()
-        super().close()
+
+    def _relabel(self, source: str, target: str) -> None:
+        """Here frames and slots have labels, not pages."""
