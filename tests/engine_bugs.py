@@ -268,18 +268,18 @@ def odd_layers_begin_where_even_ones_do(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_page_leaves_its_slot_taken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Lower, "leave", lambda lower, slot: lower.pages.pop(slot))
+    patch.setattr(Lower, "leave", lambda lower, page: lower.slots.pop(page))
 
 
 def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
-    write = DramPages.write
+    write = DramPages._write
 
-    def short(lower: DramPages, slot: int, page: Tensor) -> None:
+    def short(lower: DramPages, slot: int, data: Tensor) -> None:
         last = lower._block[slot, -1].clone()
-        write(lower, slot, page)
+        write(lower, slot, data)
         lower._block[slot, -1] = last
 
-    patch.setattr(DramPages, "write", short)
+    patch.setattr(DramPages, "_write", short)
 
 
 def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:

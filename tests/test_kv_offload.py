@@ -53,10 +53,10 @@ class OffloadRun(Run):
         size, taken = pool.page_nbytes, len(at) + pool.hbm.window
         assert machine.hbm.by_label.get("kv", 0) == taken * size
         assert machine.hbm.by_label.get("kv reserved", 0) == (pool.hbm.frames - taken) * size
+        lie = [page for tier in pool.below.tiers for page in tier.slots]
+        assert len(lie) == len(set(lie)), "a page lies in two tiers"
         for number, tier in enumerate(pool.below.tiers):
-            lie = {slot: page for page, (n, slot) in pool.below.slots.items() if n == number}
-            slots = list(range(self.slots[number]))
-            assert lie == tier.pages, "slots are not what lies there"
+            slots, lie = list(range(self.slots[number])), tier.slots.values()
             assert sorted([*lie, *tier.free]) == slots, "slots are not what lies there"
             by_label = getattr(machine, tier.name).by_label
             assert by_label.get("kv", 0) == len(lie) * tier.size
@@ -253,7 +253,7 @@ def test_the_policy_says_who_moves_down(tiny):
     below = engine.kv.pool.below
     first, victim = policy.asked[0]
     assert victim in first and victim == max(first)
-    assert set(below.slots) <= {page for _, page in policy.asked}
+    assert set(below.tiers[0].slots) <= {page for _, page in policy.asked}
     assert said == say(Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu")), ONE, LONG)
     engine.close()
 
@@ -305,7 +305,7 @@ def test_rooms_below_ask_for_pages_of_a_given_size(tiny, wrong):
 def flip(engine: Engine) -> None:
     """One bit of every page in the file is another."""
     ssd = engine.kv.pool.below.tiers[0]
-    for slot in ssd.pages:
+    for slot in ssd.slots.values():
         room = torch.zeros(PAGE * 2, dtype=torch.uint8)
         room = room[-room.data_ptr() % PAGE :][:PAGE]
         view = memoryview(room.numpy())
@@ -328,7 +328,8 @@ def test_a_page_that_is_lost_fails_its_request_by_name(tiny, monkeypatch, how):
     engine.kv.restore.hardware = None  # what lies below is brought back
     first = say(engine, ONE)
     say(engine, LONG)
-    assert [page for page in engine.kv.pool.below.slots if engine.kv.pool.hbm.frame[page] is None]
+    pool = engine.kv.pool
+    assert [page for page in pool.below.tiers[0].slots if pool.hbm.frame[page] is None]
     with monkeypatch.context() as patch:
         if how == "flip":
             flip(engine)

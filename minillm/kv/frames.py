@@ -69,7 +69,7 @@ class Frames:
             self._pool.settle()
             frames[page] = self._empty_frame(keep, rather)
             self._occupy(frames[page], page)
-        if coming := self._pool.below.sort(page for page in missing if page in self._pool.below):
+        if coming := [page for page in missing if page in self._pool.below]:
             rows = torch.tensor([frames[page] for page in coming])[:, None] * self.L
             fields = {"stage": "model", "resource": "cpu", "label": USED}
             with self._machine.trace.span(waiting(USED), **fields):

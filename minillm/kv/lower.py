@@ -35,24 +35,25 @@ KV = {"label": USED, "stage": "model"}
 class Lower:
     """A tier that pages move down to, `size` bytes each.
 
-    free: empty slots; pages: of each other slot its page. many: pages of a `fetch`, at most.
+    slots: of each page that lies here, its slot; free: the other slots. many: pages of a `fetch`,
+    at most.
     """
 
     many = 2**31
 
     def __init__(self, tier: Tier, slots: int, size: int) -> None:
         self.name, self.size, self._relabel = tier.name, size, partial(tier.relabel, size)
-        self.free, self.pages = list(range(slots))[::-1], {}
+        self.slots, self.free = dict[int, int](), list(range(slots))[::-1]
 
-    def enter(self, slot: int, page: int) -> None:
-        """From now on the slot holds a page."""
-        self.pages[slot] = page
+    def write(self, page: int, data: Tensor) -> None:
+        """Keep a page (L, part) in a free slot. MinillmError if it cannot: the slot is bad then."""
+        self._write(slot := self.free.pop(), data)
+        self.slots[page] = slot
         self._relabel(EMPTY, USED)
 
-    def leave(self, slot: int) -> None:
-        """The page in the slot is not needed any more."""
-        del self.pages[slot]
-        self.free.append(slot)
+    def leave(self, page: int) -> None:
+        """What lies here of a page is not needed any more; its bytes stay until others come."""
+        self.free.append(self.slots.pop(page))
         self._relabel(USED, EMPTY)
 
 
@@ -65,13 +66,12 @@ class DramPages(Lower):
         self._block = machine.empty((slots, layers, part), WORD, "dram", EMPTY)
         self._relabel = partial(machine.relabel, self._block, self.size)
 
-    def write(self, slot: int, page: Tensor) -> None:
-        """Keep a page (L, part)."""
-        self._machine.copy(page, self._block[slot], **KV)
+    def _write(self, slot: int, data: Tensor) -> None:
+        self._machine.copy(data, self._block[slot], **KV)
 
-    def fetch(self, slots: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
+    def fetch(self, pages: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
         """Where layers of pages lie in DRAM: a tensor (…, L, part), rows of it; what is lost."""
-        return self._block, list(slots), {}
+        return self._block, [self.slots[page] for page in pages], {}
 
     def close(self) -> None:
         """Give everything back."""
@@ -114,13 +114,12 @@ class SsdPages(Lower):
         machine.ssd.capacity = max(machine.ssd.capacity, machine.ssd.used + self._bytes)
         machine.ssd.reserve(self._bytes, EMPTY)
 
-    def write(self, slot: int, page: Tensor) -> None:
-        """Keep a page (L, part) that lies in HBM or DRAM. MinillmError if the disk cannot."""
+    def _write(self, slot: int, data: Tensor) -> None:
         room, at, machine = self._rooms[0], slot * self.size, self._machine
-        if machine.tier_of(page) is machine.hbm:
-            machine.copy(page, room[:, : self._part], **KV)
+        if machine.tier_of(data) is machine.hbm:
+            machine.copy(data, room[:, : self._part], **KV)
         else:
-            room[:, : self._part] = page
+            room[:, : self._part] = data
         self._sums[slot] = [crc32(row) for row in room.numpy()]
         do = partial(write_at, self._fd, memoryview(room.numpy()).cast("B"), at)
         try:
@@ -131,13 +130,13 @@ class SsdPages(Lower):
             raise MinillmError(f"{wanted}; {do}") from error
         self.written += self.size
 
-    def fetch(self, slots: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
+    def fetch(self, pages: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
         """Layers of pages in DRAM until the next call: a tensor (…, L, part), rows of it; and of
-        each slot that is lost, why. Several are read at once."""
+        each page that is lost, why. Several are read at once."""
         bring = partial(self._bring, layers, self._machine.trace.at.stamp)
-        errors = self._threads.map(bring, slots, self._rooms)
-        lost = {slot: error for slot, error in zip(slots, errors, strict=True) if error}
-        return self._rooms[..., : self._part], list(range(len(slots))), lost
+        errors = self._threads.map(bring, map(self.slots.get, pages), self._rooms)
+        lost = {page: error for page, error in zip(pages, errors, strict=True) if error}
+        return self._rooms[..., : self._part], list(range(len(pages))), lost
 
     def _bring(self, layers: slice, stamp: Stamp, slot: int, room: Tensor) -> MinillmError | None:
         """Layers of a page into a buffer (L, stride); what went wrong, if anything."""

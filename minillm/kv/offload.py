@@ -52,7 +52,6 @@ class Window:
 
     def turn(self, pages: list[int]) -> dict[int, int]:
         """A pass begins, which sees these pages here: the index of each in a layer's pool."""
-        pages = self._pool.below.sort(pages)
         if pages != self.pages:  # what came early was for others
             self.clear()
         self.pages, self._turn = pages, self._turn + 1
@@ -159,10 +158,9 @@ class OffloadKV(PrefixKV):
             written |= set(tables[-1][start // P :])
         with held():
             self.streamed = self.pool.arrange(list(dict.fromkeys(sum(tables, []))), written)
-            # A page that was lost is nowhere: its request fails, whatever it reads.
-            window = self._window.turn([page for page in self.streamed if page in self.pool.below])
-        index = {page: at * self.pool.hbm.L for page, at in enumerate(frame) if at is not None}
-        plan.tables = [[index.get(p, window.get(p, 0)) for p in table] for table in tables]
+            index = self._window.turn(self.streamed)
+        index |= {page: at * self.pool.hbm.L for page, at in enumerate(frame) if at is not None}
+        plan.tables = [[index[page] for page in table] for table in tables]
         self.resident = None if self.streamed else self.pool.layers
         self.restore.begin(step)
         return plan
