@@ -9,7 +9,6 @@ Shapes: M frames, L layers, K kv heads, P page size, E head size; a part is one 
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +47,7 @@ class Frames:
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
         if self.parts is not None:
-            self.widen(0, set(), set())
+            self.widen(0, set())
             self._machine.free(self.parts)
         self.parts, self.layers = None, []
 
@@ -56,18 +55,18 @@ class Frames:
         """Of how many pages a window of so many frames holds a layer's part, and the next one's."""
         return max(0, (window * self.L - self.L + 1) // 2)
 
-    def bring(
-        self, pages: Collection[int], keep: Collection[int], rather: Collection[int] = ()
-    ) -> None:
+    def bring(self, pages: Collection[int], keep: Collection[int]) -> None:
         """A frame for each of these pages; what lies below comes up, all of it together.
 
-        If no frame is empty, another page moves down: none of `keep`, which these must be in, and
-        of `rather` only if it must.
+        If no frame is empty, another page moves down: none of `keep`, which these must be in.
         """
         missing, frames = [page for page in pages if self.frame[page] is None], {}
-        for page in missing:
+        if missing:
             self._pool.settle()
-            frames[page] = self._empty_frame(keep, rather)
+        for page in missing:
+            if None not in self.page_at[: self.frames - self.window]:
+                self._move_down(keep)
+            frames[page] = self.page_at.index(None)
             self._occupy(frames[page], page)
         if coming := [page for page in missing if page in self._pool.below]:
             rows = torch.tensor([frames[page] for page in coming])[:, None] * self.L
@@ -77,32 +76,24 @@ class Frames:
         for page, frame in frames.items():  # not before: till now it lay below alone
             self.frame[page] = frame
 
-    def widen(self, window: int, keep: Collection[int], rather: Collection[int]) -> None:
+    def widen(self, window: int, keep: Collection[int]) -> None:
         """Have a window of so many frames; pages in them move to others, or down, as in `bring`."""
-        relabel = partial(self._machine.relabel, self.parts, self._pool.page_nbytes)
-        if self.window != window:
-            self._pool.settle()
-        while self.window > window:
-            self.window -= 1
-            relabel(USED, EMPTY)
-        while self.window < window:
-            top = self.frames - self.window - 1
-            page = self.page_at[top]
-            if page is not None:
-                frame = self._empty_frame(keep, rather)
-                if frame != top:
-                    before = self.whole(page)
-                    self.lift(page)
-                    self._occupy(frame, page)
-                    self.frame[page] = frame
-                    self.whole(page)[:] = before
-            self.window += 1
-            relabel(EMPTY, USED)
-
-    def room(self, keep: Collection[int]) -> int:
-        """How many pages could get a frame, and none of `keep` would have to go."""
-        held = self.page_at[: self.frames - self.window]
-        return sum(page is None or page not in keep for page in held)
+        if window == self.window:
+            return
+        self._pool.settle()
+        rest = self.frames - window
+        while len(self.page_at) - self.page_at.count(None) > rest:
+            self._move_down(keep)
+        for page in [page for page in self.page_at[rest:] if page is not None]:
+            before = self.whole(page)
+            self.lift(page)
+            self.frame[page] = self.page_at.index(None)
+            self._occupy(self.frame[page], page)
+            self.whole(page)[:] = before
+        labels = (EMPTY, USED) if window > self.window else (USED, EMPTY)
+        nbytes = abs(window - self.window) * self._pool.page_nbytes
+        self._machine.relabel(self.parts, nbytes, *labels)
+        self.window = window
 
     def whole(self, page: int) -> Tensor:
         """The bytes of a page in its frame, (L, part)."""
@@ -118,16 +109,12 @@ class Frames:
             self.page_at[self.frame[page]], self.frame[page] = None, None
             self._machine.relabel(self.parts, self._pool.page_nbytes, USED, EMPTY)
 
-    def _empty_frame(self, keep: Collection[int], rather: Collection[int]) -> int:
-        pool, held = self._pool, self.page_at[: self.frames - self.window]
-        if None in held:
-            return held.index(None)
-        held = [page for page in held if page not in keep]
+    def _move_down(self, keep: Collection[int]) -> None:
+        """The page that the policy names has no frame any more, and lies below."""
+        pool, held = self._pool, [p for p in self.page_at if p is not None and p not in keep]
         if not pool.below.has_room():  # only who lies below already, or may be forgotten
             held = [p for p in held if p in pool.below or not pool.count[p]] or held
-        page = pool.policy.victim([page for page in held if page not in rather] or held)
-        frame = self.frame[page]
+        page = pool.policy.victim(held)
         if page not in pool.below:
             pool.below.write(page, self.whole(page))
         self.lift(page)
-        return frame

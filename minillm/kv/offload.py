@@ -110,7 +110,7 @@ class OffloadKV(PrefixKV):
         self.preempted, self.streamed = Counter[str](), list[int]()
         self.pool = TieredPool(config, machine, dtype, page_size, hbm, dram, ssd, folder)
         self._window = Window(self.pool, machine)
-        self.writable, self.pool.quiet = self.pool.writable, self._window.clear
+        self.writable, self.pool.settle = self.pool.writable, self._window.clear
 
     @property
     def lost(self) -> dict[int, MinillmError]:

@@ -49,7 +49,7 @@ class TieredPool(PagePool):
 
     hbm, below: where each page lies. policy: see `LRU`. lost: why a page cannot be brought back.
     writable: pages that a pass may write. places: of pages
-    below. folder: of the file on SSD. quiet: called before anything moves.
+    below. folder: of the file on SSD. settle: called before anything moves.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TieredPool(PagePool):
             self.below = Below(self, machine, lower)
             self.hbm = Frames(self, machine, frames, *self._shape)
             stack.pop_all()  # nothing failed: keep it all until we are closed
-        self.layers[:], self.quiet, self._seen = self.hbm.layers, lambda: None, None
+        self.layers, self.settle = self.hbm.layers, lambda: None
 
     @cached_property
     def most(self) -> int:
@@ -105,24 +105,16 @@ class TieredPool(PagePool):
         any. Returns those without. Nothing moves if the pass before saw and wrote the same."""
         hbm = self.hbm
         self.policy.used(seen)
-        if self._seen != (seen, written):
-            widths = range(hbm.frames)
-            hbm.widen(
-                next(w for w in widths if hbm.frames - w + hbm.streams(w) >= len(seen)),
-                written, seen,
-            )  # fmt: skip
-            hbm.bring(written, written, seen)
-            for page in written:
-                self.below.leave(page)  # what lies there is of before the writing
-            missing = [page for page in seen if hbm.frame[page] is None]
-            hbm.bring(missing[: hbm.room(seen)], seen)
-            self._seen = seen, written
-        return [page for page in seen if hbm.frame[page] is None]
-
-    def settle(self) -> None:
-        """Before anything moves: nothing is under way, and the next pass is arranged anew."""
-        self.quiet()
-        self._seen = None
+        widths = range(hbm.frames)
+        window = next(w for w in widths if hbm.frames - w + hbm.streams(w) >= len(seen))
+        hbm.widen(window, written)
+        hbm.bring(written, written)
+        for page in written:
+            self.below.leave(page)  # what lies there is of before the writing
+        missing = [page for page in seen if hbm.frame[page] is None]
+        room = hbm.frames - window - (len(seen) - len(missing))
+        hbm.bring(missing[:room], set(seen))
+        return missing[room:]
 
     def close(self) -> None:
         """Give everything back; a second call does nothing. Nobody may hold a page."""
