@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
+import torch
 from torch import Tensor
 
 import minillm.engine.request as request_module
@@ -19,7 +20,7 @@ from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, PrefixKV, Step
 from minillm.kv.below import Below
 from minillm.kv.frames import Frames
-from minillm.kv.lower import DramPages, Lower
+from minillm.kv.lower import DramPages
 from minillm.kv.offload import Window
 from minillm.kv.pool import PagePool
 from minillm.kv.tiered import TieredPool
@@ -242,20 +243,25 @@ def an_old_copy_stays_below(patch: pytest.MonkeyPatch) -> None:
     leave = Below.leave
 
     def stays(below: Below, page: int) -> None:
-        if below._pool.hbm.frame[page] is None or not below._pool.count[page]:
+        if page not in below._pool.hbm.slots or not below._pool.count[page]:
             leave(below, page)
 
     patch.setattr(Below, "leave", stays)
 
 
 def a_page_counts_as_there_before_it_was_read(patch: pytest.MonkeyPatch) -> None:
-    occupy = Frames._occupy
+    def early(frames: Frames, pages: Collection[int], keep: Collection[int]) -> None:
+        missing, below = [page for page in pages if page not in frames.slots], frames._pool.below
+        frames._pool.settle()
+        for page in missing:
+            if not frames.free:
+                frames._move_down(keep)
+            frames.enter(page, frames.free.pop())
+        coming = [page for page in missing if page in below]
+        rows = [[frames.slots[p] * frames.L + n for n in range(frames.L)] for p in coming]
+        below.read(coming, slice(0, frames.L), torch.tensor(rows))
 
-    def early(frames: Frames, frame: int, page: int) -> None:
-        occupy(frames, frame, page)
-        frames.frame[page] = frame
-
-    patch.setattr(Frames, "_occupy", early)
+    patch.setattr(Frames, "bring", early)
 
 
 def what_came_early_was_for_others(patch: pytest.MonkeyPatch) -> None:
@@ -268,18 +274,18 @@ def odd_layers_begin_where_even_ones_do(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_page_leaves_its_slot_taken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Lower, "leave", lambda lower, page: lower.slots.pop(page))
+    patch.setattr(DramPages, "leave", lambda lower, page: lower.slots.pop(page, None))
 
 
 def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
-    write = DramPages._write
+    write = DramPages.write
 
-    def short(lower: DramPages, slot: int, data: Tensor) -> None:
+    def short(lower: DramPages, slot: int, page: Tensor) -> None:
         last = lower._block[slot, -1].clone()
-        write(lower, slot, data)
+        write(lower, slot, page)
         lower._block[slot, -1] = last
 
-    patch.setattr(DramPages, "_write", short)
+    patch.setattr(DramPages, "write", short)
 
 
 def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:

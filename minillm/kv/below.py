@@ -25,8 +25,8 @@ class Below:
     Those that have no frame, each in one tier; and copies of those that have one.
     """
 
-    def __init__(self, pool: TieredPool, machine: Machine, tiers: list[DramPages | SsdPages]):
-        self._pool, self._machine, self.tiers = pool, machine, tiers
+    def __init__(self, pool: TieredPool, machine: Machine) -> None:
+        self._pool, self._machine, self.tiers = pool, machine, list[DramPages | SsdPages]()
 
     def __contains__(self, page: int) -> bool:
         return any(page in tier.slots for tier in self.tiers)
@@ -35,7 +35,7 @@ class Below:
         """Whether there is an empty slot, or one can be made."""
         pool, lie = self._pool, (page for tier in self.tiers for page in tier.slots)
         free = any(tier.free for tier in self.tiers)
-        return free or any(not pool.count[p] or pool.hbm.frame[p] is not None for p in lie)
+        return free or any(not pool.count[p] or p in pool.hbm.slots for p in lie)
 
     def write(self, page: int, source: Tensor) -> None:
         """Keep a page in the first tier that has room. If none has, or it fails, it is lost."""
@@ -49,7 +49,7 @@ class Below:
     def read(self, pages: Sequence[int], layers: slice, rows: Tensor) -> None:
         """Some layers of pages to HBM: to these rows of the pool's parts.
 
-        rows: (pages, layers). What is lost is noted in the pool, and its parts are zero.
+        rows: (pages, layers). What is lost is noted in the pool, and its parts are any bytes.
         """
         parts = self._pool.hbm.parts
         for tier in self.tiers:
@@ -75,8 +75,7 @@ class Below:
     def leave(self, page: int) -> None:
         """What lies here of a page is not needed any more, or not true any more."""
         for tier in self.tiers:
-            if page in tier.slots:
-                tier.leave(page)
+            tier.leave(page)
 
     def close(self) -> None:
         """Give everything back."""
@@ -85,9 +84,12 @@ class Below:
         self.tiers = []
 
     def _write(self, page: int, number: int, source: Tensor) -> None:
+        tier = self.tiers[number]
+        slot = tier.free.pop()
         try:
-            self.tiers[number].write(page, source)
-        except MinillmError as error:
+            tier.write(slot, source)
+            tier.enter(page, slot)
+        except MinillmError as error:  # nobody uses the slot again
             self._lose(page, error)
 
     def _lose(self, page: int, error: MinillmError) -> None:
@@ -102,7 +104,7 @@ class Below:
             return False
         pool, tier = self._pool, self.tiers[number]
         here = [] if tier.free else list(tier.slots)
-        twice = [p for p in here if pool.hbm.frame[p] is not None]
+        twice = [p for p in here if p in pool.hbm.slots]
         unused = [p for p in here if not pool.count[p]]
         if twice:
             tier.leave(pool.policy.victim(twice))

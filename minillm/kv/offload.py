@@ -136,22 +136,23 @@ class OffloadKV(PrefixKV):
         """
         super().find(request, ids)
         pool, table, P = self.pool, self.tables[request], self.page_size
-        below = [page for page in table if pool.hbm.frame[page] is None]
+        below = [page for page in table if page not in pool.hbm.slots]
         source = pool.below.source(below)
         computes = below and self.restore.way(len(below) * P, source)[0] == "recompute"
-        for at, page in enumerate(table):
-            if page in pool.lost or (computes and page in below):
-                self.hits -= self.length[request] - at * P
-                self.rewind(request, at * P)
-                break
-        return self.length[request]
+        gone = {*pool.lost, *(below if computes else ())}
+        first = next((at for at, page in enumerate(table) if page in gone), len(table))
+        for page in table[first:]:
+            pool.known.forget(page)  # what is computed instead will be known
+        self.hits -= (len(table) - first) * P
+        self.rewind(request, first * P)
+        return first * P
 
     def plan(self, step: Step) -> Plan:
         """The pass over these pages: what it writes is brought to HBM, and of the rest what fits.
 
         The others come layer by layer, and lie in the window then.
         """
-        plan, P, frame = super().plan(step), self.page_size, self.pool.hbm.frame
+        plan, P, hbm = super().plan(step), self.page_size, self.pool.hbm
         tables, written = [], set()
         for table, start, stop in zip(plan.tables, step.starts, plan.stops, strict=True):
             tables.append(table[: self.pages_for(stop)])
@@ -159,7 +160,7 @@ class OffloadKV(PrefixKV):
         with held():
             self.streamed = self.pool.arrange(list(dict.fromkeys(sum(tables, []))), written)
             index = self._window.turn(self.streamed)
-        index |= {page: at * self.pool.hbm.L for page, at in enumerate(frame) if at is not None}
+        index |= {page: frame * hbm.L for page, frame in hbm.slots.items()}
         plan.tables = [[index[page] for page in table] for table in tables]
         self.resident = None if self.streamed else self.pool.layers
         self.restore.begin(step)
@@ -190,10 +191,6 @@ class OffloadKV(PrefixKV):
 
     def release(self, request: int, keep: bool = True) -> None:
         """Forget a request. keep: whether its text stays known; to nobody if nothing is shared."""
-        known = self.pool.known
-        for page in self.tables.get(request, ()):
-            if page in self.pool.lost:
-                known.forget(page)
         super().release(request, keep and self.shares)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ down once, and not again while it is unchanged.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import cached_property
 
 import torch
@@ -17,7 +17,7 @@ from minillm.config import ModelConfig
 from minillm.files import StrPath
 from minillm.kv.below import Below
 from minillm.kv.frames import Frames
-from minillm.kv.lower import WORD, open_tiers
+from minillm.kv.lower import WORD, DramPages, SsdPages
 from minillm.kv.pool import PagePool
 from minillm.machine import Machine
 
@@ -62,10 +62,13 @@ class TieredPool(PagePool):
         self.count = [0] * (frames + self.places)
         self.free = list(range(len(self.count)))[::-1]
         L, part = self._shape[0], self.page_nbytes // self._shape[0] // WORD.itemsize
+        self.below = Below(self, machine)
         with ExitStack() as stack:
-            tiers = open_tiers(machine, dram, ssd, L, part, folder)
-            lower = [stack.enter_context(closing(tier)) for tier in tiers]
-            self.below = Below(self, machine, lower)
+            stack.callback(self.below.close)
+            if dram:
+                self.below.tiers.append(DramPages(machine, dram, L, part))
+            if ssd:
+                self.below.tiers.append(SsdPages(machine, ssd, L, part, folder))
             self.hbm = Frames(self, machine, frames, *self._shape)
             stack.pop_all()  # nothing failed: keep it all until we are closed
         self.layers, self.settle = self.hbm.layers, lambda: None
@@ -93,7 +96,7 @@ class TieredPool(PagePool):
     def forget(self, page: int) -> None:
         """A page that nobody holds is free, and so are its places."""
         self.settle()
-        self.hbm.lift(page)
+        self.hbm.leave(page)
         self.below.leave(page)
         self.lost.pop(page, None)
         super().forget(page)
@@ -111,7 +114,7 @@ class TieredPool(PagePool):
         hbm.bring(written, written)
         for page in written:
             self.below.leave(page)  # what lies there is of before the writing
-        missing = [page for page in seen if hbm.frame[page] is None]
+        missing = [page for page in seen if page not in hbm.slots]
         room = hbm.frames - window - (len(seen) - len(missing))
         hbm.bring(missing[:room], set(seen))
         return missing[room:]
