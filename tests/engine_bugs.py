@@ -19,17 +19,16 @@ from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, PrefixKV, Step
 from minillm.kv.below import Below
-from minillm.kv.frames import Frames
 from minillm.kv.lower import DramPages
 from minillm.kv.offload import Window
 from minillm.kv.pool import PagePool
-from minillm.kv.tiered import TieredPool
+from minillm.kv.tiered import Frames, TieredPool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > kv.pool.room:
+        if more > len(kv.pool.free) + len(kv.pool.known.unused):
             return False
         kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True
@@ -289,7 +288,10 @@ def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
 
 
 def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(TieredPool, "room", PagePool.room)
+    def held(pool: TieredPool) -> int:
+        return max(0, PagePool.held.fget(pool) - len(pool.count) + pool.most)
+
+    patch.setattr(TieredPool, "held", property(held))
 
 
 WRONG = "chosen from wrong logits|NaN"

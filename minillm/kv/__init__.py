@@ -6,8 +6,8 @@ pool.py        the pool that pages come from: free pages, reference counts
 pages.py       a block table for each request; sharing, copy on write
 prefix.py      pages found by their text: prompts that begin alike share them
 offload.py     pages in HBM, DRAM and on SSD; a context larger than HBM
-tiered.py      the pool behind it, and the policy for who moves down
-frames.py      its pages in HBM; below.py: those in lower tiers
+tiered.py      the pool behind it: frames in HBM, and the policy for who moves down
+below.py       its pages in lower tiers
 lower.py       DRAM, and a file on SSD, as places for pages
 restore.py     whether to bring pages up again, or to compute them again
 contiguous.py  the simplest cache, as pages that are as long as the longest text

@@ -96,16 +96,16 @@ class PagedKV:
 
     def reserve(self, request: int, stop: int) -> bool:
         """Pages for [length, stop), this request's alone. False, and nothing taken, if none."""
-        table, first = self.tables[request], self.length[request] // self.page_size
-        count, known = self.pool.count, self.pool.known.key_of
+        table, pool, first = self.tables[request], self.pool, self.length[request] // self.page_size
+        count, known = pool.count, pool.known.key_of
         shared = [i for i in range(first, len(table)) if count[table[i]] > 1 or table[i] in known]
         more = max(0, -(-stop // self.page_size) - len(table))
-        if more + len(shared) > self.pool.room:
+        if (needed := more + len(shared)) and pool.held + needed > min(pool.most, len(count)):
             return False
         for at in shared:  # copy on write
-            old, table[at] = table[at], self.pool.copy(table[at])
-            self.pool.drop(old)
-        table += [self.pool.take() for _ in range(more)]
+            old, table[at] = table[at], pool.copy(table[at])
+            pool.drop(old)
+        table += [pool.take() for _ in range(more)]
         return True
 
     def plan(self, step: Step) -> Plan:

@@ -54,8 +54,7 @@ class PagePool:
 
     pages: given, they are taken at once (OutOfMemory if they do not fit), and stay as many. None:
     the pool begins empty and is resized, as far as HBM has room.
-    layers: of each layer its pages, (pages, 2, K, P, E): keys, then values.
-    known: pages that are kept for their text.
+    layers: of each its pages, (pages, 2, K, P, E): keys, values. known: those kept for their text.
     """
 
     def __init__(
@@ -81,11 +80,6 @@ class PagePool:
         return len(self.count) - len(self.free) - len(self.known.unused)
 
     @property
-    def room(self) -> int:
-        """Pages that can be taken."""
-        return len(self.count) - self.held
-
-    @property
     def most(self) -> int:
         """Pages that there are, or could be with all of HBM that is free."""
         more = 0 if self.fixed else self._machine.hbm.free // self.page_nbytes
@@ -98,13 +92,12 @@ class PagePool:
         """
         if self.fixed:
             return
-        if not wanted and not self.held:
+        wanted = min(wanted, self.most - (len(self.count) if self.held else 0))
+        grows = wanted > len(self.count)
+        if not self.held and (grows or not wanted):  # the old pool's bytes serve the new one
             self.close()
-        room = self.most - (len(self.count) if self.held else 0)
-        if min(wanted, room) > len(self.count):
-            if not self.held:  # nothing to keep: the old pool's bytes serve the new one
-                self.close()
-            self._allocate(min(wanted, room))
+        if grows:
+            self._allocate(wanted)
 
     def _allocate(self, pages: int) -> None:
         L, K, E = self._shape

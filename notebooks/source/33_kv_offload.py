@@ -7,8 +7,7 @@
 # A text grows, and its KV cache with it, until HBM has no room. We may forget a part, or move it:
 # to DRAM, to the SSD. What does that cost, and when is it cheaper to compute it again? *Fifty
 # minutes; the code behind it: [`kv/offload.py`](../minillm/kv/offload.py),
-# [`kv/tiered.py`](../minillm/kv/tiered.py), [`kv/frames.py`](../minillm/kv/frames.py),
-# [`kv/below.py`](../minillm/kv/below.py).*
+# [`kv/tiered.py`](../minillm/kv/tiered.py), [`kv/below.py`](../minillm/kv/below.py).*
 
 # %% tags=["nbval-ignore-output"]
 import inspect
