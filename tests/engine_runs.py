@@ -77,7 +77,7 @@ class Run:
             self.seen["steps"] += 1
             assert self.seen["steps"] < most, "the run does not end"
         self.give_back_other()
-        assert self.kv.pool.idle and not self.kv.tables, "nobody is here, and pages are held"
+        assert not self.kv.pool.held and not self.kv.tables, "nobody is here, and pages are held"
         self.engine.close()
         machine = self.engine.machine
         assert not any(tier.used for tier in (machine.hbm, machine.dram, machine.ssd))
@@ -230,8 +230,8 @@ class Run:
         for owner, name, seen in (
             (engine._chooser, "_sample", self._sample), (kv, "plan", self._plan),
             (kv, "reserve", self._reserve), (kv, "make_room", self._make_room),
-            (kv.pool, "drop", self._drop), (kv.pool.known, "evict", self._evict),
-            (kv, "find", self._find), (scheduler, "_preempt", self._preempt),
+            (kv.pool, "forget", self._forget), (kv, "find", self._find),
+            (scheduler, "_preempt", self._preempt),
         ):  # fmt: skip
             setattr(owner, name, partial(seen, getattr(owner, name)))
 
@@ -253,15 +253,10 @@ class Run:
         self.seen["chunked"] += 0 in step.wanted
         return do(step)
 
-    def _drop(self, do: Callable, page: int) -> None:
+    def _forget(self, do: Callable, page: int) -> None:
+        self.seen["evicted"] += page in self.kv.pool.known.key_of
+        self._poison(page)
         do(page)
-        if not self.kv.pool.count[page] and page not in self.kv.pool.known.key_of:
-            self._poison(page)
-
-    def _evict(self, do: Callable) -> int:
-        self._poison(page := do())
-        self.seen["evicted"] += 1
-        return page
 
     def _poison(self, page: int) -> None:
         for layer in self.kv.pool.layers:
@@ -283,7 +278,7 @@ class Run:
         return done
 
     def _make_room(self, do: Callable, lengths: Iterable[int]) -> None:
-        before, used = len(self.kv.pool.count), not self.kv.pool.idle
+        before, used = len(self.kv.pool.count), self.kv.pool.held > 0
         do(lengths)
         self.seen["grown in use"] += used and len(self.kv.pool.count) > before
 
