@@ -127,7 +127,9 @@ class Run:
         for said in zip(request.token_ids, request.logprobs, request.top_logprobs, strict=True):
             twin.take(Chosen(*said), request.last_at)
         twin.cached, twin.forgets = request.cached, request.forgets
-        self.scheduler.fork(request, twin)
+        assert len(self.scheduler.running) < self.scheduler.max_running, "no place for a twin"
+        self.engine.kv.fork(request.number, twin.number)
+        self.scheduler.running.append(twin)
         self.here[twin] = leaving = ExitStack()
         leaving.callback(self.scheduler.remove, twin)
         self.joined.append(twin)

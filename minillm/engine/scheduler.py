@@ -108,13 +108,6 @@ class Scheduler:
         request.cached = 0
         return False
 
-    def fork(self, request: Request, twin: Request) -> None:
-        """A twin of a running request goes on from the same past; pages are copied when written."""
-        assert request in self.running, "only what runs has a past"
-        assert len(self.running) < self.max_running, "no place for a twin"
-        self.kv.fork(request.number, twin.number)
-        self.running.append(twin)
-
     def remove(self, request: Request) -> None:
         """A request has ended, or nobody wants it any more: its pages come free, or stay known."""
         for queue in (self.waiting, self.running):
