@@ -54,7 +54,7 @@ class Scheduler:
         counts = tuple(count for _, count in chosen)
         wanted = tuple(int(r.cached + count == len(r.ids)) for r, count in chosen)
         requests = [request for request, _ in chosen]
-        decodes = [request.token_ids != [] and count == 1 for request, count in chosen]
+        decodes = [request.pieces != [] and count == 1 for request, count in chosen]
         name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         numbers, plain = tuple(r.number for r in requests), all(r.plain for r in requests)
         return Step(numbers, starts, counts, wanted, name, plain), requests
