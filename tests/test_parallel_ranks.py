@@ -155,6 +155,18 @@ def test_a_rank_that_crashes_leaves_its_last_words() -> None:
     assert 'File "<cell 1>", line 3' in told.value.found[0]
 
 
+def test_a_script_without_a_main_is_told_what_to_write(tmp_path: Path) -> None:
+    """Catches ranks that begin ranks, and pages about processes and files instead of one line."""
+    script = tmp_path / "script.py"
+    script.write_text("from minillm.parallel.ranks import Ranks\nwith Ranks(2): pass\n")
+    command, paths = [sys.executable, str(script)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=paths, stderr=subprocess.PIPE, text=True)
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "RankError" in told
+    assert "rank 1: its process ended" in told and 'if __name__ == "__main__":' in told
+    assert done.stderr.count("Traceback") == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="ends processes by signals")
 def test_a_rank_that_is_killed_or_stopped_is_named() -> None:
     """Catches an error that says only that a connection was lost, and one that never comes."""
