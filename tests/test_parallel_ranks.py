@@ -117,6 +117,15 @@ def test_the_magic_keeps_its_ranks_from_cell_to_cell(
             magic["cell ranks"](line, "pass")
 
 
+def test_a_rank_that_ends_leaves_no_files(tmp_path: Path) -> None:
+    """Catches an end in haste, after which temporary folders stay for ever."""
+    with Ranks(1) as ranks:
+        made = "from minillm.files import temporary_folder\nfolder = temporary_folder"
+        ranks.run(f"{made}({str(tmp_path)!r})")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_that_fails_ends_those_that_wait_and_names_their_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
