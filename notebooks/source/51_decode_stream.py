@@ -529,4 +529,6 @@ print(f"1. {len(emoji)} tokens, {len('Mia 😀 smiles')} letters: bytes first, t
 guesses()
 
 # %% [markdown]
-# **Next:** `52_decode_speculative`. Can a small model speed up a large one?
+# The journey ends here: weights off the SSD, a prompt through HBM, words on the screen, and a cache
+# back on the SSD. Ask `00_tour` the same question again: which of its pictures do you read
+# differently now?
