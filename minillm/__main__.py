@@ -118,13 +118,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     lines = read_lines(options.data)
     engine = Engine.load(options.model)
     began = time.perf_counter()
-    scores = evaluate(engine, lines=lines, batch=options.batch, progress=_bar("skills"))
+    scores = evaluate(engine, lines, progress=_bar("skills"))
     print(scores.table())
     if far := beyond_half(engine, lines):
-        half = drop_oldest(0.5)
-        control = evaluate(
-            engine, lines=far, batch=options.batch, forget=half, progress=_bar("control")
-        )
+        control = evaluate(engine, far, forget=drop_oldest(0.5), progress=_bar("control"))
         kept = {result.line: result.right for result in scores}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
         print(f"with that half of the KV cache dropped: {control}")
@@ -199,7 +196,6 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")
-    score.add_argument("--batch", type=_positive, default=16, metavar="N", help="default: 16")
     again = commands.add_parser("replay", help="a recorded run as a page that plays it")
     again.add_argument("run", metavar="RUN", help="a file that trace.save or --trace wrote")
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
