@@ -25,7 +25,7 @@ from minillm.tools.make_checkpoint import make_checkpoint
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    make_checkpoint(TINY, folder, shard=100_000)
+    make_checkpoint(TINY, folder)
     return folder
 
 
