@@ -124,10 +124,13 @@ class Run:
         """A twin that has said the same so far, and goes on with chance of its own."""
         seed = self.rng.choice((request.params.seed, self.rng.randrange(100)))
         twin = self.engine._admit(request.prompt_ids, replace(request.params, seed=seed))
-        for said in zip(request.token_ids, request.logprobs, request.top_logprobs, strict=True):
-            twin.take(Chosen(*said), request.last_at)
+        for piece in request.pieces:
+            chosen = Chosen(piece.token_id, piece.logprob, piece.top_logprobs)
+            twin.take(chosen, request.last_at)
         twin.cached, twin.forgets = request.cached, request.forgets
-        self.scheduler.fork(request, twin)
+        assert len(self.scheduler.running) < self.scheduler.max_running, "no place for a twin"
+        self.engine.kv.fork(request.number, twin.number)
+        self.scheduler.running.append(twin)
         self.here[twin] = leaving = ExitStack()
         leaving.callback(self.scheduler.remove, twin)
         self.joined.append(twin)
@@ -216,11 +219,12 @@ class Run:
             alone = SimpleNamespace(params=params, chance=chance, ids=prompt + said, token_ids=said)
             [(chosen, logprob, _)] = sample(row[None], [alone])
             assert request.token_ids[index] == chosen, "chance came from somewhere else"
-            assert abs(request.logprobs[index] - logprob) < 1e-3
+            assert abs(request.pieces[index].logprob - logprob) < 1e-3
         if request.finish_reason in ("eos", "length"):
             alone = Detokenizer(self.engine.tokenizer, request.prompt_ids)
             said = request.token_ids[: -1 if request.finish_reason == "eos" else None]
-            assert request.text == "".join(map(alone.add, said)) + alone.finish()
+            text = "".join(piece.text for piece in request.pieces)
+            assert text == "".join(map(alone.add, said)) + alone.finish()
 
     # -- what is watched -------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def bands(chart: Chart, colour: str) -> list[Rectangle]:
         ({"Mia": [0, 1], "twin": [0, 1]}, {"Mia": 6, "twin": 5},  # a page that both still share
          "2 texts: 4 pages named, 2 held, 2 of them shared; 2 of 8 places empty"),
         ({"gone": [], "Mia": [3]}, {"gone": 0, "Mia": 1},
-         "1 text: 1 pages named, 1 held, 0 of them shared; 3 of 4 places empty"),
+         "1 text: 1 page named, 1 held, 0 of them shared; 3 of 4 places empty"),
         ({}, {}, "Nobody holds a page"), ({"Mia": []}, {"Mia": 0}, "Nobody holds a page"),
     ],
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_batches_are_drawn_to_one_scale_on_the_paper(sizes: tuple[int, ...]) -> 
     for box in [*boxes, *words]:
         assert paper.x0 <= box.x0 and box.x1 <= paper.x1 and paper.y0 <= box.y0
     assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
-    assert f"batch 0: {sizes[0]} queries, as many keys" in chart.alt
+    assert f"batch 0: {sizes[0]} × {sizes[0]}, queries × keys" in chart.alt
 
 
 def test_a_query_goes_down_and_a_key_across() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minillm.charts import Chart, pieces
+from minillm.charts import Chart, counted, pieces
 
 
 def drawn(chart: Chart) -> list[tuple[str, float, float, float]]:
@@ -41,7 +41,7 @@ def test_blocks_stay_on_the_paper_and_the_rest_is_counted(count: int) -> None:
     assert all(chart.bbox.x0 <= left and right <= chart.bbox.x1 for _, left, right, _ in blocks)
     told = chart.texts[-1].get_text()
     assert len(blocks) == count or told == f"… and {count - len(blocks)} more"
-    assert f"in {count} blocks" in chart.alt
+    assert f"in {counted(count, 'block')}:" in chart.alt
 
 
 def test_dollars_are_drawn_as_they_are() -> None:

@@ -77,6 +77,23 @@ def test_what_comes_back_always_works(shown) -> None:
     assert shown[-1].text == "00.2 right"
 
 
+def test_a_function_that_spoils_what_it_was_given_is_not_yet_right(shown) -> None:
+    """Catches cells below an exercise that go on with what the learner's function has changed."""
+    right = find("20.1").reference
+
+    def clears(ids, *more):
+        answer = right(ids, *more)
+        ids.clear()
+        return answer
+
+    assert check("20.1", clears)([1, 2], (1, 2), 3) == [3]
+    said = Tags(shown[0].html)
+    assert said.verdict == "not yet" and "left ids as []" in said.said
+    assert "Until it is right the notebook uses ours." in said.said
+    assert shown[0].text.startswith("20.1 not yet: The answers are right, but merge_pair([")
+    assert check("20.1", right) is right
+
+
 def test_the_plain_text_is_one_line_and_the_same_every_time(shown) -> None:
     """Catches a verdict that nbval finds changed."""
     for _ in range(2):

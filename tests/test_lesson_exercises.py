@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from minillm.errors import ConfigError, MinillmError
 from minillm.lesson import exercises
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.py"))
 EXERCISES = [made for path in SOLUTIONS for made in exercises.load(path).values()]
 WRONGS = [(made, mistake) for made in EXERCISES for mistake in made.wrongs]
+
+# Here the solution writes into all lists and tensors that it is given: that is what it is for.
+IN_PLACE = {"00.1", "40.1"}
 
 
 def stub(*args, **named):
@@ -39,6 +43,38 @@ def test_the_solution_passes_and_leaves_its_cases_alone(made) -> None:
     assert judge(made, made.reference) == judge(made, made.reference)
     assert judge(made, made.reference).kind == RIGHT
     assert repr([(case.args, case.named) for case in made.cases]) == repr(before)
+
+
+def spoil(given) -> None:
+    """Write into all that can be written into."""
+    for value in given.values() if isinstance(given, dict) else given:
+        if isinstance(value, list | tuple | dict):
+            spoil(value)
+        elif isinstance(value, torch.Tensor):
+            value.fill_(-99)
+    if isinstance(given, list | dict | set):
+        given.clear()
+
+
+@pytest.mark.parametrize("made", EXERCISES, ids=named)
+def test_a_solution_may_copy_its_arguments_and_may_not_spoil_them(made) -> None:
+    """Catches a check that counts how an answer was found, and one that lets a function destroy
+    what the lesson goes on with. Where the solution itself writes into an argument, both may."""
+    def on_copies(*args, **named):
+        return made.reference(*copy.deepcopy(args), **copy.deepcopy(named))
+
+    def spoils(*args, **named):
+        answer = on_copies(*args, **named)
+        spoil([*args, *named.values()])
+        return answer
+
+    assert judge(made, on_copies).kind == RIGHT
+    verdict = judge(made, spoils)
+    data = [v for case in made.cases for v in (*case.args, *case.named.values())
+            if isinstance(v, list | dict | set) or isinstance(v, tuple) and
+            any(isinstance(x, torch.Tensor) for x in v)]  # fmt: skip
+    assert (verdict.kind == RIGHT) == (not data or made.number in IN_PLACE)
+    assert verdict.kind == RIGHT or "whoever calls it still needs" in verdict.tip
 
 
 @pytest.mark.parametrize(("made", "mistake"), WRONGS, ids=lambda x: getattr(x, "number", ""))

@@ -120,16 +120,51 @@ def test_a_stub_counts_as_one_only_before_its_first_answer() -> None:
     assert verdict.kind == NOT_YET and "still raises NotImplementedError" in verdict.why
 
 
-def test_a_function_may_write_into_its_arguments() -> None:
-    """Catches a second case, or a second check, that finds the arguments of the first changed."""
-    def shortest(words):
-        words.sort(key=len)
-        return words.pop(0)
+def shortest(words):
+    words.sort(key=len)
+    return words.pop(0)
 
-    cases = [Case(["aaa", "b"], expect="b", because="b is shorter")] * 3
+
+WORDS = ["aaa", "b", "cc"]
+
+
+def test_where_ours_writes_into_its_arguments_yours_may_and_needs_not() -> None:
+    """Catches a second case, or a second check, that finds the arguments of the first changed."""
+    cases = [Case(WORDS, expect="b", because="b is shorter")] * 3
     exercise = made(*cases, reference=shortest)
     assert [judge(exercise, shortest).kind for _ in range(2)] == [RIGHT, RIGHT]
-    assert cases[0].args == (["aaa", "b"],)
+    assert judge(exercise, lambda words: min(words, key=len)).kind == RIGHT
+    assert cases[0].args == (["aaa", "b", "cc"],)
+
+
+def test_what_a_right_answer_has_changed_is_named() -> None:
+    """Catches a function that passes, and then spoils what the cells below still need."""
+    cases = [Case(["b"], expect="b", because="it is the only one"),
+             Case(WORDS, expect="b", because="b is shorter")]  # fmt: skip
+    verdict = judge(made(*cases, reference=lambda words: min(words, key=len)), shortest)
+    assert (verdict.kind, verdict.passed) == (NOT_YET, 2)
+    assert "(['b']) left words as []: whoever calls it still needs words as it was" in verdict.tip
+
+    def doubles(x, by=2):
+        return x.mul_(by)
+
+    cases = [Case(torch.ones(2), by=by, expect=torch.full((2,), by), because="1 · by is by")
+             for by in (1.0, 3.0)]  # fmt: skip
+    verdict = judge(made(*cases, reference=lambda x, by=2: x * by), doubles)
+    assert verdict.kind == NOT_YET and "by=3.0) left x as tensor([3., 3.])" in verdict.tip
+
+
+def test_an_answer_is_judged_as_it_was_given() -> None:
+    """Catches the first answer said to be wrong because a later call wrote into the same list."""
+    def halves_so_far(total, parts=2, kept=[]):  # noqa: B006 - that is the learner's mistake
+        kept.append(total / parts)
+        return kept
+
+    exercise = made(Case(6, expect=[3.0], because="half of 6 is 3"),
+                    Case(8, expect=[4.0], because="half of 8 is 4"))  # fmt: skip
+    verdict = judge(exercise, halves_so_far)
+    assert verdict.passed == 1
+    assert verdict.why == "halves(8) gave [3.0, 4.0], expected [4.0]: half of 8 is 4."
 
 
 def test_a_function_that_returns_nothing_is_told_of_return() -> None:

@@ -118,6 +118,30 @@ def test_every_source_is_built_and_every_notebook_has_a_source() -> None:
     assert sources == {path.stem for path in NOTEBOOKS}, "run make notebooks"
 
 
+def test_lessons_that_are_named_exist_and_lead_from_one_to_the_next() -> None:
+    """Catches a reader sent to a lesson that was planned and is not there."""
+    stems = [source.stem for source in SOURCES]
+    numbers = {stem[:2] for stem in stems}
+    row = re.compile(r"^\| \[`(\w+)`\]\(notebooks/(\w+)\.ipynb\) \| (.+) \|$", re.MULTILINE)
+    rows = row.findall((ROOT / "README.md").read_text("utf-8"))
+    titles = [build.read_source(s).cells[0].source.splitlines()[0] for s in SOURCES]
+    asked = [f"# {stem[:2]} · {question}" for stem, _, question in rows]
+    assert [row[:2] for row in rows] == [(stem, stem) for stem in stems] and asked == titles
+    says = [ROOT / "README.md", ROOT / "data" / "README.md", *(ROOT / "minillm").rglob("*.py"),
+            *SOURCES, *(ROOT / "notebooks" / "solutions").glob("*.py")]  # fmt: skip
+    for page in says:
+        text = page.read_text("utf-8")
+        names = set(re.findall(r"`(\d\d_[a-z_]+)`", text))
+        assert names <= {*stems}, f"{page.name} names {names - {*stems}}"
+        lessons = re.findall(r"\b[Ll]essons?\s(?:# )?(\d\d)(?: and (\d\d))?", text)
+        named = {number for pair in lessons for number in pair if number}
+        assert named <= numbers, f"{page.name} names lessons {named - numbers}"
+    for source, after in zip(SOURCES, [*stems[1:], None], strict=True):
+        last = build.read_source(source).cells[-1].source
+        found = re.match(r"\*\*Next:\*\* `(\w+)`", last)
+        assert (found and found[1]) == after, f"{source.name}: its last cell begins with {last!r}"
+
+
 def test_notebook_equals_its_source(path: Path, notebook: NotebookNode) -> None:
     """Catches a source edited without `make notebooks`, and a notebook edited by hand."""
     source = build.read_source(build.SOURCES / f"{path.stem}.py")

@@ -18,6 +18,7 @@ Still, with a finding in a sentence:
     pieces                 a text in blocks, as a tokenizer cuts it, with their ids
     heatmap                shares as shades, a row each: where a token looks
     looks                  who looks at whom in a batch, padded and packed, to one scale
+    counted                "1 token", "2 tokens": a number in a title, right for one as well
     requests               an engine's log: how long each request waited, and for what
 """
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from minillm.charts.compare import predicted_measured
     from minillm.charts.curves import curve
     from minillm.charts.heat import heatmap, looks
+    from minillm.charts.ink import counted
     from minillm.charts.links import ladder
     from minillm.charts.live import RunView, watch
     from minillm.charts.logs import requests
@@ -48,14 +50,14 @@ if TYPE_CHECKING:
 # is on the page before a drawing library is there. So no module may be called like a public name.
 _HOME = {
     "Chart": "style", "RunView": "live", "Table": "show", "bars": "bar_rows",
-    "blocks": "blocks_view", "curve": "curves", "heatmap": "heat", "ladder": "links",
-    "looks": "heat", "machine": "machine_view", "memory": "plots", "pieces": "pieces_view",
-    "predicted_measured": "compare", "replay": "page", "requests": "logs", "roofline": "roofs",
-    "stages": "plots", "timeline": "timeline_still", "watch": "live",
+    "blocks": "blocks_view", "counted": "ink", "curve": "curves", "heatmap": "heat",
+    "ladder": "links", "looks": "heat", "machine": "machine_view", "memory": "plots",
+    "pieces": "pieces_view", "predicted_measured": "compare", "replay": "page", "requests": "logs",
+    "roofline": "roofs", "stages": "plots", "timeline": "timeline_still", "watch": "live",
 }  # fmt: skip
 __all__ = [
-    "Chart", "RunView", "Table", "bars", "blocks", "curve", "heatmap", "ladder", "looks", "machine",
-    "memory", "pieces", "predicted_measured", "replay", "requests", "roofline", "stages",
+    "Chart", "RunView", "Table", "bars", "blocks", "counted", "curve", "heatmap", "ladder", "looks",
+    "machine", "memory", "pieces", "predicted_measured", "replay", "requests", "roofline", "stages",
     "timeline", "watch",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from minillm.charts.ink import FAINT, HEIGHT, PAPER, TEXT, WIDTH, Ink
+from minillm.charts.ink import FAINT, HEIGHT, PAPER, TEXT, WIDTH, Ink, counted
 from minillm.charts.style import Chart
 
 Tables = Mapping[str, Sequence[int]]
@@ -34,20 +34,21 @@ def blocks(
     """
     holders = {page: [n for n in tables if page in tables[n]] for page in range(pages)}
     filled = _filled(tables, written, page_size)
-    note = f"pool of {pages} pages of {page_size} places · ×2: in two tables · white: empty"
+    note = f"pool of {counted(pages, 'page')} of {counted(page_size, 'place')}"
+    note += " · ×2: in two tables · white: empty"
     chart = Chart(_finding(tables, filled, page_size), note=note + " · dotted: only known")
     ax = chart.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
     ax.set_axis_off()
     inks = dict(zip(tables, REQUESTS, strict=False))
     wide, top = min(WIDEST, (WIDTH - LEFT - 0.12) / pages), HEIGHT - 1.02
-    _name(ax, top, "pool", f"{sum(map(bool, holders.values()))} pages held")
+    _name(ax, top, "pool", f"{counted(sum(map(bool, holders.values())), 'page')} held")
     for page, names in holders.items():
         bands = [inks[name] for name in names] or [KNOWN] * (page in known)
         share = filled.get(page, page_size) / page_size
         _page(ax, LEFT + page * wide, top, wide, f"{page}", bands, share)
     for row, (name, table) in enumerate(tables.items(), 1):
         y = top - 0.08 - row * STEP
-        _name(ax, y, name, f"{written[name]} tokens")
+        _name(ax, y, name, counted(written[name], "token"))
         for at, page in enumerate(table):
             share = min(1, written[name] / page_size - at)
             times = f"\n×{len(holders[page])}" if len(holders[page]) > 1 else ""
@@ -74,8 +75,8 @@ def _finding(tables: Tables, filled: Mapping[int, int], page_size: int) -> str:
     shared = sum(named.count(page) > 1 for page in filled)
     texts = sum(map(bool, tables.values()))
     places = len(filled) * page_size
-    said = f"{texts} text{'s' * (texts > 1)}: {len(named)} pages named, {len(filled)} held"
-    empty = f"{places - sum(filled.values())} of {places} places empty"
+    said = f"{counted(texts, 'text')}: {counted(len(named), 'page')} named, {len(filled)} held"
+    empty = f"{places - sum(filled.values())} of {counted(places, 'place')} empty"
     return f"{said}, {shared} of them shared; {empty}"
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from minillm.charts.ink import FAINT, HEIGHT, INK, PAPER, RULE, TEXT, WIDTH, percent
+from minillm.charts.ink import FAINT, HEIGHT, INK, PAPER, RULE, TEXT, WIDTH, counted, percent
 from minillm.charts.style import Chart, cut, quiet
 from minillm.errors import MinillmError
 
@@ -31,8 +31,9 @@ def heatmap(
     """
     shape = (len(rows), len(columns))
     if 0 in shape or shape != (len(values), *{len(row) for row in values}):
-        found = f"{len(values)} rows of {sorted({len(row) for row in values})}"
-        raise MinillmError(f"wanted {shape[0]} rows of {shape[1]} values, found {found}; name each")
+        found = f"{counted(len(values), 'row')} of {sorted({len(row) for row in values})}"
+        wanted = f"{counted(shape[0], 'row')} of {counted(shape[1], 'value')}"
+        raise MinillmError(f"wanted {wanted}, found {found}; name each")
     if not all(0 <= value <= 1.0001 for row in values for value in row):
         raise MinillmError("wanted shares from 0 to 1, found others; divide each row by its sum")
     chart = Chart(finding, note=note)
@@ -42,7 +43,8 @@ def heatmap(
     ax.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
     ax.pcolormesh(values, cmap=SHADES, vmin=0, vmax=1, edgecolors=RULE, linewidth=0.3)
     _name(ax, rows, columns)
-    chart.alt = f"{finding}. {shape[0]} rows and {shape[1]} columns, darker for a larger share."
+    size = f"{counted(shape[0], 'row')} and {counted(shape[1], 'column')}"
+    chart.alt = f"{finding}. {size}, darker for a larger share."
     for row, texts in enumerate(words):
         chart.alt += f" {rows[row]}: {', '.join(texts)}."
         for column, text in enumerate(texts):
@@ -77,9 +79,9 @@ def looks(
         ax.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(color=FAINT, linewidth=0.8)
-        said.append(f"{name}: {len(values):,} queries, as many keys")
-        chart.text(left / WIDTH, (low - 0.06) / HEIGHT, f"{name}: {len(values):,} rows", va="top",
-                   size=8.5, color=TEXT, parse_math=False)  # fmt: skip
+        said.append(f"{name}: {len(values):,} × {len(values):,}, queries × keys")
+        chart.text(left / WIDTH, (low - 0.06) / HEIGHT, f"{name}: {counted(len(values), 'row')}",
+                   va="top", size=8.5, color=TEXT, parse_math=False)  # fmt: skip
     chart.alt = f"Squares of queries and keys. {finding}. {'; '.join(said)}."
     return chart
 

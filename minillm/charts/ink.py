@@ -40,6 +40,12 @@ def percent(part: float, whole: float) -> str:
     return "< 1 %" if 0 < share <= 0.5 else f"{share:,.0f} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 token', '2,048 tokens', '3 passes': right for one as well."""
+    many = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{many}"
+
+
 def times(ratio: float) -> str:
     """Two digits: '8.6 ×', '120 ×'."""
     return f"{ratio:.1f} ×" if ratio < 9.95 else f"{float(f'{ratio:.2g}'):,.0f} ×"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minillm.charts import facts, loading
-from minillm.charts.ink import amount, times
+from minillm.charts.ink import amount, counted, times
 from minillm.charts.machine_flows import Flow
 from minillm.trace import Trace
 
@@ -15,8 +15,7 @@ def find(trace: Trace, flows: dict[str, Flow]) -> str:
     """
     events = facts.work(trace)
     if moves := loading.streamed(events):
-        count = loading.count_tokens(moves)
-        tokens = "1 token" if count == 1 else f"{count:,} tokens"
+        tokens = counted(loading.count_tokens(moves), "token")
         return f"{_size(sum(e.nbytes for e in moves))} of weights crossed to HBM for {tokens}"
     read, disk = ([flow for step, flow in flows.items() if step.startswith(kind)]
                   for kind in ("+read", "+disk"))  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minillm.charts.ink import counted
 from minillm.charts.machine_diagram import Diagram, Link
 from minillm.charts.machine_svg import HEAD, LOOK, STAGES, WIDE
 from minillm.errors import MinillmError
@@ -26,7 +27,8 @@ def arrange(gpus: int = 1, nodes: int = 1, emulated: bool = False) -> Diagram:
     """
     if nodes < 1 or gpus < nodes:
         raise MinillmError(
-            f"wanted at least one node, and a GPU for each, found {gpus} GPUs on {nodes} nodes; "
+            f"wanted at least one node, and a GPU for each, found {counted(gpus, 'GPU')} on "
+            f"{counted(nodes, 'node')}; "
             "give meta['gpus'] (of all nodes together) and meta['nodes'] of the run"
         )
     share, shown, d = -(-gpus // nodes), min(nodes, MOST_NODES), Diagram(emulated=emulated)

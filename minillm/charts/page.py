@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.charts import bundle, facts
-from minillm.charts.ink import amount
+from minillm.charts.ink import amount, counted
 from minillm.charts.live import MANY, RunView, at_most, checked, for_page
 from minillm.charts.wire import Packer
 from minillm.files import save
@@ -75,7 +75,7 @@ def page(trace: Trace, views: Sequence[str]) -> str:
     tokens = len({(e.request, e.token) for e in work if e.label == "text" and e.token is not None})
     lasted = amount(max(e.end for e in work) - work[0].start, "s")
     machine = trace.meta.get("machine", "")
-    about = [f"{tokens} tokens in {lasted}", *([machine] if machine else []), (
+    about = [f"{counted(tokens, 'token')} in {lasted}", *([machine] if machine else []), (
         "Press play, or choose a word. This file holds the whole run and needs no network.")]
     script = "\n" + bundle.script("page.js")
     data = {"meta": for_page(trace, views), "views": list(views),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.charts.blocks_view import REQUESTS
-from minillm.charts.ink import FAINT, HEIGHT, PAPER, TEXT, WIDTH
+from minillm.charts.ink import FAINT, HEIGHT, PAPER, TEXT, WIDTH, counted
 from minillm.charts.style import Chart, width_of
 
 LEFT, TOP, STEP = 0.14, 0.8, 0.46  # inches: margin, of the first row, from row to row
@@ -18,7 +18,7 @@ def pieces(finding: str, texts: Sequence[str], ids: Sequence[int], note: str = "
     Two tokens
     """
     chart, x, y = Chart(finding, note=note), LEFT, HEIGHT - TOP
-    chart.alt = f"{finding}. The text in {len(texts)} blocks: {' | '.join(texts)}."
+    chart.alt = f"{finding}. The text in {counted(len(texts), 'block')}: {' | '.join(texts)}."
     for at, (text, token) in enumerate(zip(texts, ids, strict=True)):
         wide = max(width_of(text, 8), width_of(f"{token}", 8)) + 0.12
         x, y = (x, y) if x + wide < WIDTH else (LEFT, y - STEP)

@@ -108,9 +108,8 @@ def _difference(verdict: Verdict) -> str:
     if not verdict.called:
         return ""
     pairs = [("call", code(verdict.called)), ("yours", prose(verdict.came))]
-    if verdict.expected:
-        pairs.append(("expected", f"<b>{html.escape(verdict.expected)}</b>"))
-    return rows([*pairs, ("because", prose(verdict.because))])
+    expected = f"<b>{html.escape(verdict.expected)}</b>"
+    return rows([*pairs, ("expected", expected), ("because", prose(verdict.because))])
 
 
 def _unknown(number: str, why: str) -> Note:

@@ -7,6 +7,7 @@ KeyboardInterrupt: that is how a learner stops an endless loop.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 import traceback
@@ -51,14 +52,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One call: the answer, or what was raised."""
+    """One call: the answer, or what was raised; and the case with its arguments after it."""
 
     answer: Any = None
     error: BaseException | None = None
+    left: Case | None = None
 
 
 def judge(exercise: Exercise, function: Any) -> Verdict:
-    """Hold `function` against the cases of the exercise. Arguments are copied for each call."""
+    """Hold `function` against the cases of the exercise. Arguments are copied for each call.
+
+    A function that is right, but writes into an argument that our solution leaves alone, is not
+    yet right: the cells below call it on tensors and lists that they go on with.
+    """
     cases, name = exercise.cases, exercise.reference.__name__
     if not callable(function):
         line = f'{name} = check("{exercise.number}", {name})'
@@ -70,7 +76,8 @@ def judge(exercise: Exercise, function: Any) -> Verdict:
             return Verdict(NOT_ATTEMPTED, cases=len(cases))
     good = list(map(_alike, outcomes, (_Outcome(case.expect) for case in cases)))
     if all(good):
-        return Verdict(RIGHT, passed=len(good), cases=len(cases))
+        tip = _spoiled(exercise, outcomes)
+        return Verdict(NOT_YET if tip else RIGHT, tip=tip, passed=len(good), cases=len(good))
     case, outcome = cases[good.index(False)], outcomes[good.index(False)]
     return Verdict(
         NOT_YET, said_call(name, case), _came(outcome, function), said(case.expect), case.because,
@@ -129,13 +136,43 @@ def _is_plain_number(value: Any) -> bool:
 
 
 def _call(function: Callable, case: Case) -> _Outcome:
-    args, named = copy.deepcopy((case.args, case.named))  # it may write into its arguments
+    case = copy.deepcopy(case)  # it may write into its arguments
     try:
-        return _Outcome(function(*args, **named))
+        return _Outcome(_as_it_is(function(*case.args, **case.named)), left=case)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: exit() must not end the kernel
         return _Outcome(error=error)
+
+
+def _as_it_is(answer: Any) -> Any:
+    """A copy of the answer: the next call may write into the same list."""
+    try:
+        return copy.deepcopy(answer)
+    except Exception:  # a generator, say
+        return answer
+
+
+def _spoiled(exercise: Exercise, outcomes: list[_Outcome]) -> str:
+    """What to say of right answers if they changed an argument that ours never does; else ""."""
+    ours = _changed(exercise, [_call(exercise.reference, case) for case in exercise.cases])
+    for name, how in _changed(exercise, outcomes).items():
+        if name not in ours:
+            return (f"The answers are right, but {how}: whoever calls it still needs {name} as it "
+                    "was. Write into a copy.")  # fmt: skip
+    return ""
+
+
+def _changed(exercise: Exercise, outcomes: list[_Outcome]) -> dict[str, str]:
+    """The arguments that calls have changed: name to "f([3, 1]) left x as [1, 3]"."""
+    names, found = inspect.signature(exercise.reference).bind, {}
+    for case, outcome in zip(exercise.cases, outcomes, strict=True):
+        before, after = (names(*c.args, **c.named).arguments for c in (case, outcome.left))
+        call = said_call(exercise.reference.__name__, case)
+        for name, value in after.items():
+            if not same(value, before[name]):
+                found.setdefault(name, f"{call} left {name} as {said(value)}")
+    return found
 
 
 def _came(outcome: _Outcome, function: Callable) -> str:

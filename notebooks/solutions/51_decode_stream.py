@@ -26,6 +26,8 @@ from minillm.lesson import Case, exercise, wrong
              because="A ends what E4 BD had begun: it never becomes a character"),
         Case(b"\xff\xf0\x9f", expect=("\ufffd", b"\xf0\x9f"),
              because="FF is invalid for good, and the two bytes after it may become an emoji"),
+        Case(b"a\xe0\x80", expect=("a\ufffd\ufffd", b""),
+             because="after E0 only A0 to BF go on with a character: these two never become one"),
         Case(b"\x9f\x98", expect=("\ufffd\ufffd", b""),
              because="no character begins with 9F or 98, so neither waits"),
     ],
@@ -84,6 +86,19 @@ def asks_the_first_fault(data):
         if fault.reason == "unexpected end of data":
             return data[: fault.start].decode("utf-8"), data[fault.start :]
         return data.decode("utf-8", "replace"), b""
+
+
+@wrong("51.1", says="You count by the first byte alone. Not every byte may follow it: after E0, 80 "
+       "makes no character, however many come.")  # fmt: skip
+def counts_by_the_first_byte(data):
+    for size in range(1, min(4, len(data) + 1)):
+        first = data[-size]
+        if first >= 0xC0:
+            wants = 2 if first < 0xE0 else 3 if first < 0xF0 else 4 if first < 0xF8 else 0
+            rest = data[len(data) - size + 1 :]
+            if size < wants and all(0x80 <= byte < 0xC0 for byte in rest):
+                return data[:-size].decode("utf-8", "replace"), data[-size:]
+    return data.decode("utf-8", "replace"), b""
 
 
 @wrong("51.1", says="Bytes from 80 to BF go on with a character and begin none: without a "

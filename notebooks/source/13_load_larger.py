@@ -257,7 +257,8 @@ def pass_of(tokens: int) -> tuple[float, float]:
 def draw(tokens: int = 64):
     seconds, share = pass_of(tokens)
     return charts.curve(
-        f"{tokens:,} tokens a pass: {share:.0%} hidden, {tokens / seconds:,.0f} tokens/s at most",
+        f"{charts.counted(tokens, 'token')} a pass: {share:.0%} hidden, {tokens / seconds:,.0f} "
+        "tokens/s at most",
         {"": lambda n: 100 * pass_of(n)[1]}, [2 ** (n / 2) for n in range(31)], x="tokens a pass",
         y="hidden", unit="%", at=tokens, span=(0, 100), inks={"": "hbm"},
         note="Llama-3-8B streamed to one H100 · predicted")  # fmt: skip
@@ -314,7 +315,7 @@ print(f"hidden: at most {h100.pcie.bandwidth / h100.hbm_bandwidth:.1%} (predicte
 
 # %% [markdown]
 # So streaming suits work that is large and in no hurry: a batch shares each crossing. Otherwise:
-# fewer bytes (lesson 34), or more GPUs (lesson 41).
+# fewer bytes a weight, or more GPUs (lesson 41).
 #
 # ## On paper: 70B on one GPU
 #

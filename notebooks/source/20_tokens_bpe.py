@@ -250,8 +250,9 @@ def first(merges: int) -> BPE:
 
 def draw(merges=0) -> charts.Chart:
     ids = first(merges).encode(text)
-    return charts.pieces(f"{merges:,} merges: {len(ids)} tokens", [*map(readable, ids)], ids,
-                         note=f"{len(text.encode())} bytes; town has 3,838 merges")  # fmt: skip
+    said = f"{charts.counted(merges, 'merge')}: {charts.counted(len(ids), 'token')}"
+    note = f"{charts.counted(len(text.encode()), 'byte')}; town has 3,838 merges"
+    return charts.pieces(said, [*map(readable, ids)], ids, note=note)
 
 
 turned = knob(draw, merges=[0, 1, 3, 10, 30, 100, 300, 1000, 2000, 3838])
@@ -279,7 +280,7 @@ rates = {name: {n: len(first(n).encode(one)) / len(one) for n in steps}
 def draw_rates(merges=3838) -> charts.Chart:
     said = ", ".join(f"{name} {rate[merges]:.2f}" for name, rate in rates.items())
     dots = [(n, rate[n], "") for rate in rates.values() for n in steps]
-    return charts.curve(f"{merges:,} merges, tokens a character: {said}",
+    return charts.curve(f"{charts.counted(merges, 'merge')}, tokens a character: {said}",
                         {name: rate.get for name, rate in rates.items()}, steps, points=dots,
                         at=merges, x="merges", y="tokens a character", log="x",
                         note="dots: counted")  # fmt: skip

@@ -249,7 +249,8 @@ def rest(most: float) -> float:
 
 def draw_buckets(most=8192):
     return charts.curve(
-        f"Buckets of {most:,} places: {rest(most):.0f} % padding, {len(buckets(day, most))} passes",
+        f"Buckets of {most:,} places: {rest(most):.0f} % padding, "
+        f"{charts.counted(len(buckets(day, most)), 'pass')}",
         {"": rest}, [2 ** (n / 2) for n in range(22, 37)], at=most, unit="%",
         x="bucket (places)", y="padding")  # fmt: skip
 

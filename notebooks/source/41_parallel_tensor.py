@@ -454,7 +454,7 @@ for count in (1, 2, 4):
 # H100s with NVLink, by data sheets: a decode step of one GPU (context 1,000), divided by tp, plus
 # the sums. How much sooner is a token there? Drag the number of requests: what changes, and for
 # which model? The town model has 4 heads: more than 4 GPUs do not help it. (70B does not fit one
-# GPU: there "one" is arithmetic. What fits is lesson 61's question.)
+# GPU: there "one" is arithmetic.)
 
 # %% tags=["nbval-ignore-output"]
 def llama_like(layers: int, width: int, inside: int, heads: int) -> ModelConfig:

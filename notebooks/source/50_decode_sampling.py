@@ -304,8 +304,10 @@ def draw_word(token: int = 0):
     for other, x in list(piece.top_logprobs.items())[:10]:
         chances[repr(word([other]))] = math.exp(x)
     bits = entropy(piece)
-    return charts.bars(f"{word([piece.token_id])!r} came; before it {bits:.1f} bits, as of "
-                       f"{2**bits:.0f} equally likely words", chances)  # fmt: skip
+    many = round(2**bits)
+    alike = "one word were certain" if many == 1 else f"{many} words were equally likely"
+    return charts.bars(f"{word([piece.token_id])!r} came; before it {bits:.1f} bits, as if {alike}",
+                       chances)  # fmt: skip
 
 
 story = engine.stream("Once there was", SamplingParams(max_tokens=40, seed=52, logprobs=V))

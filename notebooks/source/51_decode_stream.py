@@ -66,22 +66,7 @@ restored = guess("next token of 976, restored", unit="ms")
 all_anew = guess("next token of 976, read anew", unit="ms")
 few_anew = guess("next token of 30, read anew", unit="ms")
 
-# %% tags=["nbval-ignore-output"]
-from minillm.probe import Profile, probe
-
-profile = Profile.here() or probe(seconds=8)
-town = Path(minillm.__file__).parents[1] / "data" / "town"
-config, figures = ModelConfig.from_pretrained(town), profile.hardware("cpu")
-for tokens in (976, 30):
-    limit = predict.restore(config, figures, tokens, "ssd").parts
-    print(f"{tokens} tokens: restore at least {1e3 * limit['swap']:.2f} ms, "
-          f"anew at least {1e3 * limit['recompute']:.2f} ms (this machine's peaks)")
-
 # %% [markdown]
-# These are limits, for bytes and arithmetic at their best. No start is in them: no file opened, no
-# bit checked, no layer begun. A limit says what cannot be; for a prediction we time two short
-# sessions below, as the baker times two small orders.
-#
 # ## Run
 #
 # We answer a question of *town*'s exam, whose fact was told a thousand tokens ago.
@@ -90,6 +75,8 @@ for tokens in (976, 30):
 from minillm.files import temporary_folder
 from minillm.machine.disk import drop_cache, writable_folder
 
+town = Path(minillm.__file__).parents[1] / "data" / "town"
+config = ModelConfig.from_pretrained(town)
 folder = temporary_folder(writable_folder())  # on a disk; it goes with this kernel
 tonight, log = Path(folder.name) / "tonight.safetensors", Path(folder.name) / "log.jsonl"
 exam = [json.loads(line) for line in (town.parent / "eval" / "skills.jsonl").open()]
@@ -139,13 +126,14 @@ def tomorrow(file) -> str:
     command = [sys.executable, "-c", program, str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-# %%
+
 assert first_part + tomorrow(tonight) == never_stopped
 print("the same words, from another process")
 
 # %% [markdown]
 # What does it cost? A file that was just written lies in the page cache (lesson 10); we have the
-# kernel forget it first. Restored: from opening the file to the next token.
+# operating system forget it first. The time runs from opening the file to the next token. A race
+# runs both ways in turns.
 
 # %%
 def restore(file) -> float:
@@ -162,14 +150,11 @@ def anew(ids) -> float:
     next(engine.stream(ids, greedy(1)))
     return time.perf_counter() - began
 
-# %% tags=["nbval-ignore-output"]
+# %%
 ids = list(engine.resume(tonight))
 assert len(ids) == 976
 
-# %% [markdown]
-# A race runs both ways in turns. The session of that length is saved first, once.
 
-# %%
 def race(tokens: int, rounds: int = 3):
     """Both ways to the next token of a conversation of so many."""
     file = tonight if tokens == len(ids) else tonight.with_name(f"{tokens}.safetensors")
@@ -179,10 +164,15 @@ def race(tokens: int, rounds: int = 3):
     return compare(ways, rounds, unit="ms")
 
 # %% [markdown]
-# Sessions of 8 and of 256 tokens, the two small orders: what they differ by is the cost of 248
-# tokens, and what is left is the start. No token costs less than its limit.
+# Of each way the peaks of this machine give a **limit**: bytes and arithmetic at their best. No
+# start is in it: no file opened, no bit checked, no layer begun. For a prediction we time two small
+# orders, as the baker would: sessions of 8 and of 256 tokens. What they differ by is the cost of
+# 248 tokens, and what is left is the start. No token costs less than its limit.
 
 # %% tags=["nbval-ignore-output"]
+from minillm.probe import Profile, probe
+
+figures = (Profile.here() or probe(seconds=8)).hardware("cpu")
 tried = {tokens: race(tokens, rounds=5) for tokens in (8, 256)}
 least, start, cost = predict.restore(config, figures, 256, "ssd").parts, {}, {}
 for way, limit in (("restore", "swap"), ("anew", "recompute")):
@@ -191,20 +181,16 @@ for way, limit in (("restore", "swap"), ("anew", "recompute")):
     start[way] = max(0.0, few - 8 * cost[way])
     print(f"{way}: {1e3 * start[way]:.1f} ms to start, {1e6 * cost[way]:.0f} µs a token")
 
-# %%
+
 def predicted(tokens: int) -> dict[str, float]:
     both = bakery(tokens, start["restore"], cost["restore"], start["anew"], cost["anew"])
     return dict(zip(("restore", "anew"), both, strict=True))
 
-# %% [markdown]
-# Now the long one, beside your guess, the prediction and the limit:
-
 # %% tags=["nbval-ignore-output"]
+# Now the long one, beside your guess, the prediction and the limit.
 both = tried[976] = race(976)
 short = compare({"anew": lambda: anew(ids[:30])}, unit="ms")
 print(both.sentence)
-
-# %% tags=["nbval-ignore-output"]
 for mine, found, tokens, way, limit in (
     (restored, both, 976, "restore", "swap"),
     (all_anew, both, 976, "anew", "recompute"),
@@ -231,7 +217,7 @@ print("".join(tokenizer.decode([token]) for token in emoji))
 
 # %% [markdown]
 # Four times the mark �, and no smile: bytes of one character were decoded apart. (Each letter of
-# such a token is one byte's name, as in GPT-2.)
+# such a token is one byte's name, as in GPT-2; `_spelled` gives the bytes.)
 #
 # ## Second rung: wait for the mark
 #
@@ -325,7 +311,8 @@ print(inspect.getsource(_Bytes.add) + "\n" + inspect.getsource(_Bytes.held))
 # %% [markdown]
 # ## What is in the file?
 #
-# A session is a safetensors file (lesson 10): pages, and in its metadata what must agree.
+# A session is a safetensors file (lesson 10): pages, and in its metadata what must agree. Of 976
+# tokens 975 are in it: the last was chosen, and never read. Its pass gives the next token.
 
 # %%
 from minillm.load.safetensors import read_header
@@ -337,9 +324,9 @@ print({name: facts[name] for name in ("format", "dtype", "page_size", "tokens")}
 print({name: pages[name].shape for name in ("page.0", "page.1", "checksum")}, "…")
 
 # %% [markdown]
-# Layers, keys and values, kv heads, tokens of a page, numbers a head. The text itself is short. How
-# many bytes of cache does a byte of text have? A token is about four letters; two larger models,
-# by arithmetic:
+# A page: layers, keys and values, kv heads, its tokens, numbers a head. The checksum's four bytes
+# are written as two numbers of two. The text itself is short: how many bytes of cache has a byte of
+# it? A token is about four letters; two larger models, by arithmetic:
 
 # %%
 def llama(layers: int, width: int, ffn: int, heads: int) -> ModelConfig:
@@ -381,7 +368,7 @@ def refused(data: bytes, other=None) -> str:
         return str(error).partition(" in ")[0]
     raise AssertionError("it was taken")
 
-# %%
+
 wide, flipped = EngineConfig(dtype="float32"), bytearray(data)
 flipped[len(data) // 2] ^= 1
 print("one bit:", refused(flipped), "\ncut:", refused(data[:-1000]))
@@ -459,15 +446,15 @@ assert line["finish_reason"] == "abort" and "cabin" not in log.read_text()
 charts.requests(log, most=7)
 
 # %% [markdown]
-# If the disk is full, lines are counted, not written (`engine.log.lost`), and nobody waits. At
-# 16 MiB a new file begins; one older is kept.
+# If the disk is full, lines are counted, not written (`engine.log.lost`). At 16 MiB a new
+# file begins; one older is kept.
 #
 # ## Where it loses: a server
 #
 # A 70B model on eight GPUs, a session of 8,192 tokens saved to NVMe. `kv`: bytes of a token;
-# `drive`, `pcie`: bytes a second of one; `flops`: what a GPU reaches. Drives and PCIe work at the
-# same time, on different pieces. Return the seconds to restore, and to read anew (2 FLOP a weight
-# and token; attention left out).
+# `weights`: how many; `drive`, `pcie`: bytes a second of one; `flops`: what a GPU reaches. Drives
+# and PCIe work at the same time, on different pieces. Return the seconds to restore, and to read
+# anew (2 FLOP a weight and token; attention left out).
 
 # %%
 def both_ways(tokens, kv, weights, drive, drives, pcie, gpus, flops) -> tuple:
@@ -529,4 +516,6 @@ print(f"1. {len(emoji)} tokens, {len('Mia 😀 smiles')} letters: bytes first, t
 guesses()
 
 # %% [markdown]
-# **Next:** `52_decode_speculative`. Can a small model speed up a large one?
+# The journey ends here: weights off the SSD, a prompt through HBM, words on the screen, and a cache
+# back on the SSD. Ask `00_tour` the same question again: which of its pictures do you read
+# differently now?
