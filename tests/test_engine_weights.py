@@ -143,8 +143,8 @@ def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
 def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatch):
     """Would catch prefetching in name only: sent for when needed, or on the computing thread."""
     engine = streamed(tiny("llama"), machine)
-    arrived, home = {}, streams(engine.model)._home
-    bring = home.bring
+    arrived, home = {}, streams(engine.model)
+    bring = home._bring
     events = {n: threading.Event() for n in range(3)}
 
     def bringing(layer, slot):
@@ -152,7 +152,7 @@ def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatc
         arrived[layer] = threading.current_thread().name
         events[layer].set()
 
-    monkeypatch.setattr(home, "bring", bringing)
+    monkeypatch.setattr(home, "_bring", bringing)
     layers = engine.model.blocks
     for one, two in zip(layers, layers[1:], strict=False):
 

@@ -196,7 +196,6 @@ class Ring:
 
 def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32, size=2 * BLOCK):
     """What each rank has when rank 0 has read for all; and each rank's machine."""
-    groups = list(together(checkpoint.tensors.values(), size))
     ring, parts, machines = Ring(ranks), [None] * ranks, []
 
     def run(rank: int, machine: Machine) -> None:
@@ -204,7 +203,7 @@ def broadcast_all(checkpoint, how, ranks, reader="read", dtype=torch.float32, si
             own = slices(checkpoint, rank, ranks, how)
             send = ring.sender(rank)
             fill = lambda places, own, machine, how: broadcast(  # noqa: E731
-                places, groups, own, machine, send, rank == 0, how
+                places, checkpoint, own, machine, send, rank == 0, how, size
             )
             parts[rank] = read(own, machine, reader, fill, dtype)
         except BaseException:
@@ -290,10 +289,9 @@ def test_a_reader_that_fails_gives_its_staging_back(tiny, machine):
     def send(tensor: torch.Tensor) -> None:
         raise CheckpointError("rank 1 is gone")
 
-    groups = list(together(checkpoint.tensors.values(), 2 * BLOCK))
     places = {name: torch.empty(info.shape) for name, info in checkpoint.tensors.items()}
     for reads in (True, False):
         with pytest.raises(CheckpointError, match="rank 1"):
-            broadcast(places, groups, checkpoint, machine, send, reads)
+            broadcast(places, checkpoint, checkpoint, machine, send, reads, size=2 * BLOCK)
         assert machine.dram.used == 0
         machine.hbm.release(machine.hbm.used, "weights")

@@ -7,7 +7,7 @@ the weights go SSD → DRAM → HBM.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -31,58 +31,46 @@ from minillm.tokens.tokenizer import Tokenizer
 from minillm.units import parse_size
 
 
-@dataclass(frozen=True)
 class Parts:
-    """What an engine is made of. held: gives all their memory back when it is closed."""
+    """What an engine is made of. held: gives all their memory back when it is closed.
 
-    name: str
-    config: ModelConfig  # of the whole model
-    model: Llama  # on several ranks, this one's part of it
-    dtype: torch.dtype
-    kv: PagedKV
-    runner: Runner
-    tokenizer: Tokenizer
-    sessions: Sessions
-    max_context: int
-    rank: int
-    held: ExitStack
+    config: of the whole model. model: on several ranks, this one's part of it. Raises as
+    `Engine.load` does, and then nothing is kept.
+    """
 
-
-def assemble(
-    directory: str | PathLike[str], machine: Machine, config: EngineConfig, parallel: ParallelConfig
-) -> Parts:
-    """The parts for a checkpoint; raises as `Engine.load` does, and then nothing is kept."""
-    folder, trace = locate(directory), machine.trace
-    with trace.span("read config and headers", stage="load", resource="cpu"):
-        model_config = ModelConfig.from_pretrained(folder)
-        context = _context(config, model_config)
-        checkpoint = Checkpoint.open(folder)
-    with trace.span("read tokenizer", stage="tokens", resource="cpu"):
-        tokenizer = Tokenizer.from_pretrained(folder)
-        tokenizer.check_fit(model_config.vocab_size, folder)
-    world = join(config, parallel, machine)  # None: nobody else
-    with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
-        model, own, fill = part_of(world, parallel, model_config, checkpoint)  # no memory yet
-    name = Path(directory).name
-    dtype = getattr(torch, model_config.dtype if config.dtype == "auto" else config.dtype)
-    with ExitStack() as stack:
-        kv = _kv(config, model, machine, dtype, context, world)
-        stack.callback(kv.close)
-        if config.weights == "resident":
-            stack.callback(load(model, own, machine, dtype, config.reader, fill).close)
-        kernels = _install(model.to(dtype), machine, config)  # they follow weights that come and go
-        if config.weights == "stream":
-            stack.callback(Streamed(model, own, machine, dtype, config).close)
-        rest = model, kernels, machine, config, model_config.vocab_size
-        runner = RankRunner(world, parallel, kv, *rest) if world else Runner(*rest)
-        stack.callback(runner.close)
-        facts = {"weight_bytes": runner.weight_bytes, "kv_bytes_per_token": kv.nbytes_per_token}
-        trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
-        # Nothing failed: keep it all until the engine is closed.
-        sessions = Sessions(kv, machine, model_config, folder, tokenizer)
-        sessions.alone = world is None
-        parts = name, model_config, model, dtype, kv, runner, tokenizer, sessions, context
-        return Parts(*parts, world.rank if world else 0, stack.pop_all())
+    def __init__(
+        self, directory: str | PathLike[str], machine: Machine, config: EngineConfig,
+        parallel: ParallelConfig,
+    ) -> None:  # fmt: skip
+        folder, trace, self.name = locate(directory), machine.trace, Path(directory).name
+        with trace.span("read config and headers", stage="load", resource="cpu"):
+            self.config = ModelConfig.from_pretrained(folder)
+            self.max_context = _context(config, self.config)
+            checkpoint = Checkpoint.open(folder)
+        with trace.span("read tokenizer", stage="tokens", resource="cpu"):
+            self.tokenizer = Tokenizer.from_pretrained(folder)
+            self.tokenizer.check_fit(self.config.vocab_size, folder)
+        world = join(config, parallel, machine)  # None: nobody else
+        with trace.span("build model", stage="load", resource="cpu"), torch.device("meta"):
+            model, own, fill = part_of(world, parallel, self.config, checkpoint)  # no memory yet
+        dtype = getattr(torch, self.config.dtype if config.dtype == "auto" else config.dtype)
+        with ExitStack() as stack:
+            kv = _kv(config, model, machine, dtype, self.max_context, world)
+            stack.callback(kv.close)
+            if config.weights == "resident":
+                stack.callback(load(model, own, machine, dtype, config.reader, fill).close)
+            kernels = _install(model.to(dtype), machine, config)  # streamed, it is on meta still
+            if config.weights == "stream":
+                stack.callback(Streamed(model, own, machine, dtype, config).close)
+            rest = model, kernels, machine, config, self.config.vocab_size
+            runner = RankRunner(world, parallel, kv, *rest) if world else Runner(*rest)
+            stack.callback(runner.close)
+            facts = {"weight_bytes": runner.weight_bytes, "kv_bytes_per_token": kv.nbytes_per_token}
+            trace.describe_model(self.name, dtype=str(dtype).removeprefix("torch."), **facts)
+            self.sessions = Sessions(kv, machine, self.config, folder, self.tokenizer)
+            self.sessions.alone, self.rank = world is None, world.rank if world else 0
+            self.model, self.dtype, self.kv, self.runner = model, dtype, kv, runner
+            self.held = stack.pop_all()  # nothing failed
 
 
 def _install(model: Llama, machine: Machine, config: EngineConfig) -> Kernels | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig, ParallelConfig, SamplingParams
-from minillm.engine.assemble import Parts, assemble
+from minillm.engine.assemble import Parts
 from minillm.engine.chooser import Chooser
 from minillm.engine.log import Log
 from minillm.engine.request import Completion, Piece, Prompt, Request, admit
@@ -70,7 +70,7 @@ class Engine:
         """
         connect(parallel)  # a rank has its own card, and its part of the DRAM
         machine = machine or Machine.here()
-        return cls(assemble(directory, machine, config, parallel), machine, config)
+        return cls(Parts(directory, machine, config, parallel), machine, config)
 
     def follow(self) -> None:
         """On ranks other than 0: take part in what rank 0 does, until it closes, or RankError."""
@@ -105,12 +105,11 @@ class Engine:
         with self._present(requests):
             for request in requests:
                 told = 0
-                while told < len(request.pieces) or not request.over:
-                    if told == len(request.pieces):
+                while (more := request.pieces[told:]) or not request.over:
+                    if not more:
                         self.step()
-                    else:
-                        yield request.pieces[told]
-                        told += 1
+                    yield from more
+                    told += len(more)
                 if request.error:
                     raise request.error
 
@@ -171,8 +170,6 @@ class Engine:
             with self._lock:
                 self.model.prepare(max(r.slots for r in requests) + 1, self.machine.device)
                 for request in requests:
-                    if self.kv.forget:
-                        request.forgets = self.kv.forget(len(request.prompt_ids))
                     self.scheduler.add(request)
             yield
         finally:

@@ -23,13 +23,12 @@ from minillm.errors import ConfigError
 from minillm.kv import PagedKV
 from minillm.kv.plan import Plan
 from minillm.load.checkpoint import Checkpoint, Fill, check_fit
-from minillm.load.chunks import CHUNK
 from minillm.load.shard import megatron, slices
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
 from minillm.model.llama import Llama
 from minillm.parallel.pipeline import Pipeline, stages
-from minillm.parallel.shards import broadcast, together
+from minillm.parallel.shards import broadcast
 from minillm.parallel.tensor import TensorParallel, rank_config, unpack
 from minillm.parallel.world import World
 from minillm.trace import Trace
@@ -67,9 +66,8 @@ def part_of(
     own = slices(checkpoint, tp.index, tp.size, megatron(config)).only(names)
 
     def sent(places: Mapping[str, Tensor], own: Checkpoint, machine: Machine, reader: str) -> None:
-        groups = together(checkpoint.tensors.values(), CHUNK)
         send = world.mesh.world_group.broadcast
-        broadcast(places, groups, own, machine, send, world.rank == 0, reader)
+        broadcast(places, checkpoint, own, machine, send, world.rank == 0, reader)
 
     return model, own, sent if parallel.weights == "broadcast" else None
 

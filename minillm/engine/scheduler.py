@@ -36,6 +36,8 @@ class Scheduler:
         """Let a request wait for its turn. OutOfMemory if the cache can never hold it."""
         if error := self.kv.too_large(request.slots):
             raise error
+        if self.kv.forget:
+            request.forgets = self.kv.forget(len(request.prompt_ids))
         self.waiting.append(request)
 
     def schedule(self) -> tuple[Step, list[Request]]:

@@ -9,7 +9,7 @@ takes longer and hides it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -28,6 +28,7 @@ from minillm.machine.prefetch import Prefetch
 from minillm.model.llama import Block, Llama
 
 _LAYERS = "model.layers."
+Bring = Callable[[int, Arena], Sending | None]  # a layer to a slot of HBM
 
 
 class Streamed:
@@ -52,9 +53,10 @@ class Streamed:
                 one = list(model.blocks[0].named_parameters())
                 slots = [_arena(one, machine, "hbm", stack) for _ in range(2)]
                 fits = slots[0].nbytes * len(model.layers) + 2**26 <= machine.dram.free
-                homes = {"dram": _InDram, "ssd": _OnSsd, "auto": _InDram if fits else _OnSsd}
-                home = homes[config.stream_from]
-                self._home = home(model, checkpoint, machine, config.reader, stack)
+                in_dram = {"dram": True, "ssd": False, "auto": fits}[config.stream_from]
+                home = _in_dram if in_dram else _on_ssd
+                self._bring = home(model, checkpoint, machine, config.reader, stack)
+                self._sends = in_dram and not machine.emulated
                 for block in model.blocks:
                     assign(block, slots[0].places)  # from here on they only change their place
                     stack.callback(block.register_forward_pre_hook(self._before).remove)
@@ -81,45 +83,41 @@ class Streamed:
                 parameter.data = slot.places[name]
 
     def _ask(self, layer: int) -> None:
-        fill = partial(self._home.bring, layer)
-        self._prefetch.ask(f"layer {layer}", fill, sends=self._home.sends)
+        fill = partial(self._bring, layer)
+        self._prefetch.ask(f"layer {layer}", fill, sends=self._sends)
 
 
-class _InDram:
+def _in_dram(
+    model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
+) -> Bring:
     """All layers in DRAM (pinned on CUDA), each in one piece, as it lies in a slot."""
+    all_of = ((n, p) for n, p in model.named_parameters() if n.startswith(_LAYERS))
+    arena = _arena(all_of, machine, "dram", stack)
+    bring(arena.places, checkpoint, machine, reader)
+    layers = dict(zip(model.layers, arena.block.chunk(len(model.layers)), strict=True))
 
-    def __init__(
-        self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
-    ) -> None:
-        all_of = ((n, p) for n, p in model.named_parameters() if n.startswith(_LAYERS))
-        arena = _arena(all_of, machine, "dram", stack)
-        bring(arena.places, checkpoint, machine, reader)
-        self._machine, self.sends = machine, not machine.emulated
-        self._layers = dict(zip(model.layers, arena.block.chunk(len(model.layers)), strict=True))
+    def copy(layer: int, slot: Arena) -> Sending | None:
+        source, target, detail = layers[layer], slot.block, f"layer {layer}"
+        if machine.emulated:
+            return move(source, target, machine, detail)
+        return machine.send(source, target, label="weights", stage="load", detail=detail)
 
-    def bring(self, layer: int, slot: Arena) -> Sending | None:
-        source, target, detail = self._layers[layer], slot.block, f"layer {layer}"
-        if not self.sends:
-            return move(source, target, self._machine, detail)
-        return self._machine.send(source, target, label="weights", stage="load", detail=detail)
+    return copy
 
 
-class _OnSsd:
+def _on_ssd(
+    model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
+) -> Bring:
     """All layers stay in the files; each is read when its turn comes."""
+    first = _full(model.layers.start, dict(model.blocks[0].named_parameters()))
+    source = Reader(machine, reader, checkpoint.only(first).tensors.values())
+    stack.callback(source.close)
 
-    sends = False
-
-    def __init__(
-        self, model: Llama, checkpoint: Checkpoint, machine: Machine, reader: str, stack: ExitStack
-    ) -> None:
-        first = _full(model.layers.start, dict(model.blocks[0].named_parameters()))
-        self._checkpoint = checkpoint
-        self._reader = Reader(machine, reader, checkpoint.only(first).tensors.values())
-        stack.callback(self._reader.close)
-
-    def bring(self, layer: int, slot: Arena) -> None:
+    def read(layer: int, slot: Arena) -> None:
         places = _full(layer, slot.places)
-        self._reader.fill(places, self._checkpoint.only(places).tensors.values())
+        source.fill(places, checkpoint.only(places).tensors.values())
+
+    return read
 
 
 def _full(layer: int, of: Mapping[str, T]) -> dict[str, T]:

@@ -60,8 +60,6 @@ class Group:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the ranks, on all of them. In place if x is contiguous; returns it."""
-        if self.size == 1:
-            return x
         x = x.contiguous()
         with self.traced("all_reduce", x):
             self._reduce(x, group=self._group)
@@ -169,15 +167,10 @@ class Mesh:
         scale: ScaleModel | None = None, adapters: int | None = None,
     ) -> None:  # fmt: skip
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        if min(tp, pp) < 1 or tp * pp != self.world:
+        if min(tp, pp, nodes) < 1 or tp * pp != self.world or self.world % nodes:
             raise ConfigError(
-                f"wanted tp · pp = {self.world}, the number of ranks, found tp={tp}, pp={pp}; "
-                "choose others, or start as many ranks"
-            )
-        if nodes < 1 or self.world % nodes:
-            raise ConfigError(
-                f"wanted nodes that share {self.world} ranks equally, found nodes={nodes}; "
-                "choose another number"
+                f"wanted tp · pp = {self.world}, the number of ranks, and nodes that divide it, "
+                f"found tp={tp}, pp={pp}, nodes={nodes}; choose others, or start as many ranks"
             )
         gpus = self.world // nodes
         links = ScaledLinks(gpus, scale, adapters) if scale else Links(gpus)

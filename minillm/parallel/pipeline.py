@@ -127,7 +127,6 @@ class Pipeline:
 
     def _room(self, ids: Tensor) -> Tensor:
         """Where x arrives for so many tokens; as `Llama.embed` makes it."""
-        parameter = next(self._model.parameters())
-        dtype = torch.float32 if parameter.device.type == "cpu" else parameter.dtype
-        width = self._model.config.hidden_size
-        return torch.empty(len(ids), width, dtype=dtype, device=parameter.device)
+        here, dtype = ids.device, next(self._model.parameters()).dtype
+        size = len(ids), self._model.config.hidden_size
+        return torch.empty(size, dtype=torch.float32 if here.type == "cpu" else dtype, device=here)

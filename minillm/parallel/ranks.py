@@ -19,7 +19,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -41,7 +41,7 @@ _END_SECONDS = 2.0
 _NO_MAIN = 'before it began: make Ranks under `if __name__ == "__main__":`, for it reads that file'
 
 
-class Ranks:
+class Ranks(AbstractContextManager):
     """`count` processes in one Gloo group, on this machine. Takes a second or two to begin.
 
     They share its cores and its DRAM: each has an equal part. A failure ends them all.
@@ -65,15 +65,11 @@ class Ranks:
         for rank in range(count):
             here, there = context.Pipe()
             work = rank, count, self._folder.name, there
-            process = context.Process(target=serve, args=work, daemon=True)
-            process.start()
+            self._processes.append(context.Process(target=serve, args=work, daemon=True))
+            self._processes[-1].start()
             there.close()
             self._pipes.append(here)
-            self._processes.append(process)
         self._tell(self._gather(_START_SECONDS))
-
-    def __enter__(self) -> Ranks:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

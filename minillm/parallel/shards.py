@@ -43,14 +43,14 @@ class Got:
     digest: str
 
 
-def read_own(folder: str | Path, reader: str = "direct") -> Got:
+def read_own(folder: str | Path) -> Got:
     """Each rank reads its own slices."""
-    return _timed(folder, reader, None)
+    return _timed(folder, None)
 
 
-def read_for_all(folder: str | Path, size: int = CHUNK, reader: str = "direct") -> Got:
+def read_for_all(folder: str | Path, size: int = CHUNK) -> Got:
     """Rank 0 reads every tensor and sends it to all, up to `size` bytes in one broadcast."""
-    return _timed(folder, reader, size)
+    return _timed(folder, size)
 
 
 def send_seconds(nbytes: int, times: int = 20) -> list[float]:
@@ -64,7 +64,7 @@ def send_seconds(nbytes: int, times: int = 20) -> list[float]:
     return seconds
 
 
-def _timed(folder: str | Path, reader: str, size: int | None) -> Got:
+def _timed(folder: str | Path, size: int | None) -> Got:
     """Load between two barriers; memory is made and touched before the clock starts."""
     rank, ranks, sent = dist.get_rank(), dist.get_world_size(), []
     machine = Machine.here(device="cpu")
@@ -81,12 +81,11 @@ def _timed(folder: str | Path, reader: str, size: int | None) -> Got:
     dist.barrier()
     start = time.perf_counter()
     if size is None:
-        bring(arena.places, own, machine, reader)
+        bring(arena.places, own, machine, "direct")
     else:
-        groups = together(whole.tensors.values(), size)
-        broadcast(arena.places, groups, own, machine, send, rank == 0, reader)
+        broadcast(arena.places, whole, own, machine, send, rank == 0, "direct", size)
     seconds = time.perf_counter() - start
-    read = sum(event.nbytes for event in machine.trace.select(name=reader, label="weights"))
+    read = sum(event.nbytes for event in machine.trace.select(name="direct", label="weights"))
     digest = hashlib.sha256(arena.block.numpy()).hexdigest()
     arena.close()
     return Got(seconds, own.nbytes, read, [] if rank else sent, digest)
@@ -108,25 +107,25 @@ def together(infos: Iterable[TensorInfo], size: int) -> Iterator[list[TensorInfo
 
 
 def broadcast(
-    places: Mapping[str, Tensor], groups: Iterable[list[TensorInfo]], own: Checkpoint,
-    machine: Machine, send: Callable[[Tensor], object], reads: bool, reader: str = "read",
+    places: Mapping[str, Tensor], checkpoint: Checkpoint, own: Checkpoint, machine: Machine,
+    send: Callable[[Tensor], object], reads: bool, reader: str = "read", size: int = CHUNK,
 ) -> None:  # fmt: skip
     """One rank (`reads`) reads whole tensors, ahead of sending; each keeps its `own` part of them.
 
-    send(bytes): called by every rank once a group with a uint8 tensor in DRAM of equal size; on
-    return all of them hold the reader's bytes (`torch.distributed.broadcast`). If one rank fails,
-    the others wait in `send`, which must give up by itself. Fills `places`, by name, as `bring`.
-    Peak in DRAM: the largest group; and for the rank that reads, a Reader's staging.
+    size: of a group, see `together`. send(bytes): called by every rank once a group with a uint8
+    tensor in DRAM of equal size; on return all of them hold the reader's bytes
+    (`torch.distributed.broadcast`). If one rank fails, the others wait in `send`, which must give
+    up by itself. Fills `places`, by name, as `bring`. Peak in DRAM: the largest group; and for the
+    rank that reads, a Reader's staging.
 
-    >>> groups = together(checkpoint.tensors.values(), 8 * 2**20)
     >>> own = slices(checkpoint, rank, 2, megatron(config))
-    >>> broadcast(arena.places, groups, own, machine, send, reads=rank == 0)
+    >>> broadcast(arena.places, checkpoint, own, machine, send, reads=rank == 0)
     """
-    groups = list(groups)
-    wholes = [whole for group in groups for whole in group]
+    wholes = checkpoint.tensors.values()
+    groups = list(together(wholes, size))
     with ExitStack() as stack:
-        size = max((sum(whole.nbytes for whole in group) for group in groups), default=0)
-        buffer = machine.empty((size,), torch.uint8, "dram", "staging")
+        largest = max((sum(whole.nbytes for whole in group) for group in groups), default=0)
+        buffer = machine.empty((largest,), torch.uint8, "dram", "staging")
         stack.callback(machine.free, buffer)
         if reads:
             source = stack.enter_context(Reader(machine, reader, wholes))
@@ -141,11 +140,9 @@ def broadcast(
                 at += len(piece)
             send(message)
             for whole, raw in zip(group, message.split(sizes), strict=True):
-                if whole.name not in places:  # another stage's
-                    continue
-                mine = own.tensors[whole.name]
-                part = Part(mine, 0, mine.start, mine.run, mine.rows)
-                put([(part, _cut(raw, whole, mine))], places, machine)
+                if mine := own.tensors.get(whole.name):  # else it is another stage's
+                    part = Part(mine, 0, mine.start, mine.run, mine.rows)
+                    put([(part, _cut(raw, whole, mine))], places, machine)
 
 
 def _cut(raw: Tensor, whole: TensorInfo, own: TensorInfo) -> Tensor:
