@@ -26,23 +26,24 @@ from importlib import import_module
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
+from minillm.config import EngineConfig, ModelConfig, ParallelConfig, SamplingParams
+from minillm.errors import (
+    CheckpointError,
+    ConfigError,
+    MinillmError,
+    OutOfMemory,
+    PromptError,
+    RankError,
+    SessionError,
+)
+from minillm.trace import Event, Trace
+from minillm.units import format_size, parse_size
+
 if TYPE_CHECKING:
-    from minillm.config import EngineConfig, ModelConfig, ParallelConfig, SamplingParams
     from minillm.engine.engine import Engine
     from minillm.engine.request import Completion, Piece
-    from minillm.errors import (
-        CheckpointError,
-        ConfigError,
-        MinillmError,
-        OutOfMemory,
-        PromptError,
-        RankError,
-        SessionError,
-    )
     from minillm.machine import Machine, Tier
     from minillm.tokens.tokenizer import Tokenizer
-    from minillm.trace import Event, Trace
-    from minillm.units import format_size, parse_size
 
 __version__ = "0.1.0"
 
@@ -50,22 +51,12 @@ if "torch" not in sys.modules:  # its OpenMP reads this as it loads: see minillm
     _c = any(map(which, ("cc", "gcc", "clang")))  # then torch computes prompts only
     os.environ.setdefault("GOMP_SPINCOUNT", "3000" if _c else "7000")
 
-# The public names of each module. It is imported when a name of it is first used: `import minillm`
-# costs nothing, and `python -m minillm doctor` can run without torch.
-_NAMES = {
-    "config": ("EngineConfig", "ModelConfig", "ParallelConfig", "SamplingParams"),
-    "engine.engine": ("Engine",),
-    "engine.request": ("Completion", "Piece"),
-    "errors": (
-        "CheckpointError", "ConfigError", "MinillmError", "OutOfMemory", "PromptError", "RankError",
-        "SessionError",
-    ),  # fmt: skip
-    "machine": ("Machine", "Tier"),
-    "tokens.tokenizer": ("Tokenizer",),
-    "trace": ("Event", "Trace"),
-    "units": ("format_size", "parse_size"),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+# What needs torch is imported when it is first used: `import minillm` takes a moment, and
+# `python -m minillm doctor` can run without torch.
+_HOME = {
+    "Engine": "engine.engine", "Completion": "engine.request", "Piece": "engine.request",
+    "Machine": "machine", "Tier": "machine", "Tokenizer": "tokens.tokenizer",
+}  # fmt: skip
 __all__ = [
     "CheckpointError", "Completion", "ConfigError", "Engine", "EngineConfig", "Event", "Machine",
     "MinillmError", "ModelConfig", "OutOfMemory", "ParallelConfig", "Piece", "PromptError",

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -118,13 +118,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     lines = read_lines(options.data)
     engine = Engine.load(options.model)
     began = time.perf_counter()
-    scores = evaluate(engine, lines=lines, batch=options.batch, progress=_bar("skills"))
+    scores = evaluate(engine, lines, progress=_bar("skills"))
     print(scores.table())
     if far := beyond_half(engine, lines):
-        half = drop_oldest(0.5)
-        control = evaluate(
-            engine, lines=far, batch=options.batch, forget=half, progress=_bar("control")
-        )
+        control = evaluate(engine, far, forget=drop_oldest(0.5), progress=_bar("control"))
         kept = {result.line: result.right for result in scores}
         print(f"\nrecall of facts in the older half: {sum(map(kept.get, far)) / len(far):.1%}")
         print(f"with that half of the KV cache dropped: {control}")
@@ -142,16 +139,9 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minillm.tools import bench_collectives as collectives
-    from minillm.tools import bench_decode, bench_load, bench_offload, bench_stream, bench_views
-
-    speed = partial(bench_decode.bench, shape=options.shape, packages=options.llama)
-    bench, rounds, model = {
-        "views": (bench_views.bench, 20, MODEL), "load": (bench_load.bench, 5, None),
-        "stream": (bench_stream.bench, 3, None), "decode": (speed, 5, None),
-        "offload": (bench_offload.bench, 5, None), "collectives": (collectives.bench, 20, None),
-    }[options.what]  # fmt: skip
-    print(bench(options.model or model, options.rounds or rounds, progress=_bar("rounds")))
+    bench = import_module(f"minillm.tools.bench_{options.what}").bench
+    more = {"shape": options.shape, "packages": options.llama} if options.what == "decode" else {}
+    print(bench(options.model, options.rounds, _bar("rounds"), **more))
     return 0
 
 
@@ -199,7 +189,6 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--trace", metavar="FILE", help="save what happened, for Perfetto")
     score = commands.add_parser("evaluate", help="the model's skills, as exact match")
     score.add_argument("--data", default="data/eval/skills.jsonl", metavar="FILE")
-    score.add_argument("--batch", type=_positive, default=16, metavar="N", help="default: 16")
     again = commands.add_parser("replay", help="a recorded run as a page that plays it")
     again.add_argument("run", metavar="RUN", help="a file that trace.save or --trace wrote")
     again.add_argument("--html", required=True, metavar="FILE", help="the page to write")
@@ -224,7 +213,7 @@ def _bench_parser(bench: argparse.ArgumentParser) -> None:
         "offload: a context larger than HBM; collectives: a ring by hand beside Gloo's. Without "
         "--model, load, stream and offload make a random one, of up to gigabytes, and delete it",
     )  # fmt: skip
-    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 20, 5, 3, 5, 5, 20")
+    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: 5")
     bench.add_argument("--model", metavar="DIR", help="a model in Hugging Face layout")
     bench.add_argument(
         "--shape", default="town", choices=["town", "135m", "360m", "1b"],

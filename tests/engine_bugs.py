@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
+import torch
 from torch import Tensor
 
 import minillm.engine.request as request_module
@@ -19,15 +20,16 @@ from minillm.engine.scheduler import Scheduler
 from minillm.kv import PagedKV, Plan, PrefixKV, Step
 from minillm.kv.below import Below
 from minillm.kv.frames import Frames
-from minillm.kv.lower import DramPages, Lower
-from minillm.kv.offload import OffloadKV, Window
-from minillm.kv.pool import KnownPages, PagePool
+from minillm.kv.lower import DramPages
+from minillm.kv.offload import Window
+from minillm.kv.pool import PagePool
+from minillm.kv.tiered import TieredPool
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
     def reserve(kv: PagedKV, request: int, stop: int) -> bool:
         more = max(0, kv.pages_for(stop) - len(kv.tables[request]))
-        if more > len(kv.pool.free) + len(kv.pool.known.unused):
+        if more > kv.pool.room:
             return False
         kv.tables[request] += [kv.pool.take() for _ in range(more)]
         return True
@@ -210,7 +212,11 @@ def a_prompt_known_whole_is_not_computed(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_evicted_page_stays_known(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KnownPages, "evict", lambda known: known.unused.popitem(last=False)[0])
+    def forget(pool: PagePool, page: int) -> None:
+        pool.known.unused.pop(page, None)
+        pool.free.append(page)
+
+    patch.setattr(PagePool, "forget", forget)
 
 
 def a_found_page_is_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -237,20 +243,25 @@ def an_old_copy_stays_below(patch: pytest.MonkeyPatch) -> None:
     leave = Below.leave
 
     def stays(below: Below, page: int) -> None:
-        if below._pool.hbm.frame[page] is None or not below._pool.count[page]:
+        if page not in below._pool.hbm.slots or not below._pool.count[page]:
             leave(below, page)
 
     patch.setattr(Below, "leave", stays)
 
 
 def a_page_counts_as_there_before_it_was_read(patch: pytest.MonkeyPatch) -> None:
-    occupy = Frames._occupy
+    def early(frames: Frames, pages: Collection[int], keep: Collection[int]) -> None:
+        missing, below = [page for page in pages if page not in frames.slots], frames._pool.below
+        frames._pool.settle()
+        for page in missing:
+            if not frames.free:
+                frames._move_down(keep)
+            frames.enter(page, frames.free.pop())
+        coming = [page for page in missing if page in below]
+        rows = [[frames.slots[p] * frames.L + n for n in range(frames.L)] for p in coming]
+        below.read(coming, slice(0, frames.L), torch.tensor(rows))
 
-    def early(frames: Frames, frame: int, page: int) -> None:
-        occupy(frames, frame, page)
-        frames.frame[page] = frame
-
-    patch.setattr(Frames, "_occupy", early)
+    patch.setattr(Frames, "bring", early)
 
 
 def what_came_early_was_for_others(patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +274,7 @@ def odd_layers_begin_where_even_ones_do(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_page_leaves_its_slot_taken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Lower, "leave", lambda lower, slot: lower.pages.pop(slot))
+    patch.setattr(DramPages, "leave", lambda lower, page: lower.slots.pop(page, None))
 
 
 def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
@@ -278,7 +289,7 @@ def a_page_moves_without_its_last_layer(patch: pytest.MonkeyPatch) -> None:
 
 
 def more_pages_run_than_there_are_places(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(OffloadKV, "reserve", PrefixKV.reserve)
+    patch.setattr(TieredPool, "room", PagePool.room)
 
 
 WRONG = "chosen from wrong logits|NaN"

@@ -77,7 +77,7 @@ class Run:
             self.seen["steps"] += 1
             assert self.seen["steps"] < most, "the run does not end"
         self.give_back_other()
-        assert self.kv.pool.idle and not self.kv.tables, "nobody is here, and pages are held"
+        assert not self.kv.pool.held and not self.kv.tables, "nobody is here, and pages are held"
         self.engine.close()
         machine = self.engine.machine
         assert not any(tier.used for tier in (machine.hbm, machine.dram, machine.ssd))
@@ -124,10 +124,13 @@ class Run:
         """A twin that has said the same so far, and goes on with chance of its own."""
         seed = self.rng.choice((request.params.seed, self.rng.randrange(100)))
         twin = self.engine._admit(request.prompt_ids, replace(request.params, seed=seed))
-        for said in zip(request.token_ids, request.logprobs, request.top_logprobs, strict=True):
-            twin.take(Chosen(*said), request.last_at)
+        for piece in request.pieces:
+            chosen = Chosen(piece.token_id, piece.logprob, piece.top_logprobs)
+            twin.take(chosen, request.last_at)
         twin.cached, twin.forgets = request.cached, request.forgets
-        self.scheduler.fork(request, twin)
+        assert len(self.scheduler.running) < self.scheduler.max_running, "no place for a twin"
+        self.engine.kv.fork(request.number, twin.number)
+        self.scheduler.running.append(twin)
         self.here[twin] = leaving = ExitStack()
         leaving.callback(self.scheduler.remove, twin)
         self.joined.append(twin)
@@ -216,11 +219,12 @@ class Run:
             alone = SimpleNamespace(params=params, chance=chance, ids=prompt + said, token_ids=said)
             [(chosen, logprob, _)] = sample(row[None], [alone])
             assert request.token_ids[index] == chosen, "chance came from somewhere else"
-            assert abs(request.logprobs[index] - logprob) < 1e-3
+            assert abs(request.pieces[index].logprob - logprob) < 1e-3
         if request.finish_reason in ("eos", "length"):
             alone = Detokenizer(self.engine.tokenizer, request.prompt_ids)
             said = request.token_ids[: -1 if request.finish_reason == "eos" else None]
-            assert request.text == "".join(map(alone.add, said)) + alone.finish()
+            text = "".join(piece.text for piece in request.pieces)
+            assert text == "".join(map(alone.add, said)) + alone.finish()
 
     # -- what is watched -------------------------------------------------------------------------
 
@@ -230,8 +234,8 @@ class Run:
         for owner, name, seen in (
             (engine._chooser, "_sample", self._sample), (kv, "plan", self._plan),
             (kv, "reserve", self._reserve), (kv, "make_room", self._make_room),
-            (kv.pool, "drop", self._drop), (kv.pool.known, "evict", self._evict),
-            (kv, "find", self._find), (scheduler, "_preempt", self._preempt),
+            (kv.pool, "forget", self._forget), (kv, "find", self._find),
+            (scheduler, "_preempt", self._preempt),
         ):  # fmt: skip
             setattr(owner, name, partial(seen, getattr(owner, name)))
 
@@ -253,15 +257,10 @@ class Run:
         self.seen["chunked"] += 0 in step.wanted
         return do(step)
 
-    def _drop(self, do: Callable, page: int) -> None:
+    def _forget(self, do: Callable, page: int) -> None:
+        self.seen["evicted"] += page in self.kv.pool.known.key_of
+        self._poison(page)
         do(page)
-        if not self.kv.pool.count[page] and page not in self.kv.pool.known.key_of:
-            self._poison(page)
-
-    def _evict(self, do: Callable) -> int:
-        self._poison(page := do())
-        self.seen["evicted"] += 1
-        return page
 
     def _poison(self, page: int) -> None:
         for layer in self.kv.pool.layers:
@@ -283,7 +282,7 @@ class Run:
         return done
 
     def _make_room(self, do: Callable, lengths: Iterable[int]) -> None:
-        before, used = len(self.kv.pool.count), not self.kv.pool.idle
+        before, used = len(self.kv.pool.count), self.kv.pool.held > 0
         do(lengths)
         self.seen["grown in use"] += used and len(self.kv.pool.count) > before
 

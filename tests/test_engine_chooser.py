@@ -11,7 +11,7 @@ import torch
 from minillm.config import SamplingParams
 from minillm.decode.sampling import generator
 from minillm.engine.chooser import Chooser
-from minillm.engine.request import Request
+from minillm.engine.request import Piece, Request
 from minillm.errors import MinillmError
 from minillm.kv.plan import Step
 from minillm.model.kernels import Tops
@@ -26,7 +26,7 @@ def request(number: int, **asked) -> Request:
     detokenizer = SimpleNamespace(add=str, stopped=False)
     made = Request(number, "", [0], params, (), generator(params), detokenizer, 0.0)
     made.ids.append(1)
-    made.token_ids.append(1)
+    made.pieces.append(Piece("", 1, 0.0, 0))
     return made
 
 
@@ -54,7 +54,7 @@ def test_known_tops_spare_the_look_and_change_nothing():
     assert [r.token_ids[-1] for r in requests] == [1, 0, 2, 2, 2, 1]
     own = ROW.log_softmax(0).tolist()
     for each in requests:
-        [piece] = each.pieces
+        _, piece = each.pieces
         assert piece.logprob == pytest.approx(own[piece.token_id])
         assert piece.top_logprobs == pytest.approx({1: own[1]} if each.params.logprobs else {})
 

@@ -657,6 +657,6 @@ def test_an_interrupt_while_a_request_is_taken_in_leaves_nothing(tiny, monkeypat
     monkeypatch.setattr(PagedKV, "find", pressed)
     with pytest.raises(KeyboardInterrupt):
         engine.generate([ids], params)
-    assert not engine.kv.tables and engine.kv.pool.idle
+    assert not engine.kv.tables and not engine.kv.pool.held
     monkeypatch.setattr(PagedKV, "find", find)
     assert engine.generate([ids], params)[0].token_ids == said

@@ -216,16 +216,6 @@ def test_when_pages_run_out_the_youngest_gives_its_own_back(tiny):
     assert [tuple(r.token_ids) for r in requests] == alone
 
 
-def test_a_fork_needs_a_place(tiny):
-    """Catches a twin for which a pass has no row of logits."""
-    engine = load(tiny("llama3"), max_running=1)
-    request, twin = engine._admit([5, 6], GREEDY), engine._admit([5, 6], GREEDY)
-    with engine._present([request]):
-        engine.step()
-        with pytest.raises(AssertionError, match="place"):
-            engine.scheduler.fork(request, twin)
-
-
 # -- what is held ----------------------------------------------------------------------------------
 
 

@@ -13,11 +13,12 @@ from conftest import TINY, random_ids
 
 from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
-from minillm.engine.weights import Resident, Streamed
+from minillm.engine.weights import Streamed
 from minillm.errors import CheckpointError, ConfigError, OutOfMemory
 from minillm.load import READERS, readers
-from minillm.load.checkpoint import Checkpoint
+from minillm.load.checkpoint import Checkpoint, load
 from minillm.machine import Machine
+from minillm.machine.arena import Arena
 from minillm.machine.prefetch import waiting
 from minillm.model.llama import Llama
 
@@ -88,13 +89,20 @@ def test_two_layers_and_the_rest_are_all_that_hbm_holds(tiny):
     assert machine.hbm.used == machine.dram.used == 0
 
 
-def alone(folder: Path, machine: Machine, home: str) -> tuple[Llama, Resident | Streamed]:
+def streams(model: Llama) -> Streamed:
+    """What brings the layers of a streamed model: it hangs at each of them."""
+    (before,) = model.blocks[0]._forward_pre_hooks.values()
+    return before.__self__
+
+
+def alone(folder: Path, machine: Machine, home: str) -> tuple[Llama, Arena | Streamed]:
     """A model without an engine, its weights streamed from `home`; or in HBM, if that is "hbm"."""
     with torch.device("meta"):
         model = Llama(ModelConfig.from_pretrained(folder)).eval()
-    config = EngineConfig() if home == "hbm" else EngineConfig(stream_from=home)
-    hold = Resident if home == "hbm" else Streamed
-    return model, hold(model, Checkpoint.open(folder), machine, torch.float32, config)
+    parts = model, Checkpoint.open(folder), machine, torch.float32
+    if home == "hbm":
+        return model, load(*parts)
+    return model, Streamed(*parts, EngineConfig(stream_from=home))
 
 
 @torch.no_grad()
@@ -119,7 +127,7 @@ def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
     layer = sum(p.nbytes for p in layers[0].parameters())
     engine.trace.clear()
     engine.generate("Mia", GREEDY)
-    for _, wait in engine._runner._weights._prefetch._coming.values():  # what was sent for last
+    for _, wait in streams(engine.model)._prefetch._coming.values():  # what was sent for last
         wait()
     engine.close()
     steps = GREEDY.max_tokens
@@ -135,7 +143,7 @@ def test_every_step_moves_every_layer_once(tiny, machine, cold, home):
 def test_a_layer_arrives_while_the_one_before_computes(tiny, machine, monkeypatch):
     """Would catch prefetching in name only: sent for when needed, or on the computing thread."""
     engine = streamed(tiny("llama"), machine)
-    arrived, home = {}, engine._runner._weights._home
+    arrived, home = {}, streams(engine.model)._home
     bring = home.bring
     events = {n: threading.Event() for n in range(3)}
 

@@ -22,7 +22,7 @@ from minillm.config import EngineConfig, ModelConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
 from minillm.kv import lower
-from minillm.kv.lower import DramPages, Lower, SsdPages
+from minillm.kv.lower import DramPages, Places, SsdPages
 from minillm.machine import Machine
 from minillm.machine.disk import PAGE, read_at, write_at
 from minillm.predict import HARDWARE, Wire, kv_bytes_per_token
@@ -47,16 +47,17 @@ class OffloadRun(Run):
         rest = [page for page in pages if not held[page]]
         assert sorted([*pool.free, *pool.known.unused]) == rest, "free is not the rest"
         assert len(held) <= pool.most, "more pages are in use than can be"
-        at = {page: frame for frame, page in enumerate(pool.hbm.page_at) if page is not None}
-        assert at == {page: frame for page, frame in enumerate(pool.hbm.frame) if frame is not None}
-        assert not any(at.get(page) is not None or page in pool.below for page in pool.free)
+        at = pool.hbm.slots
+        frames = list(range(pool.hbm.frames - pool.hbm.window))
+        assert sorted([*at.values(), *pool.hbm.free]) == frames, "frames are not what lies there"
+        assert not any(page in at or page in pool.below for page in pool.free)
         size, taken = pool.page_nbytes, len(at) + pool.hbm.window
         assert machine.hbm.by_label.get("kv", 0) == taken * size
         assert machine.hbm.by_label.get("kv reserved", 0) == (pool.hbm.frames - taken) * size
+        lie = [page for tier in pool.below.tiers for page in tier.slots]
+        assert len(lie) == len(set(lie)), "a page lies in two tiers"
         for number, tier in enumerate(pool.below.tiers):
-            lie = {slot: page for page, (n, slot) in pool.below.slots.items() if n == number}
-            slots = list(range(self.slots[number]))
-            assert lie == tier.pages, "slots are not what lies there"
+            slots, lie = list(range(self.slots[number])), tier.slots.values()
             assert sorted([*lie, *tier.free]) == slots, "slots are not what lies there"
             by_label = getattr(machine, tier.name).by_label
             assert by_label.get("kv", 0) == len(lie) * tier.size
@@ -71,9 +72,8 @@ class OffloadRun(Run):
         """What nobody holds is no number: whoever still reads it is found."""
         pool = self.kv.pool
         self.seen["streamed"] += len(self.kv._window.pages)
-        for frame, page in enumerate(pool.hbm.page_at[: pool.hbm.frames - pool.hbm.window]):
-            if page is None:
-                pool.hbm.parts[frame * pool.hbm.L :][: pool.hbm.L] = -1
+        for frame in pool.hbm.free:
+            pool.hbm.parts[frame * pool.hbm.L :][: pool.hbm.L] = -1
         for tier in pool.below.tiers:
             if isinstance(tier, DramPages):
                 tier._block[tier.free] = -1
@@ -98,7 +98,7 @@ class OffloadRun(Run):
             for name in ("write", "fetch"):
                 setattr(tier, name, partial(self._moves, tier, name, getattr(tier, name)))
 
-    def _moves(self, tier: Lower, name: str, do: Callable, at: object, *more: object) -> object:
+    def _moves(self, tier: Places, name: str, do: Callable, at: object, *more: object) -> object:
         """Bytes that a tier is asked to move, over each link."""
         pool, ssd = self.kv.pool, tier.name == "ssd"
         if name == "write":
@@ -204,9 +204,9 @@ def test_a_page_comes_back_bit_identical_and_leaves_its_frame(tiny):
         pool.hbm.bring(pages, pages)
         kept = pool.hbm.parts.random_(2**60).clone().view(6, pool.hbm.L, -1)
         others = [pool.take() for _ in range(5)]
-        frames = {page: pool.hbm.frame[page] for page in pages}
+        frames = dict(pool.hbm.slots)
         pool.hbm.bring(others, others)
-        assert [pool.hbm.frame[page] for page in pages].count(None) == 5
+        assert sum(page in pool.hbm.slots for page in pages) == 1
         assert hbm.by_label["kv"] == 6 * pool.page_nbytes
         for page in others:
             pool.drop(page)
@@ -253,7 +253,7 @@ def test_the_policy_says_who_moves_down(tiny):
     below = engine.kv.pool.below
     first, victim = policy.asked[0]
     assert victim in first and victim == max(first)
-    assert set(below.slots) <= {page for _, page in policy.asked}
+    assert set(below.tiers[0].slots) <= {page for _, page in policy.asked}
     assert said == say(Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu")), ONE, LONG)
     engine.close()
 
@@ -305,7 +305,7 @@ def test_rooms_below_ask_for_pages_of_a_given_size(tiny, wrong):
 def flip(engine: Engine) -> None:
     """One bit of every page in the file is another."""
     ssd = engine.kv.pool.below.tiers[0]
-    for slot in ssd.pages:
+    for slot in ssd.slots.values():
         room = torch.zeros(PAGE * 2, dtype=torch.uint8)
         room = room[-room.data_ptr() % PAGE :][:PAGE]
         view = memoryview(room.numpy())
@@ -328,7 +328,8 @@ def test_a_page_that_is_lost_fails_its_request_by_name(tiny, monkeypatch, how):
     engine.kv.restore.hardware = None  # what lies below is brought back
     first = say(engine, ONE)
     say(engine, LONG)
-    assert [page for page in engine.kv.pool.below.slots if engine.kv.pool.hbm.frame[page] is None]
+    pool = engine.kv.pool
+    assert set(pool.below.tiers[0].slots) - set(pool.hbm.slots)
     with monkeypatch.context() as patch:
         if how == "flip":
             flip(engine)
@@ -343,6 +344,8 @@ def test_a_page_that_is_lost_fails_its_request_by_name(tiny, monkeypatch, how):
         plain = Engine.load(tiny("llama"), Machine.here("16 MiB", "cpu"))
         assert [piece.token_id for piece in other] == list(say(plain, TWO)[0])
     assert say(engine, ONE) == first, "its text is computed again"
+    before = engine.kv.hits
+    assert say(engine, ONE) == first and engine.kv.hits - before == 36, "and known again"
     engine.close()
 
 

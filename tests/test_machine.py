@@ -83,7 +83,7 @@ def test_reserving_from_many_threads_never_exceeds_the_budget():
 def test_every_change_of_a_tier_is_a_counter_in_the_trace(small):
     """Catches a memory chart that misses a release."""
     ids = small.empty((4,), torch.int64, "dram", "ids")
-    more = small.empty((2,), torch.int64, small.dram, "ids")
+    more = small.empty((2,), torch.int64, "dram", "ids")
     small.free(ids)
     small.free(more)
     counted = [(e.name, e.label, e.nbytes) for e in small.trace.select(kind="counter")]

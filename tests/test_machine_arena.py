@@ -64,7 +64,7 @@ def test_without_room_nothing_is_kept():
     """Would catch places taken one by one, the first of which stay when the last has no room."""
     machine = Machine.here(hbm="1 KiB", device="cpu")
     with pytest.raises(OutOfMemory) as caught:
-        Arena(machine, {n: ((5, 64), torch.int8) for n in "abcd"}, machine.hbm, "kv")
+        Arena(machine, {n: ((5, 64), torch.int8) for n in "abcd"}, "hbm", "kv")
     assert (caught.value.asked, caught.value.free) == (1280, 1024)
     assert machine.hbm.used == machine.hbm.peak == 0
 

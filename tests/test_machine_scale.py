@@ -17,7 +17,7 @@ from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import ConfigError
 from minillm.machine import Machine
-from minillm.machine.copies import Way, Ways
+from minillm.machine.copies import Way, way_of
 from minillm.machine.scale import ScaledLink, ScaleModel
 from minillm.predict import HARDWARE, Wire
 from minillm.probe import Profile, machine_name
@@ -56,7 +56,7 @@ def model(clock: Clock, name: str = "H100", pace: float = 33.5e9) -> tuple[Scale
 
 
 def way(trace: Trace, source: str = "dram", target: str = "hbm", link: str = "") -> Way:
-    return Ways(trace, True, True)["copy", "load", "weights", source, target, link]
+    return way_of(trace, True, True, "copy", "load", "weights", source, target, link)
 
 
 def threads() -> list[threading.Thread]:

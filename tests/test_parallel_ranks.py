@@ -117,6 +117,15 @@ def test_the_magic_keeps_its_ranks_from_cell_to_cell(
             magic["cell ranks"](line, "pass")
 
 
+def test_a_rank_that_ends_leaves_no_files(tmp_path: Path) -> None:
+    """Catches an end in haste, after which temporary folders stay for ever."""
+    with Ranks(1) as ranks:
+        made = "from minillm.files import temporary_folder\nfolder = temporary_folder"
+        ranks.run(f"{made}({str(tmp_path)!r})")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_that_fails_ends_those_that_wait_and_names_their_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -153,6 +162,18 @@ def test_a_rank_that_crashes_leaves_its_last_words() -> None:
         ranks.run("import os\nos.write(2, b'an odd size\\n')\nos.abort()")
     assert "exit code" in told.value.found[0] and "an odd size" in told.value.found[0]
     assert 'File "<cell 1>", line 3' in told.value.found[0]
+
+
+def test_a_script_without_a_main_is_told_what_to_write(tmp_path: Path) -> None:
+    """Catches ranks that begin ranks, and pages about processes and files instead of one line."""
+    script = tmp_path / "script.py"
+    script.write_text("from minillm.parallel.ranks import Ranks\nwith Ranks(2): pass\n")
+    command, paths = [sys.executable, str(script)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=paths, stderr=subprocess.PIPE, text=True)
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "RankError" in told
+    assert "rank 1: its process ended" in told and 'if __name__ == "__main__":' in told
+    assert done.stderr.count("Traceback") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="ends processes by signals")

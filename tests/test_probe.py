@@ -206,15 +206,12 @@ def test_the_chase_visits_every_line_of_its_memory_once_a_round():
         assert len(seen) == lines and at == 0
 
 
-@pytest.mark.parametrize("how", ["C", "machine code"])
-def test_the_loop_follows_as_many_pointers_as_it_was_told(how):
-    """Catches a loop that the compiler removed, or a byte of machine code that is wrong."""
+def test_the_loop_follows_as_many_pointers_as_it_was_told():
+    """Catches a loop that the compiler removed."""
     try:
-        chase, said = probe_memory._chase() if how == "C" else probe_memory._assembled()
+        chase = probe_memory._chase()
     except NotHere as error:
         pytest.skip(str(error))
-    if how not in said:
-        pytest.skip("no C compiler")
     memory, base = probe_memory._cycle(100)
     at, places = base, []
     for _ in range(100):
@@ -230,7 +227,6 @@ def test_the_loop_follows_as_many_pointers_as_it_was_told(how):
 def test_where_no_such_loop_can_be_had_latency_is_skipped_with_the_reason(monkeypatch):
     """Catches a Python loop's own time told as a cache's."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(probe_memory.platform, "machine", lambda: "riscv64")
     with pytest.raises(NotHere, match="C compiler"):
         next(probe_memory.latencies(0.01))
 
@@ -305,7 +301,10 @@ def test_threads_are_set_back_after_measuring():
 def test_where_no_memory_is_left_the_chase_still_has_a_cycle(monkeypatch):
     """Catches a pointer to nowhere, which ends the process: a container can be full."""
     monkeypatch.setattr(probe_memory, "available_dram", lambda: 0)
-    assert [m.name for m in probe_memory.latencies(0.01)] == ["latency 16 KiB"]
+    try:
+        assert [m.name for m in probe_memory.latencies(0.01)] == ["latency 16 KiB"]
+    except NotHere as error:
+        pytest.skip(str(error))
 
 
 def test_busy_counts_the_machines_cores_and_0_where_nobody_tells(monkeypatch):

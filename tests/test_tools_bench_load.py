@@ -25,7 +25,7 @@ from minillm.tools.make_checkpoint import make_checkpoint
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    make_checkpoint(TINY, folder, shard=100_000)
+    make_checkpoint(TINY, folder)
     return folder
 
 
@@ -55,32 +55,36 @@ def test_each_way_brings_the_weights(small, way):
 
 def test_streaming_is_measured_beside_the_same_in_hbm(small, monkeypatch):
     """Would catch traffic that is counted for the model that is not streamed, or not at all."""
-    monkeypatch.setattr(stream, "WORK", {"prefill": (8, 1), "decode step": (1, 2)})
+    monkeypatch.setattr(stream, "WORK", {"prefill": (8, 0, 1), "decode step": (1, 1, 2)})
     for way, config in stream.WAYS.items():
         engine = Engine.load(small, Machine.here(hbm="64 MiB", device="cpu"), config)
-        for work in stream.WORK:
-            seconds, moving, hidden = stream.measure(engine, work)
+        for work, counts in stream.WORK.items():
+            seconds, moving, hidden = stream.measure(engine, "weights", work, *counts)
             assert seconds > 0 and 0 <= hidden <= 1
-            assert (moving > 0) == (way != stream.HBM)
+            assert (moving > 0) == (way != "in HBM")
+            assert len(engine.trace.select(name=work)) == counts[2]
         engine.close()
     rows = stream.bench(small, 1, lambda *step: None).splitlines()
     assert rows[0] == small.name and len(rows) == 2 + 2 * len(stream.WAYS)
     assert rows[3].startswith("prefill from DRAM")
+    assert all(("%" in row) == ("in HBM" not in row) for row in rows[2:])
 
 
 def test_a_context_larger_than_hbm_is_measured_beside_the_same_in_hbm(small, monkeypatch):
-    """Would catch pages that are counted as streamed where all have frames, or none where not."""
+    """Would catch pages that are counted as moving where all have frames, or none where not."""
     monkeypatch.setattr(offload, "CONTEXT", 7 * 16)
     ways = dict(zip(offload.WAYS, ((20, 1, 0), (7, 20, 0), (7, 9, 0), (7, 0, 20)), strict=True))
     monkeypatch.setattr(offload, "WAYS", ways)
     for way, (frames, *_) in ways.items():
         engine = offload.load(small, way)
-        seconds, streamed, link, compute, share = offload.measure(engine)
+        seconds, moving, share = stream.measure(engine, "kv", "decode step", 7 * 16, 2, 6)
+        assert len(engine.trace.select(name="decode step")) == 6
         engine.close()
-        assert seconds > 0 and compute > 0 and 0 <= share <= 1
-        assert (streamed > 0) == (link > 0) == (frames < 8), way
+        assert seconds > 0 and 0 <= share <= 1
+        assert (moving > 0) == (frames < 8), way
     rows = offload.bench(small, 1, lambda *step: None).splitlines()
     assert rows[0] == f"{small.name}, scale model of H100 (emulated)" and len(rows) == 2 + len(ways)
+    assert ["%" in row for row in rows[2:]] == [frames < 8 for frames, *_ in ways.values()]
 
 
 def test_the_commands_are_there(small, tmp_path, capsys, monkeypatch):

@@ -33,29 +33,28 @@ def lines(engine) -> list[Line]:
 def test_a_line_counts_if_the_text_begins_with_its_answer(engine, lines):
     """Catches a comparison that strips, searches inside, or forgives the last character."""
     assert all(line.answer for line in lines)
-    scores = evaluate(engine, lines=lines, batch=3)
+    scores = evaluate(engine, lines)
     assert [result.right for result in scores] == [True, True, True, False]
     totals = {skill: (part.right, len(part)) for skill, part in scores.by("skill").items()}
     assert totals == {"where": (3, 3), "recall": (0, 1)}
     assert len(scores) == 4 and scores.share == 0.75 and str(scores) == "75% (3 of 4)"
 
 
-@pytest.mark.parametrize("batch", [1, 2, 100])
-def test_results_do_not_depend_on_the_batch(engine, lines, batch):
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_results_do_not_depend_on_how_many_are_asked_at_once(engine, lines, monkeypatch, at_once):
     """Catches a result booked on another line, once lines are sorted by length."""
+    monkeypatch.setattr("minillm.tools.evaluate.AT_ONCE", at_once)
     told = []
-    scores = evaluate(
-        engine, lines=lines, batch=batch, progress=lambda done, total: told.append((done, total))
-    )
+    scores = evaluate(engine, lines, progress=lambda done, total: told.append((done, total)))
     assert [result.line for result in scores] == lines
     assert [result.right for result in scores] == [True, True, True, False]
     assert told[-1] == (4, 4) and told == sorted(told)
 
 
 def test_evaluation_leaves_memory_and_random_numbers_alone(engine, lines):
-    """Catches a greedy evaluation that still draws, and a batch that is not given back."""
+    """Catches a greedy evaluation that still draws, and a cache that is not given back."""
     before, state = engine.machine.hbm.used, torch.get_rng_state()
-    evaluate(engine, lines=lines, forget=drop_oldest(0.5))
+    evaluate(engine, lines, forget=drop_oldest(0.5))
     assert engine.machine.hbm.used == before
     assert torch.equal(torch.get_rng_state(), state)
 

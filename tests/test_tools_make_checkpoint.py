@@ -55,15 +55,12 @@ def test_the_shapes_are_those_of_the_models_they_are_named_after():
 
 
 @pytest.mark.parametrize("settings", [TINY, UNTIED])
-@pytest.mark.parametrize("shard", [10**9, 100_000])
-def test_others_read_it_too_and_its_numbers_are_sensible(tmp_path, settings, shard):
+def test_others_read_it_too_and_its_numbers_are_sensible(tmp_path, settings):
     """Would catch a header that only we understand, and weights that overflow a forward pass."""
-    nbytes = make_checkpoint(settings, tmp_path / "new" / "m", shard=shard)
-    files = sorted((tmp_path / "new" / "m").glob("*.safetensors"))
-    tensors = {k: t for file in files for k, t in safetensors.torch.load_file(file).items()}
+    nbytes = make_checkpoint(settings, tmp_path / "new" / "m")
+    tensors = safetensors.torch.load_file(tmp_path / "new" / "m" / "model.safetensors")
     assert sum(tensor.nbytes for tensor in tensors.values()) == nbytes
     assert nbytes == Checkpoint.open(tmp_path / "new" / "m").nbytes
-    assert (len(files) > 1) == (shard < nbytes)
     for name, tensor in tensors.items():
         if "norm" in name:
             assert tensor.eq(1).all()
@@ -88,7 +85,7 @@ def test_progress_counts_bytes_up_to_all_of_them(tmp_path, monkeypatch):
     """Would catch a bar that never ends, or runs past its end."""
     monkeypatch.setattr(make, "_WRITE", 4096)
     told = []
-    nbytes = make_checkpoint(TINY, tmp_path, tell=lambda *step: told.append(step), shard=200_000)
+    nbytes = make_checkpoint(TINY, tmp_path, tell=lambda *step: told.append(step))
     done = [step[0] for step in told]
     assert done == sorted(done) and done[-1] == nbytes and len(done) > 20
     assert {step[1] for step in told} == {nbytes}
@@ -162,7 +159,7 @@ def test_what_is_not_finished_is_removed(tmp_path, monkeypatch, error, there):
     monkeypatch.setattr(os, "fsync", fail)
     told = MinillmError if isinstance(error, OSError) else type(error)
     with pytest.raises(told, match="No space left on device; .* make room|^$"):
-        make_checkpoint(TINY, folder, shard=50_000)
+        make_checkpoint(TINY, folder)
     assert len(synced) == 20 and not any(folder.iterdir())
 
 
@@ -180,7 +177,7 @@ def test_what_others_put_beside_it_meanwhile_stays(tmp_path, error):
             raise error
 
     with pytest.raises(type(error)):
-        make_checkpoint(TINY, models / "a", tell=meanwhile, shard=50_000)
+        make_checkpoint(TINY, models / "a", tell=meanwhile)
     files = {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()}
     finished = {f"b/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
     assert files == {"mine.txt", "a/notes/mine.txt"} | finished

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minillm import files
 from minillm.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {  # the class named in config.json, and its model_type
@@ -95,11 +96,9 @@ def read_json(path: Path, required: bool, most: int = _MAX_JSON) -> dict[str, An
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would have us wait for ever
             raise ValueError("a folder or a device")
-        with open(path, "rb") as file:
-            text = file.read(most + 1)
-        if len(text) > most:
+        if os.path.getsize(path) > most:
             raise ValueError(f"more than {most:,} bytes")
-        content = json.loads(text.decode("utf-8"))
+        content = files.read_json(path)
     except FileNotFoundError:
         if os.path.islink(path):
             do = f"wanted the file {path}, found a link to {os.readlink(path)}, which is not there"
@@ -110,7 +109,7 @@ def read_json(path: Path, required: bool, most: int = _MAX_JSON) -> dict[str, An
             f"wanted {path.name} in {path.parent}, found no such file; "
             "point to a directory in Hugging Face layout"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"wanted JSON in {path}, found what cannot be read ({error}); fetch the file again"
         ) from error
@@ -133,12 +132,7 @@ def model_fields(settings: dict[str, Any], generation: dict[str, Any]) -> dict[s
     # What a family's code does not read changes nothing. If the files hold a bias all the same, the
     # loader finds a tensor too many.
     bias = family in ("llama", "qwen3") and (settings.get("attention_bias") or False)
-    fields = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
-        "max_position_embeddings", "tie_word_embeddings",
-    )  # fmt: skip
-    return {name: get(name) for name in fields} | {
+    return {name: get(name) for name in _LLAMA if name != "eos_token_id"} | {
         "model_type": family,
         "sliding_window": _window(settings, family, get("sliding_window")),
         "rope_theta": theta,

@@ -160,7 +160,7 @@ class Sessions:
             page, count = kv.tables[request][at], min(kv.page_size, tokens - at * kv.page_size)
             if tiers:  # there the number of a page is no place
                 tiers.bring((page,), (page,))
-                page = tiers.frame[page] * tiers.L
+                page = tiers.slots[page] * tiers.L
             there = [layer[page][:, :, :count] for layer in pool.layers]
             here = data[at * pool.page_nbytes :][: count * kv.nbytes_per_token].view(pool.dtype)
             here = here.view(len(there), *there[0].shape)

@@ -17,11 +17,11 @@ from minillm.config import EngineConfig, ModelConfig, ParallelConfig
 from minillm.decode.session import Sessions
 from minillm.engine.ranks import RankRunner, join, part_of
 from minillm.engine.runner import Runner
-from minillm.engine.weights import Resident, Streamed
+from minillm.engine.weights import Streamed
 from minillm.errors import ConfigError
 from minillm.files import locate
 from minillm.kv import ContiguousKV, OffloadKV, PagedKV, PrefixKV
-from minillm.load.checkpoint import Checkpoint, Fill
+from minillm.load.checkpoint import Checkpoint, load
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, install
 from minillm.model.llama import Llama
@@ -68,12 +68,15 @@ def assemble(
     with ExitStack() as stack:
         kv = _kv(config, model, machine, dtype, context, world)
         stack.callback(kv.close)
-        weights, kernels = _weights(model, own, machine, dtype, config, fill)
-        stack.callback(weights.close)
-        rest = model, weights, kernels, machine, config, model_config.vocab_size
+        if config.weights == "resident":
+            stack.callback(load(model, own, machine, dtype, config.reader, fill).close)
+        kernels = _install(model.to(dtype), machine, config)  # they follow weights that come and go
+        if config.weights == "stream":
+            stack.callback(Streamed(model, own, machine, dtype, config).close)
+        rest = model, kernels, machine, config, model_config.vocab_size
         runner = RankRunner(world, parallel, kv, *rest) if world else Runner(*rest)
         stack.callback(runner.close)
-        facts = {"weight_bytes": weights.nbytes, "kv_bytes_per_token": kv.nbytes_per_token}
+        facts = {"weight_bytes": runner.weight_bytes, "kv_bytes_per_token": kv.nbytes_per_token}
         trace.describe_model(name, dtype=str(dtype).removeprefix("torch."), **facts)
         # Nothing failed: keep it all until the engine is closed.
         sessions = Sessions(kv, machine, model_config, folder, tokenizer)
@@ -82,20 +85,8 @@ def assemble(
         return Parts(*parts, world.rank if world else 0, stack.pop_all())
 
 
-def _weights(
-    model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-    config: EngineConfig, fill: Fill | None,
-) -> tuple[Resident | Streamed, Kernels | None]:  # fmt: skip
-    """The weights where the settings want them, and what computes with them."""
-    if config.weights == "resident":
-        weights = Resident(model, checkpoint, machine, dtype, config, fill)
-        return weights, _install(model, machine, config)
-    model.to(dtype)  # on the meta device still: kernels follow weights that come and go
-    kernels = _install(model, machine, config)
-    return Streamed(model, checkpoint, machine, dtype, config), kernels
-
-
 def _install(model: Llama, machine: Machine, config: EngineConfig) -> Kernels | None:
+    """What computes with the weights, if not torch as it is."""
     kernels, how = None, "torch, on the card"
     with machine.trace.span("choose kernels", stage="load", resource="cpu") as span:
         if machine.emulated:

@@ -49,7 +49,6 @@ class Chooser:
             if chosen is not None:
                 began, stamp = self._trace.now(), request.stamp
                 piece = request.take(chosen, began)
-                request.pieces.append(piece)
                 spent, size = self._trace.now() - began, len(piece.text.encode())
                 self._detokenized(began, spent, size, detail=piece.text, **stamp)
 

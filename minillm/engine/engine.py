@@ -104,11 +104,13 @@ class Engine:
         """All that comes of some requests, one after the other; steps are taken as needed."""
         with self._present(requests):
             for request in requests:
-                while request.pieces or not request.over:
-                    if request.pieces:
-                        yield request.pieces.popleft()
-                    else:
+                told = 0
+                while told < len(request.pieces) or not request.over:
+                    if told == len(request.pieces):
                         self.step()
+                    else:
+                        yield request.pieces[told]
+                        told += 1
                 if request.error:
                     raise request.error
 

@@ -50,7 +50,7 @@ class Log:
         ttft, tpot = request.times
         line = {
             "at": trace.wall + request.started, "request": request.number,
-            "prompt_tokens": len(request.prompt_ids), "tokens": len(request.token_ids),
+            "prompt_tokens": len(request.prompt_ids), "tokens": len(request.pieces),
             "finish_reason": request.finish_reason or "error", "ttft": ttft, "tpot": tpot,
             "bytes": moved, "seed": request.chance.initial_seed(),
             "settings": asdict(request.params),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -72,20 +71,21 @@ class Request:
     forgets: range | None = None  # positions that nobody sees once the prompt was read
     first_at: float = 0.0
     last_at: float = 0.0
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)
     finish_reason: str | None = None  # None: not finished; "abort": nobody wanted the rest
     error: Exception | None = None  # why it cannot go on
     cached: int = 0  # tokens of `ids` that are in the KV cache
-    pieces: deque[Piece] = field(default_factory=deque)  # not yet fetched by the caller
+    pieces: list[Piece] = field(default_factory=list)  # of each token that was chosen
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)  # what the model reads: the prompt, then each new token
         self.plain = is_plain(self.params)
         if self.params.seed is not None and getattr(self.prompt, "chance", b""):  # of a Session
             self.chance.set_state(torch.tensor([*self.prompt.chance], dtype=torch.uint8))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What was chosen so far."""
+        return self.ids[len(self.prompt_ids) :]
 
     @property
     def slots(self) -> int:
@@ -100,41 +100,38 @@ class Request:
     @property
     def stamp(self) -> dict[str, int]:
         """What events of the trace say of its next token."""
-        return {"request": self.number, "token": len(self.token_ids)}
+        return {"request": self.number, "token": len(self.pieces)}
 
     @property
     def times(self) -> tuple[float | None, float | None]:
         """Seconds to the first token, and the mean of those after it; None where there are none."""
-        later, first = len(self.token_ids) - 1, self.first_at
-        ttft = first - self.started if self.token_ids else None
+        later, first = len(self.pieces) - 1, self.first_at
+        ttft = first - self.started if self.pieces else None
         return ttft, (self.last_at - first) / later if later > 0 else None
 
     def take(self, chosen: Chosen, now: float) -> Piece:
         """Add a token that was chosen at time `now`: its text, and whether it is the last."""
         token_id, logprob, top_logprobs = chosen
-        self.first_at, self.last_at = self.first_at if self.token_ids else now, now
+        self.first_at, self.last_at = self.first_at if self.pieces else now, now
         self.ids.append(token_id)
-        self.token_ids.append(token_id)
-        self.logprobs.append(logprob)
-        self.top_logprobs.append(top_logprobs)
         ended = token_id in self.eos_ids and not self.params.ignore_eos
         text = "" if ended else self.detokenizer.add(token_id)
         if ended or self.detokenizer.stopped:
             self.finish_reason = "eos" if ended else "stop"
-        elif len(self.token_ids) == self.params.max_tokens:
+        elif len(self.pieces) + 1 == self.params.max_tokens:
             self.finish_reason = "length"
         if self.finish_reason:
             text += self.detokenizer.finish()
-        self.text += text
-        return Piece(text, token_id, logprob, len(self.token_ids) - 1, top_logprobs)
+        self.pieces.append(Piece(text, token_id, logprob, len(self.pieces), top_logprobs))
+        return self.pieces[-1]
 
     def completion(self) -> Completion:
         """The finished request as the caller gets it."""
         assert self.finish_reason, "the request is still running"
-        return Completion(
-            self.text, tuple(self.token_ids), tuple(self.logprobs), self.finish_reason,
-            *self.times, len(self.prompt_ids), tuple(self.top_logprobs),
-        )  # fmt: skip
+        said = ((p.text, p.token_id, p.logprob, p.top_logprobs) for p in self.pieces)
+        texts, token_ids, logprobs, tops = zip(*said, strict=True)
+        text, count, why = "".join(texts), len(self.prompt_ids), self.finish_reason
+        return Completion(text, token_ids, logprobs, why, *self.times, count, tops)
 
 
 def admit(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from minillm.config import EngineConfig
 from minillm.engine.request import Request
-from minillm.engine.weights import Resident, Streamed
 from minillm.kv.plan import Plan, Step
 from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
@@ -34,15 +33,15 @@ class Runner:
     """
 
     def __init__(
-        self, model: Llama, weights: Resident | Streamed, kernels: Kernels | None,
-        machine: Machine, config: EngineConfig, vocab_size: int,
+        self, model: Llama, kernels: Kernels | None, machine: Machine, config: EngineConfig,
+        vocab_size: int,
     ) -> None:  # fmt: skip
         self._model, self._streams, self._kernels = model, config.weights == "stream", kernels
-        self._machine, self._weights, self._weight_bytes = machine, weights, weights.nbytes
+        self._machine, self.weight_bytes = machine, sum(p.nbytes for p in model.parameters())
         self.tops: Tops | None = None  # the largest of the last logits, where the kernels told them
-        # Of the table of ids one row a token is read, not all.
+        self._read_bytes = self.weight_bytes  # of the table of ids one row a token, not all
         if model.first and not model.config.tie_word_embeddings:
-            self._weight_bytes -= model.model.embed_tokens.weight.nbytes
+            self._read_bytes -= model.model.embed_tokens.weight.nbytes
         with ExitStack() as stack:
             self.staging = Staging(machine, config.max_batch_tokens, stack)
             shape = (config.max_running, vocab_size)
@@ -96,7 +95,7 @@ class Runner:
                 began = [stamp - trace.origin for stamp in kernels.stamps or ()]
                 for record, start, end in zip(self._halves, began, began[1:], strict=False):
                     record(start, end - start)
-            span.nbytes = self._weight_bytes + plan.store.nbytes_read(plan)
+            span.nbytes = self._read_bytes + plan.store.nbytes_read(plan)
         return logits
 
     def end(self) -> Trace:

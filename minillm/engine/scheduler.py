@@ -54,7 +54,7 @@ class Scheduler:
         counts = tuple(count for _, count in chosen)
         wanted = tuple(int(r.cached + count == len(r.ids)) for r, count in chosen)
         requests = [request for request, _ in chosen]
-        decodes = [request.token_ids != [] and count == 1 for request, count in chosen]
+        decodes = [request.pieces != [] and count == 1 for request, count in chosen]
         name = "decode step" if all(decodes) else "mixed step" if any(decodes) else "prefill"
         numbers, plain = tuple(r.number for r in requests), all(r.plain for r in requests)
         return Step(numbers, starts, counts, wanted, name, plain), requests
@@ -107,13 +107,6 @@ class Scheduler:
         self.kv.release(request.number)
         request.cached = 0
         return False
-
-    def fork(self, request: Request, twin: Request) -> None:
-        """A twin of a running request goes on from the same past; pages are copied when written."""
-        assert request in self.running, "only what runs has a past"
-        assert len(self.running) < self.max_running, "no place for a twin"
-        self.kv.fork(request.number, twin.number)
-        self.running.append(twin)
 
     def remove(self, request: Request) -> None:
         """A request has ended, or nobody wants it any more: its pages come free, or stay known."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minillm.config import EngineConfig
-from minillm.load.checkpoint import Checkpoint, Fill, assign, bring, check_fit, load
+from minillm.load.checkpoint import Checkpoint, assign, bring, check_fit
 from minillm.load.place import move
 from minillm.load.stream import Reader
 from minillm.machine import Machine
@@ -30,32 +30,12 @@ from minillm.model.llama import Block, Llama
 _LAYERS = "model.layers."
 
 
-class Resident:
-    """All of the model in HBM. What it takes and raises: as `load`.
-
-    nbytes: of all the weights.
-    """
-
-    def __init__(
-        self, model: Llama, checkpoint: Checkpoint, machine: Machine, dtype: torch.dtype,
-        config: EngineConfig, fill: Fill | None = None,
-    ) -> None:  # fmt: skip
-        self._arena = load(model, checkpoint, machine, dtype, config.reader, fill)
-        self.nbytes = sum(p.nbytes for p in model.parameters())
-
-    def close(self) -> None:
-        """Give the HBM back."""
-        self._arena.close()
-
-
 class Streamed:
     """The layers in DRAM or on SSD; in HBM only the one that computes and the one after it.
 
     Put on from outside: a hook before each layer waits for its weights, makes them the layer's
     parameters, and sends for the next. Takes HBM for two layers and for what is no layer, DRAM for
     all layers or for staging, and a thread. Raises as `load` does, and then nothing is kept.
-
-    nbytes: of all the weights, wherever they are.
     """
 
     def __init__(
@@ -64,7 +44,6 @@ class Streamed:
     ) -> None:  # fmt: skip
         check_fit({name: p.shape for name, p in model.named_parameters()}, checkpoint)
         model.to(dtype).requires_grad_(False)  # on the meta device: no memory yet
-        self.nbytes = sum(p.nbytes for p in model.parameters())
         self._layers = model.layers
         rest = ((n, p) for n, p in model.named_parameters() if not n.startswith(_LAYERS))
         with ExitStack() as stack:
@@ -115,7 +94,6 @@ class _InDram:
         all_of = ((n, p) for n, p in model.named_parameters() if n.startswith(_LAYERS))
         arena = _arena(all_of, machine, "dram", stack)
         bring(arena.places, checkpoint, machine, reader)
-        assign(model, arena.places)
         self._machine, self.sends = machine, not machine.emulated
         self._layers = dict(zip(model.layers, arena.block.chunk(len(model.layers)), strict=True))
 

@@ -10,7 +10,7 @@ Shapes: L layers; a part is one layer's keys and values of a page, as words of 8
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,7 +23,7 @@ from torch import Tensor
 from minillm.errors import MinillmError, OutOfMemory
 from minillm.files import StrPath, temporary_folder
 from minillm.kv.pool import EMPTY, USED
-from minillm.machine import Machine, Tier
+from minillm.machine import Machine
 from minillm.machine.disk import PAGE, free_disk, open_direct, read_at, writable_folder, write_at
 from minillm.trace.record import Stamp
 
@@ -32,46 +32,50 @@ WORD = torch.int64  # what pages move as: torch indexes rows of single bytes one
 KV = {"label": USED, "stage": "model"}
 
 
-class Lower:
-    """A tier that pages move down to, `size` bytes each.
+class Places:
+    """A tier's places for pages, `size` bytes each, and who lies there.
 
-    free: empty slots; pages: of each other slot its page. many: pages of a `fetch`, at most.
+    slots: of each page that lies here, its slot; free: the other slots, the last is taken next.
+    relabel: says of so many bytes that their label has changed, as `Tier.relabel`.
+    """
+
+    def __init__(self, name: str, slots: int, size: int, relabel: Callable) -> None:
+        self.name, self.size, self._relabel = name, size, relabel
+        self.slots, self.free = dict[int, int](), list(range(slots))[::-1]
+
+    def enter(self, page: int, slot: int) -> None:
+        """The page lies in the slot now, which was free."""
+        self.slots[page] = slot
+        self._relabel(self.size, EMPTY, USED)
+
+    def leave(self, page: int) -> None:
+        """A page, if it lies here, need not any more; its bytes stay until others come."""
+        if page in self.slots:
+            self.free.append(self.slots.pop(page))
+            self._relabel(self.size, USED, EMPTY)
+
+
+class DramPages(Places):
+    """Pages in DRAM: a block of `slots` of them, taken now. OutOfMemory if it does not fit.
+
+    many: pages of a `fetch`, at most.
     """
 
     many = 2**31
 
-    def __init__(self, tier: Tier, slots: int, size: int) -> None:
-        self.name, self.size, self._relabel = tier.name, size, partial(tier.relabel, size)
-        self.free, self.pages = list(range(slots))[::-1], {}
-
-    def enter(self, slot: int, page: int) -> None:
-        """From now on the slot holds a page."""
-        self.pages[slot] = page
-        self._relabel(EMPTY, USED)
-
-    def leave(self, slot: int) -> None:
-        """The page in the slot is not needed any more."""
-        del self.pages[slot]
-        self.free.append(slot)
-        self._relabel(USED, EMPTY)
-
-
-class DramPages(Lower):
-    """Pages in DRAM: a block of `slots` of them, taken now. OutOfMemory if it does not fit."""
-
     def __init__(self, machine: Machine, slots: int, layers: int, part: int) -> None:
-        super().__init__(machine.dram, slots, layers * part * WORD.itemsize)
         self._machine = machine
         self._block = machine.empty((slots, layers, part), WORD, "dram", EMPTY)
-        self._relabel = partial(machine.relabel, self._block, self.size)
+        relabel = partial(machine.relabel, self._block)
+        super().__init__("dram", slots, layers * part * WORD.itemsize, relabel)
 
     def write(self, slot: int, page: Tensor) -> None:
-        """Keep a page (L, part)."""
+        """Fill a slot with a page (L, part)."""
         self._machine.copy(page, self._block[slot], **KV)
 
-    def fetch(self, slots: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
+    def fetch(self, pages: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
         """Where layers of pages lie in DRAM: a tensor (…, L, part), rows of it; what is lost."""
-        return self._block, list(slots), {}
+        return self._block, [self.slots[page] for page in pages], {}
 
     def close(self) -> None:
         """Give everything back."""
@@ -79,7 +83,7 @@ class DramPages(Lower):
         self._block = self._relabel = None
 
 
-class SsdPages(Lower):
+class SsdPages(Places):
     """Pages in one file on SSD, whose blocks are all taken now. OutOfMemory if it does not fit.
 
     It is written and read past the page cache where the system can, so a part begins at a whole
@@ -92,10 +96,11 @@ class SsdPages(Lower):
     many = IN_FLIGHT
 
     def __init__(
-        self, machine: Machine, slots: int, layers: int, part: int, folder: StrPath
+        self, machine: Machine, slots: int, layers: int, part: int, folder: StrPath | None
     ) -> None:
+        folder = folder or writable_folder()
         self.stride = -(-part * WORD.itemsize // PAGE) * PAGE  # bytes of a part in the file
-        super().__init__(machine.ssd, slots, layers * self.stride)
+        super().__init__("ssd", slots, layers * self.stride, machine.ssd.relabel)
         self._machine, self._part, self.written = machine, part, 0
         self._sums: dict[int, list[int]] = {}  # of each slot: of each part
         room = machine.empty((IN_FLIGHT * self.size + PAGE,), torch.uint8, "dram", "staging")
@@ -115,7 +120,7 @@ class SsdPages(Lower):
         machine.ssd.reserve(self._bytes, EMPTY)
 
     def write(self, slot: int, page: Tensor) -> None:
-        """Keep a page (L, part) that lies in HBM or DRAM. MinillmError if the disk cannot."""
+        """Fill a slot with a page (L, part) in HBM or DRAM. MinillmError if the disk cannot."""
         room, at, machine = self._rooms[0], slot * self.size, self._machine
         if machine.tier_of(page) is machine.hbm:
             machine.copy(page, room[:, : self._part], **KV)
@@ -131,13 +136,13 @@ class SsdPages(Lower):
             raise MinillmError(f"{wanted}; {do}") from error
         self.written += self.size
 
-    def fetch(self, slots: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
+    def fetch(self, pages: Sequence[int], layers: slice) -> tuple[Tensor, list[int], dict]:
         """Layers of pages in DRAM until the next call: a tensor (…, L, part), rows of it; and of
-        each slot that is lost, why. Several are read at once."""
+        each page that is lost, why. Several are read at once."""
         bring = partial(self._bring, layers, self._machine.trace.at.stamp)
-        errors = self._threads.map(bring, slots, self._rooms)
-        lost = {slot: error for slot, error in zip(slots, errors, strict=True) if error}
-        return self._rooms[..., : self._part], list(range(len(slots))), lost
+        errors = self._threads.map(bring, map(self.slots.get, pages), self._rooms)
+        lost = {page: error for page, error in zip(pages, errors, strict=True) if error}
+        return self._rooms[..., : self._part], list(range(len(pages))), lost
 
     def _bring(self, layers: slice, stamp: Stamp, slot: int, room: Tensor) -> MinillmError | None:
         """Layers of a page into a buffer (L, stride); what went wrong, if anything."""
@@ -152,11 +157,9 @@ class SsdPages(Lower):
                 found = "other bytes than were written (the checksum differs)"
         except OSError as error:
             found = f"“{error.strerror}”"
-        if not found:
-            return None
-        room.zero_()
         wanted = "wanted a page of the KV cache back from SSD"
-        return MinillmError(f"{wanted}, found {found}; check the disk, or choose another ssd_dir")
+        says = f"{wanted}, found {found}; check the disk, or choose another ssd_dir"
+        return MinillmError(says) if found else None
 
     def close(self) -> None:
         """Give everything back."""
@@ -169,16 +172,6 @@ class SsdPages(Lower):
         self._machine.free(self._rooms)
         self._rooms = None
         self._folder.cleanup()
-
-
-def open_tiers(
-    machine: Machine, dram: int, ssd: int, layers: int, part: int, folder: StrPath | None
-) -> Iterator[DramPages | SsdPages]:
-    """The tiers that have room for any pages, the fastest first; each is taken when asked for."""
-    if dram:
-        yield DramPages(machine, dram, layers, part)
-    if ssd:
-        yield SsdPages(machine, ssd, layers, part, folder or writable_folder())
 
 
 def _preallocate(path: Path, nbytes: int) -> None:

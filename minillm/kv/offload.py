@@ -52,7 +52,6 @@ class Window:
 
     def turn(self, pages: list[int]) -> dict[int, int]:
         """A pass begins, which sees these pages here: the index of each in a layer's pool."""
-        pages = self._pool.below.sort(pages)
         if pages != self.pages:  # what came early was for others
             self.clear()
         self.pages, self._turn = pages, self._turn + 1
@@ -111,7 +110,7 @@ class OffloadKV(PrefixKV):
         self.preempted, self.streamed = Counter[str](), list[int]()
         self.pool = TieredPool(config, machine, dtype, page_size, hbm, dram, ssd, folder)
         self._window = Window(self.pool, machine)
-        self.writable, self.pool.quiet = self.pool.writable, self._window.clear
+        self.writable, self.pool.settle = self.pool.writable, self._window.clear
 
     @property
     def lost(self) -> dict[int, MinillmError]:
@@ -137,40 +136,32 @@ class OffloadKV(PrefixKV):
         """
         super().find(request, ids)
         pool, table, P = self.pool, self.tables[request], self.page_size
-        below = [page for page in table if pool.hbm.frame[page] is None]
+        below = [page for page in table if page not in pool.hbm.slots]
         source = pool.below.source(below)
         computes = below and self.restore.way(len(below) * P, source)[0] == "recompute"
-        for at, page in enumerate(table):
-            if page in pool.lost or (computes and page in below):
-                self.hits -= self.length[request] - at * P
-                self.rewind(request, at * P)
-                break
-        return self.length[request]
-
-    def reserve(self, request: int, stop: int) -> bool:
-        """Pages for [length, stop). False, and nothing taken, if there is no room in any tier."""
-        table, pool = self.tables[request], self.pool
-        copies = sum(pool.count[p] > 1 for p in table[self.length[request] // self.page_size :])
-        more = max(0, self.pages_for(stop) - len(table)) + copies
-        held = len(pool.count) - len(pool.free) - len(pool.known.unused)
-        return held + more <= pool.most and super().reserve(request, stop)
+        gone = {*pool.lost, *(below if computes else ())}
+        first = next((at for at, page in enumerate(table) if page in gone), len(table))
+        for page in table[first:]:
+            pool.known.forget(page)  # what is computed instead will be known
+        self.hits -= (len(table) - first) * P
+        self.rewind(request, first * P)
+        return first * P
 
     def plan(self, step: Step) -> Plan:
         """The pass over these pages: what it writes is brought to HBM, and of the rest what fits.
 
         The others come layer by layer, and lie in the window then.
         """
-        plan, P, frame = super().plan(step), self.page_size, self.pool.hbm.frame
+        plan, P, hbm = super().plan(step), self.page_size, self.pool.hbm
         tables, written = [], set()
         for table, start, stop in zip(plan.tables, step.starts, plan.stops, strict=True):
             tables.append(table[: self.pages_for(stop)])
             written |= set(tables[-1][start // P :])
         with held():
             self.streamed = self.pool.arrange(list(dict.fromkeys(sum(tables, []))), written)
-            # A page that was lost is nowhere: its request fails, whatever it reads.
-            window = self._window.turn([page for page in self.streamed if page in self.pool.below])
-        index = {page: at * self.pool.hbm.L for page, at in enumerate(frame) if at is not None}
-        plan.tables = [[index.get(p, window.get(p, 0)) for p in table] for table in tables]
+            index = self._window.turn(self.streamed)
+        index |= {page: frame * hbm.L for page, frame in hbm.slots.items()}
+        plan.tables = [[index[page] for page in table] for table in tables]
         self.resident = None if self.streamed else self.pool.layers
         self.restore.begin(step)
         return plan
@@ -200,10 +191,6 @@ class OffloadKV(PrefixKV):
 
     def release(self, request: int, keep: bool = True) -> None:
         """Forget a request. keep: whether its text stays known; to nobody if nothing is shared."""
-        known = self.pool.known
-        for page in self.tables.get(request, ()):
-            if page in self.pool.lost and page in known.key_of:
-                known.forget(page)
         super().release(request, keep and self.shares)
 
     def close(self) -> None:

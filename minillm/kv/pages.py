@@ -100,7 +100,7 @@ class PagedKV:
         count, known = self.pool.count, self.pool.known.key_of
         shared = [i for i in range(first, len(table)) if count[table[i]] > 1 or table[i] in known]
         more = max(0, -(-stop // self.page_size) - len(table))
-        if more + len(shared) > len(self.pool.free) + len(self.pool.known.unused):
+        if more + len(shared) > self.pool.room:
             return False
         for at in shared:  # copy on write
             old, table[at] = table[at], self.pool.copy(table[at])

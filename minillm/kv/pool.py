@@ -40,14 +40,9 @@ class KnownPages:
             self.key_of[page] = key
 
     def forget(self, page: int) -> None:
-        """A known page is not known any more."""
-        del self.page_of[self.key_of.pop(page)]
-
-    def evict(self) -> int:
-        """The page that was unused the longest: unknown now, and for somebody else."""
-        page, _ = self.unused.popitem(last=False)
-        self.forget(page)
-        return page
+        """The page is not known any more, if it was."""
+        self.unused.pop(page, None)
+        self.page_of.pop(self.key_of.pop(page, None), None)
 
 
 class PagePool:
@@ -81,9 +76,14 @@ class PagePool:
             self._allocate(pages)
 
     @property
-    def idle(self) -> bool:
-        """Whether nobody holds a page."""
-        return len(self.free) + len(self.known.unused) == len(self.count)
+    def held(self) -> int:
+        """Pages that stand in a table."""
+        return len(self.count) - len(self.free) - len(self.known.unused)
+
+    @property
+    def room(self) -> int:
+        """Pages that can be taken."""
+        return len(self.count) - self.held
 
     @property
     def most(self) -> int:
@@ -98,17 +98,17 @@ class PagePool:
         """
         if self.fixed:
             return
-        if not wanted and self.idle:
+        if not wanted and not self.held:
             self.close()
-        room = self.most - (0 if self.idle else len(self.count))
+        room = self.most - (len(self.count) if self.held else 0)
         if min(wanted, room) > len(self.count):
-            if self.idle:  # nothing to keep: the old pool's bytes serve the new one
+            if not self.held:  # nothing to keep: the old pool's bytes serve the new one
                 self.close()
             self._allocate(min(wanted, room))
 
     def _allocate(self, pages: int) -> None:
         L, K, E = self._shape
-        old, before = self._block, len(self.count)
+        old, before, used = self._block, len(self.count), self.held
         # On a card keys lie token by token, as its attention reads them; on a CPU head by head.
         by_head = self._machine.emulated
         inner = (K, self.page_size, E) if by_head else (self.page_size, K, E)
@@ -117,7 +117,6 @@ class PagePool:
         if old is not None:
             self._block[:, :before] = old
             self._machine.free(old)
-            used = before - len(self.free) - len(self.known.unused)
             self._machine.relabel(block, used * self.page_nbytes, EMPTY, USED)
         self.layers[:] = self._block
         self.free = [*range(pages - 1, before - 1, -1), *self.free]
@@ -125,18 +124,19 @@ class PagePool:
 
     def take(self) -> int:
         """A page for new text, held once from now on."""
-        page = self.free.pop() if self.free else self.known.evict()
+        if not self.free:  # the known page that was unused the longest
+            self.forget(next(iter(self.known.unused)))
+        page = self.free.pop()
         self.count[page] = 1
-        self._machine.relabel(self._block, self.page_nbytes, EMPTY, USED)
+        self._relabel(EMPTY, USED)
         return page
 
     def share(self, page: int) -> None:
         """One more table holds the page; nobody may have held it if it is kept."""
-        if page in self.known.unused:
+        assert self.count[page] > 0 or page in self.known.unused, f"page {page} is free"
+        if not self.count[page]:
             del self.known.unused[page]
-            self._machine.relabel(self._block, self.page_nbytes, EMPTY, USED)
-        else:
-            assert self.count[page] > 0, f"page {page} is free"
+            self._relabel(EMPTY, USED)
         self.count[page] += 1
 
     def drop(self, page: int) -> None:
@@ -144,11 +144,16 @@ class PagePool:
         assert self.count[page] > 0, f"page {page} is freed twice"
         self.count[page] -= 1
         if not self.count[page]:
+            self._relabel(USED, EMPTY)
             if page in self.known.key_of:
                 self.known.unused[page] = None
             else:
-                self.free.append(page)
-            self._machine.relabel(self._block, self.page_nbytes, USED, EMPTY)
+                self.forget(page)
+
+    def forget(self, page: int) -> None:
+        """A page that nobody holds is free, whatever text it was kept for."""
+        self.known.forget(page)
+        self.free.append(page)
 
     def copy(self, page: int) -> int:
         """A new page with the same keys and values, for who wants to write."""
@@ -158,9 +163,12 @@ class PagePool:
 
     def close(self) -> None:
         """Give the block back; a second call does nothing. Nobody may hold a page."""
-        assert self.idle, "pages are in use"
-        while self.known.unused:
-            self.known.evict()
+        assert not self.held, "pages are in use"
+        for page in list(self.known.unused):
+            self.forget(page)
         if self._block is not None:
             self._machine.free(self._block)
         self._block, self.layers[:], self.free, self.count = None, [], [], []
+
+    def _relabel(self, source: str, target: str) -> None:
+        self._machine.relabel(self._block, self.page_nbytes, source, target)

@@ -93,7 +93,7 @@ class PrefixKV(PagedKV):
             own = self.tables[request][self._found[request] : len(self._chains[request])]
             known = self.pool.known
             for page in () if keep else own:
-                if self.pool.count[page] == 1 and page in known.key_of:
+                if self.pool.count[page] == 1:
                     known.forget(page)
             super().release(request)
             del self._chains[request], self._found[request]

@@ -8,7 +8,8 @@ down once, and not again while it is unchanged.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from functools import cached_property
 
 import torch
 
@@ -16,7 +17,7 @@ from minillm.config import ModelConfig
 from minillm.files import StrPath
 from minillm.kv.below import Below
 from minillm.kv.frames import Frames
-from minillm.kv.lower import WORD, open_tiers
+from minillm.kv.lower import WORD, DramPages, SsdPages
 from minillm.kv.pool import PagePool
 from minillm.machine import Machine
 
@@ -47,8 +48,8 @@ class TieredPool(PagePool):
     """Pages of which `frames` fit into HBM at once; below are places for `dram`, then for `ssd`.
 
     hbm, below: where each page lies. policy: see `LRU`. lost: why a page cannot be brought back.
-    most: pages that can be in use at once. writable: pages that a pass may write. places: of pages
-    below. folder: of the file on SSD. quiet: called before anything moves.
+    writable: pages that a pass may write. places: of pages
+    below. folder: of the file on SSD. settle: called before anything moves.
     """
 
     def __init__(
@@ -61,44 +62,29 @@ class TieredPool(PagePool):
         self.count = [0] * (frames + self.places)
         self.free = list(range(len(self.count)))[::-1]
         L, part = self._shape[0], self.page_nbytes // self._shape[0] // WORD.itemsize
+        self.below = Below(self, machine)
         with ExitStack() as stack:
-            tiers = open_tiers(machine, dram, ssd, L, part, folder)
-            lower = [stack.enter_context(closing(tier)) for tier in tiers]
-            self.below = Below(self, machine, lower)
+            stack.callback(self.below.close)
+            if dram:
+                self.below.tiers.append(DramPages(machine, dram, L, part))
+            if ssd:
+                self.below.tiers.append(SsdPages(machine, ssd, L, part, folder))
             self.hbm = Frames(self, machine, frames, *self._shape)
             stack.pop_all()  # nothing failed: keep it all until we are closed
-        self.layers[:], self.quiet, self._seen = self.hbm.layers, lambda: None, None
-        widths = range(frames - self.writable + 1)
-        self._most = max(frames - w + min(self.hbm.streams(w), self.places) for w in widths)
+        self.layers, self.settle = self.hbm.layers, lambda: None
+
+    @cached_property
+    def most(self) -> int:
+        """Pages that can be in use at once, with the widest window or a narrower one."""
+        hbm, widest = self.hbm, self.hbm.frames - self.writable
+        return max(hbm.frames - w + min(hbm.streams(w), self.places) for w in range(widest + 1))
 
     @property
-    def most(self) -> int:
-        return self._most
+    def room(self) -> int:
+        """Pages that can be taken."""
+        return self.most - self.held
 
     # -- pages, as in any pool ---------------------------------------------------------------------
-
-    def take(self) -> int:
-        """A page for new text, held once from now on; it gets a frame when it is written."""
-        if not self.free:
-            self.forget(next(iter(self.known.unused)))
-        page = self.free.pop()
-        self.count[page] = 1
-        return page
-
-    def share(self, page: int) -> None:
-        """One more table holds the page; nobody may have held it if it is kept."""
-        assert self.count[page] > 0 or page in self.known.unused, f"page {page} is free"
-        self.known.unused.pop(page, None)
-        self.count[page] += 1
-
-    def drop(self, page: int) -> None:
-        """One table less holds the page; held by none, it is free, or kept for its text."""
-        assert self.count[page] > 0, f"page {page} is freed twice"
-        self.count[page] -= 1
-        if not self.count[page]:
-            self.known.unused[page] = None
-            if page not in self.known.key_of:
-                self.forget(page)
 
     def copy(self, page: int) -> int:
         """A new page with the same keys and values, for who wants to write."""
@@ -110,13 +96,10 @@ class TieredPool(PagePool):
     def forget(self, page: int) -> None:
         """A page that nobody holds is free, and so are its places."""
         self.settle()
-        del self.known.unused[page]
-        if page in self.known.key_of:
-            self.known.forget(page)
-        self.hbm.lift(page)
+        self.hbm.leave(page)
         self.below.leave(page)
         self.lost.pop(page, None)
-        self.free.append(page)
+        super().forget(page)
 
     # -- before a pass -----------------------------------------------------------------------------
 
@@ -125,29 +108,22 @@ class TieredPool(PagePool):
         any. Returns those without. Nothing moves if the pass before saw and wrote the same."""
         hbm = self.hbm
         self.policy.used(seen)
-        if self._seen != (seen, written):
-            widths = range(hbm.frames)
-            hbm.widen(
-                next(w for w in widths if hbm.frames - w + hbm.streams(w) >= len(seen)),
-                written, seen,
-            )  # fmt: skip
-            hbm.bring(written, written, seen)
-            for page in written:
-                self.below.leave(page)  # what lies there is of before the writing
-            missing = [page for page in seen if hbm.frame[page] is None]
-            hbm.bring(missing[: hbm.room(seen)], seen)
-            self._seen = seen, written
-        return [page for page in seen if hbm.frame[page] is None]
-
-    def settle(self) -> None:
-        """Before anything moves: nothing is under way, and the next pass is arranged anew."""
-        self.quiet()
-        self._seen = None
+        widths = range(hbm.frames)
+        window = next(w for w in widths if hbm.frames - w + hbm.streams(w) >= len(seen))
+        hbm.widen(window, written)
+        hbm.bring(written, written)
+        for page in written:
+            self.below.leave(page)  # what lies there is of before the writing
+        missing = [page for page in seen if page not in hbm.slots]
+        room = hbm.frames - window - (len(seen) - len(missing))
+        hbm.bring(missing[:room], set(seen))
+        return missing[room:]
 
     def close(self) -> None:
         """Give everything back; a second call does nothing. Nobody may hold a page."""
-        while self.known.unused:
-            self.forget(next(iter(self.known.unused)))
+        super().close()
         self.hbm.close()
         self.below.close()
-        super().close()
+
+    def _relabel(self, source: str, target: str) -> None:
+        """Here frames and slots have labels, not pages."""

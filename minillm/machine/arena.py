@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from minillm.machine.machine import Machine
-from minillm.machine.tiers import Tier
 
 _ALIGN = 64  # bytes: a cache line, and the widest load that a CPU has
 
@@ -31,7 +30,7 @@ class Arena:
 
     def __init__(
         self, machine: Machine, wanted: Mapping[str, tuple[Sequence[int], torch.dtype]],
-        tier: Tier | str, label: str,
+        tier: str, label: str,
     ) -> None:  # fmt: skip
         sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in wanted.values()]
         rooms = [-(-size // _ALIGN) * _ALIGN for size in sizes]

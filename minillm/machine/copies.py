@@ -27,28 +27,22 @@ class Way(NamedTuple):
     record: Record
 
 
-class Ways(dict[tuple[str, str, str, str, str, str], Way]):
-    """Every `Way` that a machine has used; a new one is made when it is asked for.
+def way_of(
+    trace: Trace, emulated: bool, slowed: bool, name: str, stage: str, label: str, source: str,
+    target: str, link: str,
+) -> Way:  # fmt: skip
+    """The way of such transfers, over `link` or else the one that joins the two tiers.
 
-    >>> ways["", "load", "weights", "dram", "hbm", ""]   # name, stage, label, source, target, link
-
-    So the trace checks it once, and a copy of 8 bytes costs little more than its bytes.
-    emulated: HBM is a part of DRAM. slowed: all links are, to be like a server's.
+    A machine keeps each: so the trace checks it once, and a copy of 8 bytes costs little more than
+    its bytes. emulated: HBM is a part of DRAM. slowed: all links are, to be like a server's.
     """
-
-    def __init__(self, trace: Trace, emulated: bool, slowed: bool = False):
-        super().__init__()
-        self._trace, self._emulated, self._slowed = trace, emulated, slowed
-
-    def __missing__(self, key: tuple[str, str, str, str, str, str]) -> Way:
-        name, stage, label, source, target, link = key
-        link = link or link_between(source, target)
-        emulated = self._slowed and link or self._emulated and "hbm" in source + target
-        record = self._trace.recorder(
-            "transfer", name or f"copy {label} {source}->{target}", stage=stage, source=source,
-            target=target, label=label, link=link, how="emulated" if emulated else "measured",
-        )  # fmt: skip
-        return self.setdefault(key, Way(source, target, link, record))
+    link = link or link_between(source, target)
+    ours = slowed and link or emulated and "hbm" in source + target
+    record = trace.recorder(
+        "transfer", name or f"copy {label} {source}->{target}", stage=stage, source=source,
+        target=target, label=label, link=link, how="emulated" if ours else "measured",
+    )  # fmt: skip
+    return Way(source, target, link, record)
 
 
 class Sending:

@@ -46,11 +46,8 @@ def open_direct(
     Linux: O_DIRECT. macOS: F_NOCACHE, which skips the cache for what is not in it yet. Elsewhere,
     or where the file system refuses, through the page cache, and `how` says so.
     """
-    why, kind = "", filesystem(path) if direct else ""
-    mode = os.O_RDWR if write else os.O_RDONLY
-    if kind in IN_MEMORY:
-        why = f": {kind} is memory, no disk"
-    elif direct:
+    why, mode = "", os.O_RDWR if write else os.O_RDONLY
+    if direct:
         fd, how = _past_cache(path, mode)
         if fd is not None:
             return Opened(fd, True, how)
@@ -61,7 +58,9 @@ def open_direct(
 
 def _past_cache(path: str | os.PathLike[str], mode: int) -> tuple[int | None, str]:
     """A descriptor that goes past the page cache, and by what; or None, and why not."""
-    flag = getattr(os, "O_DIRECT", 0)
+    flag, kind = getattr(os, "O_DIRECT", 0), filesystem(path)
+    if kind in IN_MEMORY:
+        return None, f"{kind} is memory, no disk"
     try:
         fd = os.open(path, mode | flag)
     except OSError:  # if not for O_DIRECT, then opening it otherwise fails too

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import ConfigError
-from minillm.machine.cgroups import cpu_quota, memory_room, numbers, read
+from minillm.machine.cgroups import cpu_quota, memory_room, read
 from minillm.units import format_size, parse_size
 
 
@@ -29,17 +29,13 @@ def available_dram() -> int:
 
 
 def _host_dram() -> int:
-    lines = [line.split() for line in read("/proc/meminfo").split("\n")]
-    told = numbers(*(line[1] for line in lines if line[:1] == ["MemAvailable:"] and line[1:]))
-    if told:
-        return told[0] * 1024
-    try:
+    if told := re.search(r"^MemAvailable: *([0-9]{1,30})\b", read("/proc/meminfo"), re.MULTILINE):
+        return int(told[1]) * 1024
+    with suppress(AttributeError, OSError, ValueError):
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        pages = size = -1  # as where it does not know
-    # macOS says how much there is and not how much is free: half is a careful guess. Windows says
-    # neither without a library.
-    return pages * size // 2 if pages > 0 and size > 0 else 4 * 2**30
+        if pages > 0 and size > 0:  # they are -1 where it does not know
+            return pages * size // 2  # a careful guess: macOS does not say how much is free
+    return 4 * 2**30  # Windows says neither without a library
 
 
 def find_device(device: str) -> torch.device:
@@ -123,9 +119,8 @@ def limit_threads() -> None:
 
 def cpu_name() -> str:
     """What the processor calls itself."""
-    entries = [line.partition(":") for line in read("/proc/cpuinfo").split("\n")]
-    names = [name.strip() for key, _, name in entries if key.strip() == "model name"]
-    found = (*names[:1], platform.processor(), platform.machine(), "unknown CPU")
+    told = re.findall(r"^model name\s*: *(.*\S)", read("/proc/cpuinfo"), re.MULTILINE)
+    found = (*told[:1], platform.processor(), platform.machine(), "unknown CPU")
     return next(filter(None, found))
 
 

@@ -8,6 +8,7 @@ between the tiers is a real copy. As a scale model, the links are slowed too, in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 from weakref import ref
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from minillm.errors import ConfigError, OutOfMemory
 from minillm.machine import host
-from minillm.machine.copies import HostLink, Sending, T, Way, Ways
+from minillm.machine.copies import HostLink, Sending, T, Way, way_of
 from minillm.machine.cuda import CudaLink
 from minillm.machine.disk import free_disk
 from minillm.machine.scale import ScaleModel
@@ -53,7 +54,7 @@ class Machine:
         self.trace, self.scale, self._owned = trace, scale, Owned()
         card = None if self.emulated else CudaLink(device, trace)
         self._link: HostLink = scale or card or HostLink(trace)
-        self._ways = Ways(trace, self.emulated, scale is not None)
+        self._way = cache(partial(way_of, trace, self.emulated, scale is not None))
         trace.meta |= _facts(self)
 
     @classmethod
@@ -88,27 +89,24 @@ class Machine:
         """This machine in one line, for the head of a report."""
         return _describe(self)
 
-    def empty(
-        self, shape: Sequence[int], dtype: torch.dtype, tier: Tier | str, label: str
-    ) -> Tensor:
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, tier: str, label: str) -> Tensor:
         """A new tensor in tier "dram" or "hbm", its bytes reserved for `label` until `free`.
 
         Contents are arbitrary. On CUDA a tensor in DRAM is pinned: the card reads it directly.
         Raises OutOfMemory, and then nothing is reserved. A tensor that dies gives its bytes back.
         """
-        tier = getattr(self, tier) if isinstance(tier, str) else tier
-        assert tier is not self.ssd, "a tensor lives in DRAM or HBM; the SSD holds files"
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
-        tier.reserve(nbytes, label)
-        device = self.device if tier is self.hbm else "cpu"
-        pinned = {"pin_memory": True} if tier is self.dram and not self.emulated else {}
+        assert tier in ("dram", "hbm"), "a tensor lives in DRAM or HBM; the SSD holds files"
+        nbytes, held = torch.Size(shape).numel() * dtype.itemsize, getattr(self, tier)
+        held.reserve(nbytes, label)
+        device = self.device if tier == "hbm" else "cpu"
+        pinned = {"pin_memory": True} if tier == "dram" and not self.emulated else {}
         try:
             tensor = torch.empty(shape, dtype=dtype, device=device, **pinned)
         except RuntimeError as error:  # within the budget, and yet the memory is not there
-            tier.release(nbytes, label)
-            raise OutOfMemory(tier.name, nbytes, tier.free, tier.by_label) from error
+            held.release(nbytes, label)
+            raise OutOfMemory(tier, nbytes, held.free, held.by_label) from error
         if nbytes:  # else it has no address
-            _own(self._owned, tensor.untyped_storage(), tier, {label: nbytes})
+            _own(self._owned, tensor.untyped_storage(), held, {label: nbytes})
         return host.huge_pages(tensor) if self.emulated else tensor
 
     def free(self, tensor: Tensor) -> None:
@@ -132,14 +130,14 @@ class Machine:
         owned = self._owned.get(tensor.untyped_storage().data_ptr())
         return owned[0] if owned else self.hbm if tensor.is_cuda else self.dram
 
-    def copy(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Tensor:
+    def copy(self, tensor: Tensor, target: str | Tensor, **more: Any) -> Tensor:
         """Copy a tensor into a tier, as a new tensor there, or into a given one; returns it.
 
         More arguments, and what is recorded: as `send`.
         """
         return self._link.copy(*self._prepare(tensor, target, **more))
 
-    def send(self, tensor: Tensor, target: Tier | str | Tensor, **more: Any) -> Sending:
+    def send(self, tensor: Tensor, target: str | Tensor, **more: Any) -> Sending:
         """Begin a copy for later: `.wait()` before computing with its `.out`, `.join()` before
         the source changes. Compute queued in between runs beside it.
 
@@ -152,13 +150,13 @@ class Machine:
         return self._link.send(*self._prepare(tensor, target, **more))
 
     def _prepare(
-        self, tensor: Tensor, target: Tier | str | Tensor, *, label: str, stage: str,
+        self, tensor: Tensor, target: str | Tensor, *, label: str, stage: str,
         name: str = "", source: str = "", detail: str = "",
     ) -> tuple[Tensor, Tensor, Way, str]:  # fmt: skip
         given = isinstance(target, Tensor)
         out = target if given else self.empty(tensor.shape, tensor.dtype, target, label)
         begin, end = source or self.tier_of(tensor).name, self.tier_of(out).name
-        return tensor, out, self._ways[name, stage, label, begin, end, ""], detail
+        return tensor, out, self._way(name, stage, label, begin, end, ""), detail
 
     def carry(
         self, do: Callable[[], T], nbytes: int, *, source: str, target: str, stage: str,
@@ -170,7 +168,7 @@ class Machine:
         it, several at a time; on a scale model they queue for the link. over: between GPUs,
         "nvlink" (the default) or "infiniband".
         """
-        way = self._ways[name, stage, label, source, target, over]
+        way = self._way(name, stage, label, source, target, over)
         return self._link.carry(do, nbytes, way, detail)
 
     def sync(self) -> None:

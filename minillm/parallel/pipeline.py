@@ -94,9 +94,6 @@ class Pipeline:
     ) -> Tensor:  # fmt: skip
         """`Llama.forward`, by all stages together."""
         model, group = self._model, self._group
-        if positions is None:
-            positions = torch.arange(len(ids), device=ids.device)
-            model.prepare(len(ids), ids.device)
         results: list[Tensor] = []
         for here, *rest in self._micro_batches(positions, attend, wanted):
             x = ids[here] if model.first else group.recv(self._room(ids[here]), group.index - 1)
@@ -114,12 +111,12 @@ class Pipeline:
         return group.recv(torch.empty(rows, width, dtype=dtype, device=ids.device), group.size - 1)
 
     def _micro_batches(
-        self, positions: Tensor, attend: Attend, wanted: Tensor | None
-    ) -> Iterator[tuple[slice, Tensor, Attend, Tensor | None]]:
+        self, positions: Tensor | None, attend: Attend, wanted: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor | None, Attend, Tensor | None]]:
         """Of each: its tokens among all, and what the plain model takes beside them."""
-        M = len(positions)
+        M = len(attend.place) if isinstance(attend, Plan) else 0  # which alone can be cut
         count = min(self._group.size, M // LEAST) if self.micro is None else min(self.micro, M)
-        if count < 2 or not isinstance(attend, Plan):
+        if count < 2:
             yield slice(None), positions, attend, wanted
             return
         at = 0

@@ -20,7 +20,6 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from math import inf
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -39,6 +38,7 @@ _GRACE_SECONDS = 1.0  # for the others to come to their end, when one has failed
 _TELL_SECONDS = 0.5  # for a rank to say where it is
 _WORDS = 2000  # characters of what it wrote as it crashed
 _END_SECONDS = 2.0
+_NO_MAIN = 'before it began: make Ranks under `if __name__ == "__main__":`, for it reads that file'
 
 
 class Ranks:
@@ -56,6 +56,8 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         assert count >= 1, count
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit  # this is a rank, and reads the script that makes it: `_NO_MAIN`
         self._folder, self._owner = temporary_folder(), os.getpid()
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
@@ -81,7 +83,7 @@ class Ranks:
         return len(self._pipes)
 
     def run(
-        self, do: Callable[..., Any] | str, *arguments: Any, timeout: float | None = 60.0
+        self, do: Callable[..., Any] | str, *arguments: Any, timeout: float = 60.0
     ) -> list[Any]:
         """What `do(*arguments)` returned in each rank, in order of rank; so is what they print.
 
@@ -108,41 +110,43 @@ class Ranks:
         """What the ranks recorded in their `trace`, merged: on one clock, each with its rank."""
         return Trace.merge([Trace.of(*recorded) for recorded in self.run(recorded)])
 
-    def _gather(self, timeout: float | None) -> dict[int, Answer]:
-        """The answer of each rank; of one that has none, where it is."""
+    def _gather(self, timeout: float) -> list[Answer]:
+        """The answer of each rank, in order; of one that has none, where it is."""
         answers: dict[int, Answer] = {}
-        end, asked = inf if timeout is None else time.monotonic() + timeout, False
         try:
-            while silent := {p: n for n, p in enumerate(self._pipes) if n not in answers}:
-                left = None if end == inf else max(0.0, end - time.monotonic())
-                for pipe in (ready := wait(list(silent), left)):
-                    rank = silent[pipe]
-                    words = last_words(self._folder.name, rank)
-                    answers[rank] = answer = _answer(pipe, self._processes[rank], words)
-                    if not answer.good and not asked:
-                        end = min(end, time.monotonic() + _GRACE_SECONDS)
-                if not ready and asked:
-                    mute = Answer(False, "says nothing, at work outside of Python", "", False)
-                    answers |= dict.fromkeys(silent.values(), mute)
-                elif not ready:
-                    asked, end = True, time.monotonic() + _TELL_SECONDS
-                    _post(silent, WHERE)
+            if silent := self._hear(answers, timeout):
+                _post(silent, WHERE)
+                self._hear(answers, _TELL_SECONDS)
         except BaseException:  # an interrupt
             self.close(now=True)
             raise
-        return answers
+        mute = Answer(False, "says nothing, at work outside of Python", ready=False)
+        return [answers.get(rank, mute) for rank in range(len(self._pipes))]
 
-    def _tell(self, answers: dict[int, Answer]) -> list[Any]:
+    def _hear(self, answers: dict[int, Answer], seconds: float) -> list[Connection]:
+        """Take what comes for so long, or until soon after a bad answer; the pipes still silent."""
+        end = time.monotonic() + seconds
+        while silent := [pipe for n, pipe in enumerate(self._pipes) if n not in answers]:
+            ready = wait(silent, max(0.0, end - time.monotonic()))
+            for rank in map(self._pipes.index, ready):
+                words = last_words(self._folder.name, rank)
+                answers[rank] = _answer(self._pipes[rank], self._processes[rank], words)
+                if not answers[rank].good:
+                    end = min(end, time.monotonic() + _GRACE_SECONDS)
+            if not ready:
+                break
+        return silent
+
+    def _tell(self, answers: list[Answer]) -> list[Any]:
         """Print what they printed, and give back what they returned, or raise what went wrong."""
-        answers = {rank: answers[rank] for rank in sorted(answers)}
-        for rank, answer in answers.items():
+        for rank, answer in enumerate(answers):
             for line in answer.said.splitlines():
                 print(f"[rank {rank}] {line}")
-        failed = {rank: answer.value for rank, answer in answers.items() if not answer.good}
+        failed = {rank: answer.value for rank, answer in enumerate(answers) if not answer.good}
         if not failed:
-            return [answer.value for answer in answers.values()]
+            return [answer.value for answer in answers]
         same = len(set(failed.values())) == 1 and len(failed) == len(answers)
-        if same and all(answer.ready for answer in answers.values()):
+        if same and all(answer.ready for answer in answers):
             raise RankError(failed, "mend it: the ranks go on, with all their variables")
         self.close(now=True)
         raise RankError(failed, "mend it and begin again: all ranks were ended")
@@ -174,9 +178,9 @@ def _answer(pipe: Connection, process: BaseProcess, words: Path) -> Answer:
         return pipe.recv()
     except (EOFError, OSError):
         process.join(_TELL_SECONDS)
-        said = words.read_text(errors="replace")[:_WORDS]
+        said = words.read_text(errors="replace")[:_WORDS] if words.exists() else _NO_MAIN
         what = f"its process ended, with exit code {process.exitcode} {said}"
-        return Answer(False, what.strip(), "", False)
+        return Answer(False, what.strip(), ready=False)
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -134,25 +134,18 @@ def broadcast(
             parts = (part for arrived in arriving for part in arrived)
         for group in groups:
             sizes = [whole.nbytes for whole in group]
-            raws = buffer[: sum(sizes)].split(sizes)
-            for raw in raws if reads else ():
-                _gather(raw, parts, machine)
-            send(buffer[: sum(sizes)])
-            for whole, raw in zip(group, raws, strict=True):
+            message, at = buffer[: sum(sizes)], 0
+            while reads and at < len(message):  # in the order in which they are sent
+                part, piece = next(parts)
+                move(piece, message[at : at + len(piece)], machine, part.label)
+                at += len(piece)
+            send(message)
+            for whole, raw in zip(group, message.split(sizes), strict=True):
                 if whole.name not in places:  # another stage's
                     continue
                 mine = own.tensors[whole.name]
                 part = Part(mine, 0, mine.start, mine.run, mine.rows)
                 put([(part, _cut(raw, whole, mine))], places, machine)
-
-
-def _gather(raw: Tensor, parts: Iterator[tuple[Part, Tensor]], machine: Machine) -> None:
-    """The next tensor, out of the parts in which it arrives."""
-    left = len(raw)
-    while left:
-        part, piece = next(parts)
-        move(piece, raw[part.at : part.at + len(piece)], machine, part.label)
-        left -= len(piece)
 
 
 def _cut(raw: Tensor, whole: TensorInfo, own: TensorInfo) -> Tensor:

@@ -7,6 +7,7 @@ would do the same on Linux and macOS, but not on Windows, and not while C code i
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import io
 import linecache
@@ -124,6 +125,8 @@ def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
     worker.send(Answer(True, None))
     worker.work()
     dist.destroy_process_group()
+    atexit._run_exitfuncs()  # temporary files go; what is left, taking torch apart, costs a second
+    os._exit(0)
 
 
 def _where() -> str:

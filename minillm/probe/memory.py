@@ -10,12 +10,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -28,8 +27,6 @@ from minillm.probe.ssd import aligned
 
 _LINE = 64  # bytes that DRAM delivers at a time
 _MIB = 2**20
-# chase.c as a compiler makes it for x86-64: mov rdi,[rdi]; dec rsi; jnz; mov rax,rdi; ret.
-_CHASE_X86 = bytes.fromhex("488b3f 48ffce 75f8 4889f8 c3")
 
 
 def working_set() -> int:
@@ -87,17 +84,13 @@ def copy_bandwidth(seconds: float = 0.5) -> Measurement:
     """
     source, target = (_Memory(working_set() // 2) for _ in range(2))
     a, b = (torch.frombuffer(m.memory, dtype=torch.uint8) for m in (source, target))
-    threads = source.threads
-    with torch_threads(threads):
-        found = [("torch's copy_", rates(lambda: b.copy_(a), source.nbytes, seconds / 2))]
-    with ThreadPoolExecutor(threads) as pool:
-        copy = lambda at, n: ctypes.memmove(target.address + at, source.address + at, n)  # noqa: E731
-        samples = rates(lambda: source.each(pool, copy), source.nbytes, seconds / 2)
-        found.append(("memcpy", samples))
-    of = {name: summary("dram.copy", "bytes/s", rate, "") for name, rate in found}
-    name = max(of, key=lambda name: of[name].median)
-    how = f"{name}, {threads} threads, {source.nbytes // _MIB} MiB; bytes that arrive"
-    return summary("dram.copy", "bytes/s", dict(found)[name], how)
+    copy = lambda at, n: ctypes.memmove(target.address + at, source.address + at, n)  # noqa: E731
+    with torch_threads(source.threads), ThreadPoolExecutor(source.threads) as pool:
+        ways = {"torch's copy_": lambda: b.copy_(a), "memcpy": lambda: source.each(pool, copy)}
+        found = {way: rates(run, source.nbytes, seconds / 2) for way, run in ways.items()}
+    way = max(found, key=lambda way: median(found[way]))
+    how = f"{way}, {source.threads} threads, {source.nbytes // _MIB} MiB; bytes that arrive"
+    return summary("dram.copy", "bytes/s", found[way], how)
 
 
 class _Memory:
@@ -130,12 +123,12 @@ def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
     """How long one dependent load takes, for working sets from 16 KiB to past every cache.
 
     Steps in this curve are the caches; its last value is DRAM. A random cycle visits each line of
-    64 bytes once a round, so that nothing can be fetched ahead. NotHere where no such loop can be
-    had: Python itself takes longer for a step than a cache does.
+    64 bytes once a round, so that nothing can be fetched ahead. NotHere without a C compiler:
+    Python itself takes longer for a step than a cache does.
     """
     largest = min(max(64 * _MIB, 4 * cache_bytes()), max(available_dram() // 8, 2**14))
     sizes = [n for n in (2**14 * 4**i for i in range(12)) if n < largest] + [largest]
-    chase, how = _chase()
+    chase = _chase()
     for nbytes in sizes:
         lines = nbytes // _LINE
         memory, base = _cycle(lines)
@@ -143,32 +136,18 @@ def latencies(seconds: float = 2.0) -> Iterator[Measurement]:
         walk = partial(chase, base, steps)
         samples = [1 / rate for rate in rates(walk, steps, seconds / len(sizes))]
         name = f"{nbytes // _MIB} MiB" if nbytes >= _MIB else f"{nbytes // 1024} KiB"
-        yield summary(f"latency {name}", "s", samples, how)
+        yield summary(f"latency {name}", "s", samples, "a pointer chase in C")
         del memory
 
 
-def _chase() -> tuple[Callable[[int, int], int], str]:
-    """The loop: in C by this machine's compiler, or else in machine code."""
+def _chase() -> Callable[[int, int], int]:
+    """The loop of chase.c: from an address, so many steps; where they lead to."""
     try:
         chase = library(Path(__file__).with_name("chase.c")).chase
-    except NoLibrary:
-        return _assembled()
+    except NoLibrary as error:
+        raise NotHere(f"a loop that only follows pointers needs a C compiler: {error}") from error
     chase.argtypes, chase.restype = (ctypes.c_void_p, ctypes.c_long), ctypes.c_void_p
-    return chase, "a pointer chase in C"
-
-
-def _assembled() -> tuple[Callable[[int, int], int], str]:
-    """The loop as the bytes a compiler would make of it, for x86-64."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise NotHere("needs a C compiler, for a loop that does nothing but follow pointers")
-    try:
-        code = mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError as error:
-        raise NotHere("needs a C compiler: this system runs no code made by a program") from error
-    code.write(_CHASE_X86)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
-    loop = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)(address)
-    return lambda at, n, code=code: loop(at, n), "a pointer chase in machine code"  # keeps `code`
+    return chase
 
 
 def _cycle(lines: int) -> tuple[mmap.mmap, int]:

@@ -71,8 +71,9 @@ def show(found: Rates) -> str:
 def _rate(way: Way, task: str) -> float:
     torch.set_num_threads(n_cores())
     batch, prompt = TASKS[task]
-    if prompt == PREFILL:
-        return prompt / seconds(way, 1, prompt, 0)[0]
+    if prompt == PREFILL:  # as often as takes half a second, after one that wakes the threads
+        again = max(1, int(0.5 / seconds(way, 1, prompt, 0)[0]))
+        return prompt * again / sum(seconds(way, 1, prompt, 0)[0] for _ in range(again))
     tokens = max(FEW, min(MANY, int(FEW / seconds(way, batch, prompt, FEW)[1])))
     return batch * tokens / seconds(way, batch, prompt, tokens)[1]
 

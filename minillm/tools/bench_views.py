@@ -59,12 +59,13 @@ def cost(found: Sequence[Round]) -> str:
     )
 
 
-def bench(model: str, number: int, progress: Progress) -> str:
+def bench(model: str | None, number: int, progress: Progress) -> str:
     """Measure in a kernel of its own. Raises MinillmError if what it runs fails."""
     from nbclient import NotebookClient, exceptions
     from nbformat import v4
 
-    cells = [v4.new_code_cell(c) for c in (_SETUP.format(model=model, tokens=TOKENS), _MEASURE)]
+    setup = _SETUP.format(model=model or "data/town", tokens=TOKENS)
+    cells = [v4.new_code_cell(code) for code in (setup, _MEASURE)]
     client = NotebookClient(v4.new_notebook(cells=cells), timeout=600)
 
     def measure() -> Round:

@@ -22,6 +22,7 @@ from minillm.tools.bench import Progress, table
 
 SKILLS = "data/eval/skills.jsonl"
 BUCKETS = (128, 512, 1024, 1500, 2048)  # upper ends, in tokens
+AT_ONCE = 16  # lines whose KV cache is there at a time
 
 
 class Line(NamedTuple):
@@ -109,10 +110,10 @@ def _line(row: str, where: str) -> Line:
 
 
 def evaluate(
-    engine: Engine, lines: Sequence[Line], *, batch: int = 64, forget: Forget | None = None,
+    engine: Engine, lines: Sequence[Line], *, forget: Forget | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Scores:  # fmt: skip
-    """Ask every line, `batch` at a time; results in their order.
+    """Ask every line; results in their order.
 
     progress: told (lines done, lines in all).
     forget: what the KV cache forgets of each prompt, as `drop_oldest(0.5)`.
@@ -121,12 +122,12 @@ def evaluate(
     0.97
     """
     texts = [""] * len(lines)
-    # The longest first: rows of a batch are alike, and the progress bar only gets faster.
+    # The longest first: lines of one call are alike, and the progress bar only gets faster.
     order = sorted(range(len(lines)), key=lambda at: len(lines[at].prompt), reverse=True)
     before, engine.kv.forget = engine.kv.forget, forget
     try:
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
+        for start in range(0, len(order), AT_ONCE):
+            chosen = order[start : start + AT_ONCE]
             params = [_params(engine, lines[at].answer) for at in chosen]
             completions = engine.generate([lines[at].prompt for at in chosen], params)
             for at, completion in zip(chosen, completions, strict=True):

@@ -1,8 +1,9 @@
 """Checkpoints of a real model's shape with random weights: gigabytes to load, without a download.
 
-The numbers mean nothing, but names, shapes, dtype and files are the real ones, so every byte
-moves as it would. Drawing billions of random numbers would take longer than writing them: one
-block of 32 MiB is drawn and repeated, from another place of it for each piece that is written.
+The numbers mean nothing, but names, shapes and dtype are the real ones, so every byte moves as it
+would. They are in one file, where a hub cuts at some gigabytes. Drawing billions of random numbers
+would take longer than writing them: one block of 32 MiB is drawn and repeated, from another place
+of it for each piece that is written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from minillm.load.safetensors import header
 from minillm.machine.disk import drop_cache
 from minillm.model.llama import Llama
 
-SHARD = 5 * 10**9  # bytes of one file, about as on the hub
 _BLOCK = 32 * 2**20  # bytes drawn at random
 _WRITE = 8 * 2**20  # bytes of one write
 
@@ -35,9 +34,8 @@ Shapes = dict[str, torch.Size]  # by tensor's name
 
 
 def make_checkpoint(
-    shape: str | dict[str, Any], folder: str | Path, *, shard: int = SHARD,
-    tell: Tell = lambda done, total: None,
-) -> int:  # fmt: skip
+    shape: str | dict[str, Any], folder: str | Path, tell: Tell = lambda done, total: None
+) -> int:
     """Write config.json, a tokenizer of single bytes and safetensors; returns the weights' bytes.
 
     shape: one of SHAPES, or a config.json of the Llama family. folder: new, or empty. tell(done,
@@ -62,7 +60,7 @@ def make_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder) as work:
             _check_empty(folder)
-            _write_weights(Path(work), tensors, shard, tell)
+            _write_weights(Path(work) / "model.safetensors", tensors, total, tell)
             (Path(work) / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
             _byte_tokenizer().save(f"{work}/tokenizer.json")
             _check_empty(folder)  # still: another run may have been faster
@@ -89,36 +87,28 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
         return {name: p.shape for name, p in Llama(config).named_parameters()}
 
 
-def _write_weights(folder: Path, tensors: Shapes, shard: int, tell: Tell) -> None:
-    """Safetensors of random bfloat16 in `folder`, on disk (not only in the page cache) at the end.
+def _write_weights(path: Path, tensors: Shapes, total: int, tell: Tell) -> None:
+    """Random bfloat16 as safetensors, on disk (not only in the page cache) at the end.
 
     Norms are ones, all else normal with deviation 0.02, as at the beginning of a training.
     """
     block = torch.empty(_BLOCK // 2, dtype=torch.bfloat16)
     block.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     noise, ones = (memoryview(t.view(torch.uint8).numpy()) for t in (block, torch.ones_like(block)))
-    ends = dict(zip(tensors, accumulate(map(_nbytes, tensors.values())), strict=True))
-    shards = [list(names) for _, names in groupby(tensors, lambda name: (ends[name] - 1) // shard)]
-    total, done, weight_map = max(ends.values()), 0, {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        file = "model.safetensors" if len(shards) == 1 else file
-        weight_map |= dict.fromkeys(names, file)
-        with open(folder / file, "xb") as stream:
-            stream.write(header("BF16", {name: tensors[name] for name in names}))
-            for name in names:
-                source = ones if name.endswith("norm.weight") else noise
-                while done < ends[name]:
-                    begin = done // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
-                    done += stream.write(source[begin:][: min(_WRITE, ends[name] - done)])
-                    tell(done, total)
-                # Out of the page cache at once: all of it at the end would be a long wait.
-                stream.flush()
-                os.fsync(stream.fileno())
-                drop_cache(stream.fileno())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    done = end = 0
+    with open(path, "xb") as stream:
+        stream.write(header("BF16", tensors))
+        for name, shape in tensors.items():
+            source = ones if name.endswith("norm.weight") else noise
+            end += _nbytes(shape)
+            while done < end:
+                begin = done // 7 * 2 % (_BLOCK - _WRITE)  # even: a number has two bytes
+                done += stream.write(source[begin:][: min(_WRITE, end - done)])
+                tell(done, total)
+            # Out of the page cache at once: all of it at the end would be a long wait.
+            stream.flush()
+            os.fsync(stream.fileno())
+            drop_cache(stream.fileno())
 
 
 def _nbytes(shape: torch.Size) -> int:

@@ -409,8 +409,8 @@ way = check("33.3", way)
 def measured(tokens: int):
     """The same text read anew, and brought back from the SSD."""
     def swap() -> float:
-        kv.pool.hbm.widen(kv.pool.hbm.frames, set(), set())
-        kv.pool.hbm.widen(0, set(), set())
+        kv.pool.hbm.widen(kv.pool.hbm.frames, set())
+        kv.pool.hbm.widen(0, set())
         return float(engine.generate([text], one)[0].ttft)
 
     def recompute() -> float:
