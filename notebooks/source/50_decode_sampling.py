@@ -325,12 +325,10 @@ print("Once there was" + "".join(piece.text for piece in pieces))
 # Beside it the answers to four questions of *town*'s exam, one after the other. What they ask for
 # stands in the prompt.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 file = Path(inspect.getfile(Engine)).parents[2] / "data" / "eval" / "skills.jsonl"
 exam = [json.loads(line) for line in file.open()]
 exam = [q for q in exam if q["skill"] == "recall" and q["distance"] < 200][:32]
-
-# %% tags=["nbval-ignore-output"]
 params = SamplingParams(max_tokens=16, temperature=0.0, stop="\n", logprobs=V)
 asked = [piece for q in exam[:4] for piece in engine.stream(q["prompt"], params)]
 bits = {"story": [*map(entropy, pieces)], "answers": [*map(entropy, asked)]}
@@ -379,7 +377,7 @@ def shared(prompts: list, params: list) -> str:
     finally:
         inside.generator = generator
 
-# %% tags=["nbval-ignore-output"]
+
 lonely = shared(["Once there was"], [mine])
 crowded = shared(["Once there was"] + [morning] * 15, [mine, *others])
 print(f"alone:   {lonely}\ncrowded: {crowded}")
@@ -392,18 +390,14 @@ assert lonely == alone.text != crowded
 # ## What choosing costs
 #
 # The trace has a span *sample* for each token, beside the model's *decode step*. Where a kernel
-# makes the logits, it notes the largest on its way (`tops`); greedy reads that. Temperature
-# goes through all V numbers a few times; top-p sorts those that may stay. One call serves the
-# batch. All run in turns; of each the median of five.
-
-# %%
-from statistics import median
-
-from minillm.engine.chooser import Chooser
-
-print(inspect.getsource(Chooser._sample).split('"""')[-1].rstrip())
+# makes the logits, it notes the largest on its way; greedy reads that. Temperature goes through all
+# V numbers a few times; top-p sorts those that may stay. One call serves the batch, in
+# [`Chooser`](../minillm/engine/chooser.py). All run in turns; of each the median of five.
 
 # %% tags=["nbval-ignore-output"]
+from statistics import median
+
+
 def costs(batch: int, **asked) -> tuple:
     """Milliseconds a step: the model's, and of choosing for all requests."""
     params = [SamplingParams(max_tokens=8, seed=n, ignore_eos=True, **asked) for n in range(batch)]
@@ -424,13 +418,8 @@ for (name, batch), (model, chosen) in sorted(cost.items(), key=lambda item: item
 
 # %% [markdown]
 # The model has 6 million weights. A larger one reads more, and chooses among no more; a larger
-# batch adds rows, a larger vocabulary columns. The last of those runs, batch 16 with top-p, by
-# stages:
-
-# %% tags=["nbval-ignore-output"]
-charts.stages(machine.trace)
-
-# %% [markdown]
+# batch adds rows, a larger vocabulary columns.
+#
 # ## Yours: a penalty
 #
 # Greedy text goes round in circles. The repetition penalty makes what has appeared, in prompt or
