@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, MinillmError, OutOfMemory
-from minillm.machine import Machine, Tier, available_dram
-from minillm.machine.host import huge_pages
+from minillm.machine import Machine, Tier
+from minillm.machine.host import available_dram, huge_pages
 from minillm.trace import Trace
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]

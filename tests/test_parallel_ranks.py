@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 
 from minillm.errors import ConfigError, MinillmError, RankError
-from minillm.machine import available_dram
-from minillm.machine.host import n_cores
+from minillm.machine.host import available_dram, n_cores
 from minillm.parallel.ranks import Ranks, load_ipython_extension
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -148,11 +148,9 @@ def model_fields(settings: dict[str, Any], generation: dict[str, Any]) -> dict[s
 
 
 def _family(settings: dict[str, Any]) -> str:
-    named = settings.get("architectures") or []
-    kind = settings.get("model_type")
+    named, kind = settings.get("architectures") or [], settings.get("model_type")
     if named:
-        known = isinstance(named, list) and isinstance(named[0], str) and len(named) == 1
-        family = ARCHITECTURES.get(named[0]) if known else None
+        family = next((f for name, f in ARCHITECTURES.items() if named == [name]), None)
     else:
         family = kind if kind in list(_DEFAULTS) else None
     if family is None or kind not in (None, family):

@@ -19,13 +19,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minillm.machine.host import available_dram
     from minillm.machine.machine import Machine
     from minillm.machine.tiers import Tier
 
 # Imported when first used: what needs no torch, as the limits of containers, comes without it.
-_HOME = {"Machine": "machine", "Tier": "tiers", "available_dram": "host"}
-__all__ = ["Machine", "Tier", "available_dram"]
+_HOME = {"Machine": "machine", "Tier": "tiers"}
+__all__ = ["Machine", "Tier"]
 
 
 def __getattr__(name: str) -> Any:
