@@ -96,7 +96,7 @@ def _generate(options: argparse.Namespace) -> int:
     engine = Engine.load(options.model, parallel=parallel)
     if engine.rank:
         engine.follow()
-        return 0
+        return _leave()
     try:
         for piece in engine.stream(options.prompt, params):
             print(piece.text, end="", flush=True)
@@ -107,6 +107,16 @@ def _generate(options: argparse.Namespace) -> int:
             engine.trace.save(options.trace)
     if sys.stdout.isatty():
         print()  # for the shell's prompt; into a file or pipe goes the text and nothing else
+    return _leave()
+
+
+def _leave() -> int:
+    """The status of a rank that is done: the threads that joined it to others end before Python
+    does. With them at work the process may abort; torchrun then waits minutes on the other node."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 

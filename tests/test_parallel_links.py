@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from minillm.errors import ConfigError
 from minillm.machine.scale import ScaleModel
 from minillm.parallel import collectives
 from minillm.parallel.links import ScaledLinks
 from minillm.parallel.mesh import Mesh
 from minillm.parallel.ranks import Ranks
-from minillm.predict import Hardware, Wire
+from minillm.predict import Hardware, Wire, flat_ring
 from minillm.trace import Trace
 
 NVLINK, INFINIBAND = Wire(90e6, 0.5e-3), Wire(10e6, 2e-3)  # of the server below, at our pace
@@ -76,6 +77,24 @@ def test_collectives_over_emulated_links_are_exact_and_none_beats_its_link(four:
         assert (sent, how) == (nbytes, "emulated") and seconds >= 0.999 * at_least, op
 
 
+def _round(nbytes: int) -> tuple[float, float]:
+    """When this rank began an all-reduce, and when it was done."""
+    mesh = Mesh(Trace(), tp=4, nodes=2, scale=_scale())
+    x = torch.zeros(nbytes // 4)
+    mesh.world_group.barrier()
+    start = time.perf_counter()
+    mesh.world_group.all_reduce(x)
+    return start, time.perf_counter()
+
+
+@pytest.mark.parametrize("nbytes", [4_000, 80_000, 400_000])
+def test_no_ring_beats_its_prediction(four: Ranks, nbytes: int) -> None:
+    """Catches a prediction that adds up what overlaps: the latency of a link that is busy."""
+    starts, ends = zip(*four.run(_round, nbytes), strict=True)
+    least = flat_ring(nbytes, 4, 2, NVLINK, INFINIBAND)
+    assert max(ends) - min(starts) >= 0.999 * least
+
+
 def _ends(adapters: int | None, order: list[int]) -> list[float]:
     """In turns, each rank asks for 1,000 seconds of InfiniBand to the other node, and does not
     wait: after how many of them the message arrives."""
@@ -95,3 +114,18 @@ def test_ranks_of_a_node_take_turns_at_one_adapter_and_not_at_two(four: Ranks) -
     assert [[round(end) for end in ends] for ends in shared] == [[1, 3], [2], [1], [2]]
     own = four.run(_ends, None, [0, 1, 2, 3, 0])
     assert [[round(end) for end in ends] for ends in own] == [[1, 2], [1], [1], [1]]
+
+
+def _refusals() -> list[str]:
+    said = []
+    for wrong in (0, -1, 3, 8):
+        with pytest.raises(ConfigError) as refused:
+            Mesh(Trace(), tp=4, scale=_scale(), adapters=wrong)
+        said.append(str(refused.value))
+    return said
+
+
+def test_adapters_that_a_node_cannot_share_are_refused(four: Ranks) -> None:
+    """Catches 0 adapters that count as one a GPU, and ports of another node."""
+    for said, wrong in zip(four.run(_refusals)[0], (0, -1, 3, 8), strict=True):
+        assert f"wanted adapters of [1, 2, 4], found {wrong}; take one of these" in said

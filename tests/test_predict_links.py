@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from minillm import predict
@@ -51,13 +53,21 @@ def test_bus_bandwidth_has_the_factors_of_nccl_tests() -> None:
         predict.bus_bytes("gather", 1, 2)
 
 
-def test_a_flat_ring_goes_at_the_pace_of_its_slowest_link() -> None:
-    """Catches an average of bandwidths, and latencies that are all those of the slow link."""
-    link = predict.around(2, 2, NVLINK, INFINIBAND)
-    assert (link.bandwidth, link.latency) == (1e9, pytest.approx(2e-3))
-    assert predict.all_reduce(8e6, 4, link) == pytest.approx(6 * (2e-3 + 2e-3))
-    assert predict.around(1, 4, NVLINK, INFINIBAND) == NVLINK
-    assert predict.around(4, 1, NVLINK, INFINIBAND) == INFINIBAND
+def test_in_a_flat_ring_latency_passes_while_a_link_is_busy() -> None:
+    """Catches walks and loads that are added up, a mean of bandwidths, and a slow link at each
+    step."""
+    two = 2, NVLINK, INFINIBAND  # GPUs a node
+    # Small parts: round and round, 3 times over each kind of link.
+    assert predict.flat_ring(0, 4, *two) == pytest.approx(3 * (1e-3 + 3e-3))
+    # Large ones: 6 of 200 MB one after the other over the slow link, which has to begin once.
+    assert predict.flat_ring(8e8, 4, *two) == pytest.approx(6 * 0.2 + 3e-3)
+    # Between: of 2 MB, 3 times round, but the last waits for the one before it at the slow link.
+    assert predict.flat_ring(8e6, 4, *two) == pytest.approx(3 * 5e-3 + 2 * 1.5e-3 + 2e-3)
+    for nbytes in (0, 8e6):
+        whole, ring = predict.flat_ring, predict.all_reduce
+        assert whole(nbytes, 4, 4, NVLINK, INFINIBAND) == pytest.approx(ring(nbytes, 4, NVLINK))
+        assert whole(nbytes, 4, 1, NVLINK, INFINIBAND) == pytest.approx(ring(nbytes, 4, INFINIBAND))
+    assert predict.flat_ring(0, 3, *two) == pytest.approx((3 + 3 + 1 + 3) * 1e-3)  # 2 and 1
 
 
 def test_hierarchical_sends_a_part_between_nodes_and_ranks_may_share_the_adapter() -> None:
@@ -67,7 +77,7 @@ def test_hierarchical_sends_a_part_between_nodes_and_ranks_may_share_the_adapter
     assert own == pytest.approx(inside + 2 * (3e-3 + 2e-3))
     shared = predict.hierarchical(8e6, 2, 2, NVLINK, INFINIBAND, adapters=1)
     assert shared == pytest.approx(inside + 2 * (3e-3 + 4e-3))
-    flat = predict.all_reduce(8e6, 4, predict.around(2, 2, NVLINK, INFINIBAND))
+    flat = predict.flat_ring(8e6, 4, 2, NVLINK, INFINIBAND)
     assert own < shared < flat
     assert predict.hierarchical(8e6, 1, 4, NVLINK, INFINIBAND) == pytest.approx(
         predict.all_reduce(8e6, 4, NVLINK)
@@ -112,16 +122,35 @@ def test_the_best_split_keeps_sums_inside_a_node() -> None:
     assert found[8, 2].seconds == pytest.approx(
         step / 8 + sums + wires.infiniband.seconds(state), rel=1e-9
     )
-    crossing = predict.around(2, 8, wires.nvlink, wires.infiniband)
+    crossing = predict.flat_ring(state, 16, 8, wires.nvlink, wires.infiniband)
     again = 64 * 1000 * predict.kv_bytes_per_token(LLAMA) / 16 / wires.hbm_bandwidth
-    assert found[16, 1].seconds == pytest.approx(
-        step / 16 + again + 160 * predict.all_reduce(state, 16, crossing)
-    ), "each of the 8 KV heads is read by two of the 16 ranks"
+    assert found[16, 1].seconds == pytest.approx(step / 16 + again + 160 * crossing), (
+        "each of the 8 KV heads is read by two of the 16 ranks"
+    )
     assert [s.fits for s in predict.splits(LLAMA, "H100", 1)] == [False]
     with pytest.raises(ConfigError, match="gpus"):
         predict.splits(LLAMA, "H100", 0)
     with pytest.raises(ConfigError, match="tp · pp = 131 .*found none"):
         predict.splits(LLAMA, "H100", 131)  # a prime above heads and layers
+
+
+def test_a_split_fits_if_its_fullest_gpu_has_room() -> None:
+    """Catches KV heads held by several ranks that count once, and stages that hold all layers."""
+    many = predict.splits(LLAMA, "H100", 16, batch=2000, context=1000)
+    # 41 GB of KV cache on each of 16 GPUs, but of 8 KV heads tp 16 holds each twice: 82 GB.
+    assert {(s.tp, s.pp): s.fits for s in many} == {
+        (8, 2): True, (4, 4): True, (2, 8): True, (1, 16): True, (16, 1): False,
+    }  # fmt: skip
+    assert not many[-1].fits
+    # 3 stages of 80 layers: 27 in the fullest, 47.3 GB of weights, and its part of the KV cache.
+    three = replace(LLAMA, num_attention_heads=63, num_key_value_heads=7, head_dim=128)
+    room = predict.find_hardware("H100").hbm_bytes - 2 * (
+        predict.parameters(replace(three, num_hidden_layers=27, tie_word_embeddings=True))
+    )
+    tokens = room // (2 * 27 * 7 * 128 * 2)
+    for context, fits in ((tokens, True), (tokens + 1, False)):
+        pipe = [s for s in predict.splits(three, "H100", 3, context=context) if s.pp == 3]
+        assert [s.fits for s in pipe] == [fits]
 
 
 def test_micro_batches_fill_the_stages_and_read_the_weights_more_often() -> None:

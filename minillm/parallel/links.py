@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from minillm.errors import ConfigError
 from minillm.files import locked, temporary_folder
 from minillm.machine.scale import ScaleModel, sleep_until
 
@@ -71,12 +72,16 @@ class ScaledLinks(Links):
     it is a serial resource. A node has `adapters` to InfiniBand: by default one a GPU; with fewer,
     neighbours take turns at them. A message asked for at time t has the wire from max(t + latency,
     both ports are free) on, for nbytes / bandwidth: see `ScaledLink`, which does so in one process.
+    ConfigError if the GPUs of a node cannot share its adapters equally.
     """
 
     how = "emulated"
 
     def __init__(self, gpus: int, scale: ScaleModel, adapters: int | None = None) -> None:
         super().__init__(gpus)
+        equal = [n for n in range(1, gpus + 1) if gpus % n == 0]
+        if adapters not in (None, *equal):
+            raise ConfigError(f"wanted adapters of {equal}, found {adapters}; take one of these")
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._scale, self._adapters = scale, adapters or gpus
         self._count: Counter[tuple[int, int]] = Counter()  # of messages, by their two ends

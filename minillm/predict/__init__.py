@@ -17,12 +17,12 @@ from minillm.predict.links import (
     Split,
     all_gather,
     all_reduce,
-    around,
     broadcast,
     bubble,
     bus_bandwidth,
     bus_bytes,
     fit,
+    flat_ring,
     hierarchical,
     pipeline_bytes,
     reduce_scatter,
@@ -42,9 +42,9 @@ from minillm.predict.time import (
 )
 
 __all__ = [
-    "HARDWARE", "Fit", "Hardware", "Operator", "Plan", "Prediction", "Split", "Wire",
-    "all_gather", "all_reduce", "around", "broadcast", "bubble", "bus_bandwidth", "bus_bytes",
-    "critical_batch", "decode_step", "dtype_bytes", "find_hardware", "fit", "hierarchical",
+    "Fit", "HARDWARE", "Hardware", "Operator", "Plan", "Prediction", "Split", "Wire", "all_gather",
+    "all_reduce", "broadcast", "bubble", "bus_bandwidth", "bus_bytes", "critical_batch",
+    "decode_step", "dtype_bytes", "find_hardware", "fit", "flat_ring", "hierarchical",
     "kv_bytes_per_token", "load_time", "operators", "parameters", "pipeline_bytes", "plan",
     "prefill", "reduce_scatter", "restore", "splits", "tensor_bytes", "weight_bytes",
 ]  # fmt: skip

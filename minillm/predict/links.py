@@ -84,15 +84,25 @@ def broadcast(nbytes: float, ranks: int, link: Wire) -> float:
     return ceil(log2(ranks)) * link.seconds(nbytes)
 
 
-def around(nodes: int, gpus: int, nvlink: Wire, infiniband: Wire) -> Wire:
-    """The link that a flat ring over all ranks of all nodes seems to have.
+def flat_ring(nbytes: float, ranks: int, gpus: int, nvlink: Wire, infiniband: Wire) -> float:
+    """Seconds of an all-reduce that goes round all ranks, `gpus` of them in each node.
 
-    A part goes over both kinds in turn, so latency is their mean; the slower one bounds the rest.
+    A rank sends a part on when it has come and its own link is free: latency passes meanwhile. So
+    the pace is that of the slowest link's bytes, or of one part's way round, whichever is longer.
+    A part is one message here. `collectives` sends one above CHUNK in pieces, which take less.
+
+    >>> round(flat_ring(8e6, 4, 2, Wire(4e9, 1e-3), Wire(1e9, 3e-3)), 6)  # 3 × (5 + 1.5) + 0.5 ms
+    0.02
     """
-    if nodes == 1:
-        return nvlink
-    links = [infiniband] + [nvlink] * (gpus - 1)
-    return Wire(min(w.bandwidth for w in links), sum(w.latency for w in links) / gpus)
+    far = (r // gpus != (r + 1) % ranks // gpus for r in range(ranks))
+    links = [infiniband if crosses else nvlink for crosses in far]
+    ends = [0.0] * ranks  # when the last message of each rank has arrived
+    for _ in range(2 * (ranks - 1)):
+        ends = [
+            max(ends[r - 1] + link.latency, ends[r]) + nbytes / ranks / link.bandwidth
+            for r, link in enumerate(links)
+        ]
+    return max(ends)
 
 
 def hierarchical(
@@ -188,19 +198,25 @@ def splits(
         if heads or pp > config.num_hidden_layers:
             continue
         part = -(-batch // micro_batches)
-        nodes, inside = max(1, tp // gpus_a_node), min(tp, gpus_a_node)
         state = part * config.hidden_size * dtype_bytes(config.dtype)
-        link = around(nodes, inside, hardware.nvlink, hardware.infiniband)
-        sums = 2 * config.num_hidden_layers * all_reduce(state, tp, link) if tp > 1 else 0.0
+        links = hardware.nvlink, hardware.infiniband
+        sums = 2 * config.num_hidden_layers * flat_ring(state, tp, gpus_a_node, *links)
         hop = hardware.nvlink if gpus <= gpus_a_node else hardware.infiniband
         hops = (pp - 1) * hop.seconds(state) if pp > 1 else 0.0
         again = max(0, tp // kv - 1) / tp * part * context * kv_bytes_per_token(config)
         work = decode_step(config, hardware, part, context).seconds / tp
         one = work + again / hardware.hbm_bandwidth + sums + hops
         every = one * (micro_batches + pp - 1) / pp  # the last micro-batch leaves
-        fits = plan(config, hardware, batch=batch, context=context, gpus=gpus).fits
+        fits = plan(_stage(config, pp), hardware, batch=batch, context=context, gpus=tp).fits
         found.append(Split(tp, pp, one, batch / every, fits))
     if not found:
         wanted = f"wanted tp · pp = {gpus} that divides heads and has a layer a stage, found none"
         raise ConfigError(f"{wanted}; take another number of GPUs")
     return sorted(found, key=lambda split: (not split.fits, split.seconds))
+
+
+def _stage(config: ModelConfig, pp: int) -> ModelConfig:
+    """What the fullest stage holds: the most layers, and of two tables, at both ends, one."""
+    tables = config.tie_word_embeddings or pp > 1
+    layers = ceil(config.num_hidden_layers / pp)
+    return replace(config, num_hidden_layers=layers, tie_word_embeddings=tables)

@@ -43,14 +43,17 @@ print(Machine.here(hbm="64 MiB").describe())
 # Four clerks have 8 numbers each, and all want the sums. Two share an office. To the next desk: 1
 # minute, 4 numbers a minute; to the other office: 3 minutes, 1 number a minute.
 #
-# **Flat ring**: 6 steps. In each 2 numbers pass the door, 12 minutes; a part walks short and long
-# in turn, 3 · 1 + 3 · 3: 12 more. **Hierarchical**: one step inside with 4 numbers, then each
-# has half of the sums; two between the offices with 2; one inside.
+# **Flat ring**: 6 steps of 2 numbers: 1 + ½ minutes to a desk, 3 + 2 through the door. A part
+# leaves when it has come and the way is free: walks overlap. **Hierarchical**: 4 numbers inside,
+# and each has half of the sums; twice 2 between offices; once inside.
 
 # %%
-def flat_ring(n: float, inside: tuple, between: tuple, ranks: int = 4) -> float:
-    walk, steps = (inside[0] + between[0]) / 2, 2 * (ranks - 1)
-    return steps * (walk + n / ranks / min(inside[1], between[1]))
+def flat_ring(n: float, inside: tuple, between: tuple) -> float:
+    links, ends = [inside, between] * 2, [0.0] * 4  # when each clerk's last part has arrived
+    for _ in range(2 * (4 - 1)):
+        ends = [max(ends[r - 1] + walk, ends[r]) + n / 4 / rate
+                for r, (walk, rate) in enumerate(links)]  # fmt: skip
+    return max(ends)
 
 
 def two_levels(n: float, inside: tuple, between: tuple) -> float:
@@ -161,8 +164,7 @@ reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
        measured=[1e3 * s for s in summed["levels"]])  # fmt: skip
 
 # %% [markdown]
-# It adds walks and loads; in a ring some overlap. This machine's own work, which is not to scale,
-# comes on top.
+# This machine's own work, which is not to scale, comes on top.
 #
 # ## First rung, yours: two levels
 #
@@ -245,8 +247,7 @@ pcie = ScaleModel(A100, A100.hbm_bandwidth / 10_000, Trace()).wire("pcie")
 
 def draw(kind: str = "NVLink, 2 adapters") -> charts.Chart:
     inside, adapters = (pcie if "PCIe" in kind else nvlink), (2 if "2" in kind else 1)
-    around = predict.around(2, 2, inside, infiniband)
-    lines = {"flat ring": lambda kb: predict.all_reduce(1000 * kb, 4, around),
+    lines = {"flat ring": lambda kb: predict.flat_ring(1000 * kb, 4, 2, inside, infiniband),
              "hierarchical": lambda kb: predict.hierarchical(
                  1000 * kb, 2, 2, inside, infiniband, adapters)}  # fmt: skip
     sizes, named = [2 ** (n / 2) for n in range(4, 23)], ("levels", "40000")
@@ -286,7 +287,7 @@ for kind in dict.fromkeys(which for which, *_ in found):
 # ([issue 290](https://github.com/NVIDIA/nccl-tests/issues/290)).
 
 # %% tags=["nbval-ignore-output"]
-least = predict.all_reduce(1_600_000, 4, predict.around(2, 2, nvlink, infiniband))
+least = predict.flat_ring(1_600_000, 4, 2, nvlink, infiniband)
 here, predicted = (predict.bus_bandwidth("all_reduce", 1_600_000, s, 4) / infiniband.bandwidth
                    for s in (found["NVLink, 2 adapters", "flat", "1600000"], least))  # fmt: skip
 print(f"a flat ring over two nodes, of its slowest link's rate: 1.6 MB {here:.0%} here (emulated), "
@@ -374,8 +375,8 @@ def cut_over_nodes(x):
 split = {"tp 2 · pp 2": seconds(staged, x, times=2), "tp 4": seconds(cut_over_nodes, x, times=2)}
 
 # %% tags=["nbval-ignore-output"]
-state, across = 2 * 4096, predict.around(2, 2, nvlink, infiniband)
-told = {"tp 4": 8 * predict.all_reduce(state, 4, across), "tp 2 · pp 2":
+state = 2 * 4096
+told = {"tp 4": 8 * predict.flat_ring(state, 4, 2, nvlink, infiniband), "tp 2 · pp 2":
         8 * predict.all_reduce(state, 2, nvlink) + infiniband.seconds(state)}  # fmt: skip
 for way, times in slowest("split").items():
     print(f"{way:11}: {1e3 * told[way]:5.1f} ms predicted, {1e3 * median(times):5.1f} emulated")
