@@ -60,8 +60,10 @@ def _pass_round(group: Group, parts: list[Tensor], first: int, adds: list[bool])
     after, before = (group.index + 1) % group.size, (group.index - 1) % group.size
     rounds = [(add, _chunks(parts[(first - n) % group.size])) for n, add in enumerate(adds, 1)]
     # All that will come has its room from the beginning, so that nobody who sends has to wait.
-    rooms = iter(group.room([chunk for add, chunks in rounds if add for chunk in chunks]))
-    comes = [(chunk, next(rooms) if add else chunk) for add, chunks in rounds for chunk in chunks]
+    comes = [
+        (chunk, torch.empty_like(chunk) if add else chunk)
+        for add, chunks in rounds for chunk in chunks
+    ]  # fmt: skip
     coming = [group.irecv(theirs, before) for _, theirs in comes]
     sent = [group.isend(chunk, after) for chunk in _chunks(parts[first]) if adds]
     stays = len(comes) - len(rounds[-1][1]) if adds else 0  # from there on nothing goes on

@@ -13,7 +13,7 @@ scale model it is done by hand, message by message, so that each pays its link (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,7 +53,6 @@ class Group:
         self.index, self.size = self.ranks.index(dist.get_rank()), len(self.ranks)
         self.name, self.link = name, links.between(*self.ranks)
         self._trace, self._links = trace, links
-        self._room = torch.empty(0, dtype=torch.uint8)
         by_hand = links.how == "emulated"
         self._reduce, self._gather, self._scatter, self._cast = _BY_HAND if by_hand else _TORCH
         self.process_group, self._group = group, self if by_hand else group
@@ -108,17 +107,6 @@ class Group:
     def irecv(self, x: Tensor, source: int) -> Work:
         """Begin to receive into a contiguous x, which is whole when its `wait` is back."""
         return self._links.irecv(x, self.ranks[source])
-
-    def room(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """For each flat tensor one like it, to receive into. The next call gives them out again.
-
-        Kept, since memory that is new costs a page fault each 4 KiB: a tenth of a large sum.
-        """
-        nbytes = [x.nbytes for x in like]
-        if sum(nbytes) > self._room.nbytes:
-            self._room = like[0].new_empty(sum(nbytes), dtype=torch.uint8)
-        parts = self._room[: sum(nbytes)].split(nbytes)
-        return [part.view(x.dtype) for part, x in zip(parts, like, strict=True)]
 
     def barrier(self) -> None:
         """Return when every rank of the group is here."""

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from minillm.machine.host import n_cores
+from minillm.process import settle
 from minillm.trace import Trace
 
 _PATIENCE = timedelta(days=1)  # of Gloo; whoever runs the ranks has a patience of his own
@@ -113,6 +114,7 @@ def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
     }  # fmt: skip
     if sys.platform != "win32":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    settle()
     torch.set_num_threads(n_cores())
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Gloo tells that it has found the others
     os.dup2(os.open(last_words(folder, rank), os.O_WRONLY | os.O_CREAT), 2)

@@ -28,7 +28,7 @@ from minillm.machine import Machine
 from minillm.machine.host import n_cores
 from minillm.machine.interrupt import held
 from minillm.parallel.mesh import Mesh
-from minillm.process import has_ended, this_process
+from minillm.process import has_ended, settle, this_process
 
 _DAYS = timedelta(days=30)
 _LOOK_SECONDS = 2.0  # for who has failed to say so, or to be gone
@@ -47,6 +47,7 @@ def connect(config: ParallelConfig) -> None:
             f"wanted {ranks} ranks, for tp = {config.tp} and pp = {config.pp}, found {found}; "
             f"start them, by `torchrun --nproc-per-node {ranks} -m minillm …`"
         )
+    settle()
     torch.set_num_threads(n_cores())  # torchrun says 1, so that who does not care is safe
     if cuda := torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
