@@ -19,8 +19,13 @@ import torch.distributed as dist
 from minillm.errors import ConfigError, MinillmError, RankError
 from minillm.machine.host import available_dram, n_cores
 from minillm.parallel.ranks import Ranks, load_ipython_extension
+from minillm.trace import Event
 
 ROOT = Path(__file__).resolve().parent.parent
+STEP = """
+def step(n):
+    with trace.at(step=n), trace.span('turn', stage='parallel', resource='compute'): pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,48 @@ def test_what_ranks_record_is_merged_on_one_clock(ranks: Ranks) -> None:
     assert [e.rank for e in events] == [1, 0, 1, 0]
     assert [e.resource for e in events] == ["compute:1", "compute"] * 2
     assert all(a.end <= b.start for a, b in zip(events, events[1:], strict=False))
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_a_run_is_seen_while_it_goes_on(ranks: Ranks, tmp_path: Path, clears: bool) -> None:
+    """Catches events that come when all is over, or twice, or that stand on another clock."""
+    ranks.run(STEP + "trace.count('hbm', 'kv', 9)")
+    live, seen = ranks.trace(), tmp_path / "seen"
+    before = len(live.events)
+
+    def look(event: Event) -> None:
+        """They go on when the first step of both was seen here, and not before."""
+        if {(e.rank, e.step) for e in live.events[before:]} >= {(0, 1), (1, 1)}:
+            seen.touch()
+
+    undo = live.subscribe(look)
+    waits = f"while not os.path.exists({str(seen)!r}): time.sleep(0.01)"
+    first = "trace.clear(); step(1)" if clears else "step(1)"
+    ranks.run(f"import os, time\n{first}\n{waits}\nstep(2)", live=live)
+    undo()
+    came, kept = live.events[before:], ranks.trace()
+    assert sorted((e.step, e.rank) for e in came) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    later = kept.origin - live.origin
+    for rank in (0, 1):
+        told = [e for e in came if e.rank == rank]
+        steps = [e for e in kept.select(name="turn", rank=rank) if e.step][-2:]
+        assert [e._replace(start=0) for e in told] == [e._replace(start=0) for e in steps]
+        assert [e.start for e in told] == pytest.approx([e.start + later for e in steps], abs=1e-6)
+    assert clears or sorted(live.events, key=_order) == sorted(kept.events, key=_order)
+    ranks.run("step(3)")
+    assert len(live.events) == before + len(came), "nobody watches any more"
+
+
+def test_what_was_seen_of_ranks_that_failed_stays() -> None:
+    """Catches a run that is watched whose failure is told otherwise, or hides how it came to it."""
+    with Ranks(2) as ranks:
+        ranks.run(STEP)
+        live = ranks.trace()
+        with pytest.raises(RankError) as told:
+            ranks.run("step(1)\nif rank: raise ValueError('no')\ndist.barrier()", live=live)
+        assert told.value.found[1].startswith("ValueError: no")
+        assert "waiting at line 3: dist.barrier()" in told.value.found[0]
+        assert sorted(e.rank for e in live.select(step=1)) == [0, 1] and not len(ranks)
 
 
 def test_the_magic_keeps_its_ranks_from_cell_to_cell(
@@ -230,6 +277,11 @@ if __name__ == "__main__":
         assert [pid for pid in workers if not _ends(pid)] == []
     finally:
         os.kill(fork, signal.SIGKILL)
+
+
+def _order(event: Event) -> tuple[float, str]:
+    """Ranks' own events, told in turns, and those of a merged trace in one order."""
+    return event.end, event.resource + event.name
 
 
 def _ends(pid: int, seconds: float = 30.0) -> bool:

@@ -134,7 +134,8 @@ def watch(trace: Trace, *views: str) -> Iterator[RunView]:
     finally:
         feed.stop()
         view.spent = feed.spent
-        view.finish(Trace.of(feed.events, trace.meta, (trace.origin, trace.wall)))
+        events = sorted(feed.events, key=lambda e: round(e.end, 9))  # those of ranks came in turns
+        view.finish(Trace.of(events, trace.meta, (trace.origin, trace.wall)))
         if handle is not None:
             handle.update(view)
 

@@ -105,8 +105,7 @@ class ScaledLinks(Links):
 
     def irecv(self, out: Tensor, source: int) -> Work:
         """Begin to receive. Its `wait` is back when the slowed link has brought it."""
-        slot = self._slot(source, self._rank)
-        return Slowed(super().irecv(out, source), self._times, slot)
+        return Slowed(super().irecv(out, source), self._times, self._slot(source, self._rank))
 
     def _slot(self, source: int, to: int) -> int:
         """Where the arrival of the next message stands: those of a pair come in their order."""

@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ _GRACE_SECONDS = 1.0  # for the others to come to their end, when one has failed
 _TELL_SECONDS = 0.5  # for a rank to say where it is
 _WORDS = 2000  # characters of what it wrote as it crashed
 _END_SECONDS = 2.0
+_MUTE = Answer(False, "says nothing, at work outside of Python", ready=False)
 _NO_MAIN = 'before it began: make Ranks under `if __name__ == "__main__":`, for it reads that file'
 
 
@@ -79,58 +79,60 @@ class Ranks(AbstractContextManager):
         return len(self._pipes)
 
     def run(
-        self, do: Callable[..., Any] | str, *arguments: Any, timeout: float = 60.0
-    ) -> list[Any]:
+        self, do: Callable[..., Any] | str, *arguments: Any, timeout: float = 60.0,
+        live: Trace | None = None,
+    ) -> list[Any]:  # fmt: skip
         """What `do(*arguments)` returned in each rank, in order of rank; so is what they print.
 
         do: a function of a module, for a new process cannot see one of a notebook. Or the text of
         a cell: it knows `rank`, `world`, `torch`, `dist`, `trace` and what earlier cells made, and
         returns None. RankError if a rank fails, or is not done after `timeout` seconds; then all
         are ended, for others may wait for it. If all made the same mistake, they go on.
+
+        live: what `trace` gave before, for `watch`: what they record is added as they go on.
         """
         if isinstance(do, str):
             compile(do, "<cell>", "exec")  # a SyntaxError is raised here, and they go on
         if not self._pipes:
             do = "run the %%ranks cells above once more, or make new Ranks"
             raise MinillmError(f"wanted ranks that run, found them closed; {do}")
-        _post(self._pipes, ForkingPickler.dumps((do, arguments)))
-        return self._tell(self._gather(timeout))
+        _post(self._pipes, ForkingPickler.dumps((do, arguments, live is not None)))
+        return self._tell(self._gather(timeout, live))
 
     def get(self, name: str) -> list[Any]:
         """This variable of each rank, None where it has none: a tensor, a number, a text, or a list
         or dict of them. A rank's own classes are not ours."""
-        raw = map(io.BytesIO, self.run(saved, name))
-        return [torch.load(value, weights_only=True) for value in raw]
+        return [torch.load(io.BytesIO(raw), weights_only=True) for raw in self.run(saved, name)]
 
     def trace(self) -> Trace:
         """What the ranks recorded in their `trace`, merged: on one clock, each with its rank."""
         return Trace.merge([Trace.of(*recorded) for recorded in self.run(recorded)])
 
-    def _gather(self, timeout: float) -> list[Answer]:
+    def _gather(self, timeout: float, live: Trace | None = None) -> list[Answer]:
         """The answer of each rank, in order; of one that has none, where it is."""
         answers: dict[int, Answer] = {}
         try:
-            if silent := self._hear(answers, timeout):
+            if silent := self._hear(answers, timeout, live):
                 _post(silent, WHERE)
-                self._hear(answers, _TELL_SECONDS)
+                self._hear(answers, _TELL_SECONDS, live)
         except BaseException:  # an interrupt
             self.close(now=True)
             raise
-        mute = Answer(False, "says nothing, at work outside of Python", ready=False)
-        return [answers.get(rank, mute) for rank in range(len(self._pipes))]
+        return [answers.get(rank, _MUTE) for rank in range(len(self._pipes))]
 
-    def _hear(self, answers: dict[int, Answer], seconds: float) -> list[Connection]:
+    def _hear(self, got: dict[int, Answer], seconds: float, live: Trace | None) -> list[Connection]:
         """Take what comes for so long, or until soon after a bad answer; the pipes still silent."""
-        end = time.monotonic() + seconds
-        while silent := [pipe for n, pipe in enumerate(self._pipes) if n not in answers]:
+        end, ready = time.monotonic() + seconds, self._pipes
+        while (silent := [pipe for n, pipe in enumerate(self._pipes) if n not in got]) and ready:
             ready = wait(silent, max(0.0, end - time.monotonic()))
             for rank in map(self._pipes.index, ready):
-                words = last_words(self._folder.name, rank)
-                answers[rank] = _answer(self._pipes[rank], self._processes[rank], words)
-                if not answers[rank].good:
+                answer = _answer(self._pipes[rank], self._processes[rank], self._folder.name, rank)
+                for event, origin in answer.new if live else ():
+                    live.add(event, rank, origin)
+                if answer.good is not None:
+                    got[rank] = answer
+                if answer.good is False:
                     end = min(end, time.monotonic() + _GRACE_SECONDS)
-            if not ready:
-                break
         return silent
 
     def _tell(self, answers: list[Answer]) -> list[Any]:
@@ -154,10 +156,8 @@ class Ranks(AbstractContextManager):
         if self._owner != os.getpid():
             return  # a fork of the process whose they are
         for process in self._processes:
-            if not now:
-                process.join(_END_SECONDS)
-            if process.is_alive():
-                process.kill()
+            process.join(0 if now else _END_SECONDS)
+            process.kill()  # if it has not ended
             process.join()
         self._processes.clear()
         self._folder.cleanup()
@@ -169,11 +169,12 @@ def _post(pipes: Iterable[Connection], data: bytes) -> None:
             pipe.send_bytes(data)
 
 
-def _answer(pipe: Connection, process: BaseProcess, words: Path) -> Answer:
+def _answer(pipe: Connection, process: BaseProcess, folder: str, rank: int) -> Answer:
     try:
         return pipe.recv()
     except (EOFError, OSError):
         process.join(_TELL_SECONDS)
+        words = last_words(folder, rank)
         said = words.read_text(errors="replace")[:_WORDS] if words.exists() else _NO_MAIN
         what = f"its process ended, with exit code {process.exitcode} {said}"
         return Answer(False, what.strip(), ready=False)

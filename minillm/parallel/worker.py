@@ -1,8 +1,9 @@
 """The life of a rank: it does what comes through its pipe, until that is closed.
 
 Two threads share the work: the main one runs what is asked, the other one listens. So a rank that
-waits for another, deep inside of Gloo, can still tell at which line, and can still end. (Signals
-would do the same on Linux and macOS, but not on Windows, and not while C code is at work.)
+waits for another, deep inside of Gloo, can still tell at which line, and can still end; and one
+that is watched tells what it records. (Signals would do the same on Linux and macOS, but not on
+Windows, and not while C code is at work.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import sysconfig
 import threading
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -32,10 +34,11 @@ import torch.distributed as dist
 
 from minillm.machine.host import n_cores
 from minillm.process import settle
-from minillm.trace import Trace
+from minillm.trace import Event, Trace
 
 _PATIENCE = timedelta(days=1)  # of Gloo; whoever runs the ranks has a patience of his own
-_LOOK_SECONDS = 0.5  # a rank looks so often whether the process that began it is there
+_LOOK_SECONDS = 0.2  # a rank looks so often whether who began it is there, and tells what is new
+_LEAVE_SECONDS = 0.5  # for one that is not at work to tidy up
 WHERE, _END = b"where", b""  # instead of a function and its arguments
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _FOREIGN = (__file__, "<frozen", "<string>", *map(sysconfig.get_path, _PATHS))
@@ -43,12 +46,13 @@ _names: dict[str, Any] = {"__name__": "__main__"}  # what the cells of this rank
 
 
 class Answer(NamedTuple):
-    """What a rank says at the end of its work, or when it is asked where it is."""
+    """What a rank says at the end of its work, when it is asked where it is, or to who watches."""
 
-    good: bool
-    value: Any  # what was returned, or else what went wrong
+    good: bool | None  # None: it is at work, all is well
+    value: Any = None  # what was returned, or else what went wrong
     said: str = ""  # what was printed
     ready: bool = True  # for more
+    new: Sequence[tuple[Event, float]] = ()  # what it recorded since, and the origin of its trace
 
 
 class _Worker:
@@ -58,6 +62,7 @@ class _Worker:
         self.pipe, self.sending = pipe, threading.Lock()
         self.jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.said, self.cells = io.StringIO(), 0
+        self.new: queue.SimpleQueue[tuple[Event, float]] = queue.SimpleQueue()  # if it is watched
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
@@ -65,32 +70,41 @@ class _Worker:
         parent = os.getppid()
         with suppress(EOFError, OSError):
             while os.getppid() == parent:
-                if self.pipe.poll(_LOOK_SECONDS):
-                    job = self.pipe.recv_bytes()
-                    if job == WHERE:
-                        self.send(Answer(False, _where(), self.said.getvalue(), ready=False))
-                    else:
-                        self.jobs.put(job)
+                if not self.pipe.poll(_LOOK_SECONDS):
+                    self.send(Answer(None))
+                elif (job := self.pipe.recv_bytes()) == WHERE:
+                    self.send(Answer(False, _where(), self.said.getvalue(), ready=False))
+                else:
+                    self.jobs.put(job)
         self.jobs.put(_END)
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_LEAVE_SECONDS)
         os._exit(1)  # it is still at work
 
     def send(self, answer: Answer) -> None:
+        """With what is new; that all is well is told only then."""
         with self.sending, suppress(OSError):  # then nobody is there any more
-            self.pipe.send_bytes(ForkingPickler.dumps(answer))
+            new = [self.new.get() for _ in range(self.new.qsize())]
+            if new or answer.good is not None:
+                self.pipe.send_bytes(ForkingPickler.dumps(answer._replace(new=new)))
 
     def work(self) -> None:
         while (job := self.jobs.get()) != _END:
             self.said = said = io.StringIO()
             try:
-                with redirect_stdout(said), redirect_stderr(said):
-                    do, arguments = ForkingPickler.loads(job)
+                with redirect_stdout(said), redirect_stderr(said), ExitStack() as stack:
+                    do, arguments, watched = ForkingPickler.loads(job)
+                    if watched:
+                        stack.callback(self.watch(_names["trace"]))
                     value = self.run(do) if isinstance(do, str) else do(*arguments)
                 self.send(Answer(True, value, said.getvalue()))
             except BaseException as error:  # `exit()` too, and a value that cannot be sent
                 lines = _lines(traceback.extract_tb(error.__traceback__))
                 what = f"{type(error).__name__}: {error}{lines and ' at '}{lines}"
                 self.send(Answer(False, what, said.getvalue()))
+
+    def watch(self, trace: Trace) -> Callable[[], object]:
+        """What is recorded from now on is told; returns the undo."""
+        return trace.subscribe(lambda event: self.new.put((event, trace.origin)))
 
     def run(self, cell: str) -> None:
         self.cells += 1
@@ -121,9 +135,7 @@ def serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
     faulthandler.enable()  # of a crash too we are told where
     store = dist.FileStore(str(Path(folder) / "meet"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
-    _names.update(
-        __name__="__main__", rank=rank, world=count, torch=torch, dist=dist, trace=Trace()
-    )
+    _names.update(rank=rank, world=count, torch=torch, dist=dist, trace=Trace())
     worker.send(Answer(True, None))
     worker.work()
     dist.destroy_process_group()

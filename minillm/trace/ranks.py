@@ -20,7 +20,7 @@ def merged(traces: Mapping[int, Trace]) -> tuple[list[Event], dict[str, Any], tu
     begins = _begins(traces)
     zero = min(begins, key=lambda rank: begins[rank])
     events = [
-        _of_rank(event, rank, begins[rank] - begins[zero])
+        of_rank(event, rank, begins[rank] - begins[zero])
         for rank, trace in traces.items() for event in trace.events
     ]  # fmt: skip
     # As they ended. Those of one trace that end together, to a rounding, keep their order.
@@ -39,7 +39,8 @@ def _begins(traces: Mapping[int, Trace]) -> dict[int, float]:
     return {rank: trace.origin if shared else trace.wall for rank, trace in traces.items()}
 
 
-def _of_rank(event: Event, rank: int, later: float) -> Event:
+def of_rank(event: Event, rank: int, later: float) -> Event:
+    """The event as it stands in a merged trace, which began so many seconds before its own."""
     is_counter = event.kind == "counter"
     return event._replace(
         start=event.start + later, rank=rank, resource=named(event.resource, rank),

@@ -101,6 +101,11 @@ class Trace(Recording):
             ]  # fmt: skip
             self._read = len(anew)
 
+    def add(self, event: Event, rank: int, origin: float) -> None:
+        """Record what a rank of this host recorded, as `merge` would; its trace began at origin."""
+        self._rows.append(event := ranks.of_rank(event, rank, origin - self.origin))
+        self._tell(event)
+
     def save(self, path: str | Path) -> None:
         """Write a Chrome trace-event file. Raises MinillmError, also if JSON cannot hold meta."""
         perfetto.write(path, self.events, self.meta, (self.origin, self.wall))

@@ -150,14 +150,14 @@ import minillm
 
 asked = "Mia put the red key in the box. Where is the red key?"
 
-def answer():
+def answer(count=24):
     trace.clear()
     machine = minillm.Machine.here(hbm="64 MiB", device="cpu", trace=trace)
     split = minillm.ParallelConfig(tp=world)
     engine = minillm.Engine.load("data/town", machine, parallel=split)
     if rank > 0:
         return engine.follow()
-    greedy = minillm.SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    greedy = minillm.SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
     done = engine.generate([asked], greedy)[0]
     engine.close()
     return done
@@ -169,17 +169,24 @@ text, tpot = (done.text, done.tpot) if rank == 0 else (None, None)
 print(repr(text) if rank == 0 else "followed")
 
 # %% [markdown]
-# The same text? And what both recorded, merged on one clock: two GPUs, NVLink between them (here
-# two processes, and the loopback network). Press play, or choose a word:
+# The same text? And what both recorded, merged on one clock, to count in:
 
-# %% tags=["nbval-ignore-output"]
+# %%
 assert ranks.get("text")[0] == whole.text
 merged = ranks.trace()
-charts.replay(merged)
 
 # %% [markdown]
-# Counted and predicted. The sums are 2 a layer and one for the embedding; `bus_bytes` is lesson
-# 40's 2 (N − 1) ÷ N.
+# A longer text, to watch: two GPUs, NVLink between them (here two processes, and the loopback
+# network). What they record comes here as they go on. Afterwards press play, or choose a word:
+
+# %% tags=["nbval-ignore-output"]
+live = ranks.trace()
+with charts.watch(live, "machine", "timeline"):
+    ranks.run("answer(160)", timeout=240, live=live)
+
+# %% [markdown]
+# Counted in the first answer, and predicted. The sums are 2 a layer and one for the embedding;
+# `bus_bytes` is lesson 40's 2 (N − 1) ÷ N.
 
 # %% tags=["nbval-ignore-output"]
 state = 4 * config.hidden_size

@@ -50,7 +50,7 @@ def test_an_answer_of_two_ranks_and_both_of_their_gpus_are_seen(browser, server,
     """Catches ranks whose words never reach the page, and a diagram of rank 0 alone."""
     lab = Lab(browser.new_context(viewport=VIEWPORT).new_page(), server)
     lab.open("41_parallel_tensor")
-    asks, watches = lab.find("done = answer()")[0], lab.find("charts.replay(merged)")[0]
+    asks, watches = lab.find("done = answer()")[0], lab.find("charts.watch(live")[0]
     made = ("%load_ext", "def alone(", "whole, tokens = alone()", "def answer(")
     for index in (*(lab.find(text)[0] for text in made), asks, watches):
         lab.run(index)
