@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from minillm.charts import facts
 from minillm.charts.machine_diagram import Diagram, State
@@ -15,6 +18,7 @@ from minillm.charts.machine_frames import differs, moments
 from minillm.charts.machine_places import plan
 from minillm.charts.machine_scene import Scene
 from minillm.charts.machine_svg import WIDE, heading, png, svg
+from minillm.charts.show import pack
 from minillm.errors import MinillmError
 from minillm.files import save
 from minillm.trace import Event, Trace
@@ -50,7 +54,8 @@ class Picture:
         save(path, self.svg if path.suffix == ".svg" else self.png(), "a chart")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        data = {"image/svg+xml": self.svg, "image/png": self.png(), "text/plain": self.finding}
+        small = pack(Image.open(BytesIO(self.png())).convert("RGB"))
+        data = {"image/svg+xml": self.svg, "image/png": small, "text/plain": self.finding}
         return data, dict.fromkeys(("image/svg+xml", "image/png"), self.about)
 
     def __repr__(self) -> str:

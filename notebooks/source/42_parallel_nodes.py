@@ -9,6 +9,7 @@
 # the code behind it: [`parallel/mesh.py`](../minillm/parallel/mesh.py),
 # [`parallel/links.py`](../minillm/parallel/links.py),
 # [`parallel/collectives.py`](../minillm/parallel/collectives.py),
+# [`parallel/pipeline.py`](../minillm/parallel/pipeline.py),
 # [`predict/links.py`](../minillm/predict/links.py).*
 
 # %% tags=["nbval-ignore-output"]
@@ -408,7 +409,7 @@ for micro in (1, 2, 4, 16):
 # One request is one micro-batch: it passes stage after stage, 800 ms, as it would on one GPU that
 # holds all layers. A pipeline makes room, not speed. With more in flight the **bubble** shrinks:
 # with M micro-batches S equal stages wait (S − 1) ÷ (M + S − 1) of the time. Now on four ranks,
-# each a stage, over the emulated links:
+# each a stage whose compute is a pause, over the emulated links:
 
 # %%
 # %%ranks 4
@@ -433,29 +434,137 @@ for micro in (1, 2, 4, 8):
     stages[micro] = seconds(batch, micro, times=2)
 
 # %% [markdown]
-# Your guess, and the same as a share of idle time:
+# Your guess:
 
 # %% tags=["nbval-ignore-output"]
 whole = {micro: median(times) for micro, times in slowest("stages").items()}
 reveal(piped, predicted=pipeline([50] * 4, 4)[0], how="emulated",
        measured=[1e3 * s for s in slowest("stages")[4]])  # fmt: skip
 
-# %% tags=["nbval-ignore-output"]
-def idle(micro: int = 1) -> charts.Chart:
-    return charts.curve(
-        f"{micro} in flight: stages wait {100 * predict.bubble(4, micro):.0f} % of the time",
-        {"": lambda m: 100 * predict.bubble(4, m)}, range(1, 33), at=micro, log="x",
-        x="micro-batches", y="bubble", unit="%", note="predicted; points: emulated, with the links",
-        points=[(m, 100 * (1 - 0.2 / took), "") for m, took in whole.items()])  # fmt: skip
+# %% [markdown]
+# ## The real pipeline
+#
+# Pauses keep the arithmetic clean on any number of cores; real stages need a core each, so we take
+# two, on ranks 0 and 2, and links as they are. This loop runs there in place of
+# `Llama.forward`; `_plain` is the model's own, over the layers that a stage has:
 
+# %%
+from minillm.parallel.pipeline import Pipeline
 
-knob(idle, micro=[1, 2, 4, 8, 16, 32])
+town = ModelConfig.from_pretrained(locate("data/town"))
+forward = inspect.getsource(Pipeline.forward)
+print(forward[forward.index("        for here") : forward.index("        rows")].rstrip())
 
 # %% [markdown]
-# What the line leaves out: a hop between stages takes time as well, and the shorter the
-# micro-batches are the larger is its part. On a GPU there is one more price: each micro-batch reads
-# the stage's weights again.
+# The town model in two halves. Each rank has the whole one as well, to compare:
+
+# %%
+# %%ranks 4 --timeout 120
+from minillm import Machine, ModelConfig
+from minillm.files import locate
+from minillm.kv import PagedKV
+from minillm.load import Checkpoint, load
+from minillm.model.llama import Llama
+from minillm.parallel.pipeline import Pipeline, stages as cut_layers
+
+def have(layers):
+    town, machine = locate("data/town"), Machine.here(hbm="64 MiB", device="cpu")
+    config = ModelConfig.from_pretrained(town)
+    model = Llama(config, layers=layers).eval()
+    own = Checkpoint.open(town).only(dict(model.named_parameters()))
+    load(model, own, machine, torch.float32)
+    model.prepare(1024)
+    kv = PagedKV(replace(config, num_hidden_layers=len(layers)), machine, torch.float32)
+    kv.first = layers.start
+    return model, kv
+
+grid = Mesh(trace, tp=2, pp=2)  # along pp: ranks 0 and 2, 1 and 3
+whole, mine = have(range(6)), have(cut_layers(6, 2)[grid.pp.index])
+passes = Pipeline(mine[0], grid.pp)
+
+# %% [markdown]
+# A prompt is read in one pass, which the pipeline cuts; then three tokens are written, a pass each.
+# Both stages call the same:
+
+# %%
+# %%ranks 4
+from minillm.kv.plan import Step
+
+def run_layers(*x):
+    with trace.span("stage", stage="model", resource="compute"):
+        return Llama.run_layers(mine[0], *x)
+
+def answer(model, kv, prompt, request=0):
+    kv.make_room([len(prompt) + 4])
+    kv.find(0, prompt)
+    ids, logits = prompt, []
+    for token in range(4):
+        start, n = kv.length[0], len(ids)
+        assert kv.reserve(0, start + n)
+        plan = kv.plan(Step((0,), (start,), (n,), (1,)))
+        with torch.inference_mode(), trace.at(request=request, token=token):
+            logits.append(model(torch.tensor(ids), plan.place, plan, torch.tensor([n - 1])))
+        kv.commit(0, range(start + n))
+        ids = [int(logits[-1].argmax())]
+    kv.release(0)
+    return torch.cat(logits)
+
+# %% [markdown]
+# One, two and four micro-batches, after a first run to warm up. Between two stages there is one
+# message a micro-batch, and at the end one brings the logits back. The bubble of two stages:
+# 1 ÷ (M + 1).
+
+# %% tags=["nbval-ignore-output"]
+# %%ranks 4 --timeout 120
+from minillm.tokens.tokenizer import Tokenizer
+
+text = "Mia put the red key under the old bench. " * 100
+prompt = Tokenizer.from_pretrained(locate("data/town")).encode(text)[:768]
+if grid.tp.index == 0:
+    mine[0].run_layers = run_layers
+    truth, _ = answer(*whole, prompt), answer(*mine, prompt)
+    trace.clear()
+    for micro in (1, 2, 4):
+        passes.micro = micro
+        logits = answer(*mine, prompt, request=micro)
+        off = float((logits - truth).abs().max() / truth.abs().max())
+        assert off < 1e-5, "not the logits of one rank"
+    print("whatever M: the logits of one rank")
+
+# %% tags=["nbval-ignore-output"]
+real, state = ranks.trace(), predict.pipeline_bytes(town, 2, "float32")
+for micro in (1, 2, 4):
+    work, sent = (real.select(name=n, request=micro, token=0) for n in ("stage", "send"))
+    assert len(sent) == micro + 1
+    assert sum(e.nbytes for e in sent) == 768 * state + 4 * town.vocab_size
+    took = max(e.end for e in work) - min(e.start for e in work)
+    idle = 1 - sum(e.seconds for e in work) / (2 * took)
+    print(f"M = {micro}: {len(sent)} messages, as predicted; prefill {1e3 * took:.0f} ms, "
+          f"idle {idle:.0%} (measured), {predict.bubble(2, micro):.0%} (predicted)")
+first, second = real.select(name="stage", request=4, token=2)
+both = 1e3 * max(0, first.end - second.start)
+print(f"a later token: {1e3 * first.seconds:.1f} ms in the first stage, {1e3 * second.seconds:.1f} "
+      f"in the second; {both:.1f} ms of them at one time (measured)")
+
+# %% [markdown]
+# Stage by stage, a row each. On the left the prompt, then three tokens; on the right one of them:
+
+# %% tags=["nbval-ignore-output"]
+def at_work(micro: int = 4) -> charts.Chart:
+    return charts.timeline(Trace.of(real.select(name="stage", request=micro), real.meta))
+
+
+knob(at_work, micro=[1, 2, 4])
+
+# %% [markdown]
+# Of one request's decode nothing can be cut: a pass has one token, and the next one is not known
+# before this one has left the last stage. So it passes both halves in turn, whatever M is.
 #
+# What the bubble leaves out: a hop takes time as well; stages, and micro-batches, are not quite
+# equal (later tokens look back at more); and ranks share this machine with all else. On a GPU there
+# is one more price: each micro-batch reads the stage's weights again.
+
+# %% [markdown]
 # ## Hand over the KV cache
 #
 # Prefill keeps a GPU's arithmetic busy, decode its memory. Some servers give them to different
