@@ -57,7 +57,7 @@ class Chooser:
     ) -> list[Chosen | MinillmError]:
         """One call for the batch; the trace gives each request an equal share of its time."""
         began = self._trace.now()
-        known = zip(*(t.tolist() for t in tops), strict=True) if tops else ()
+        known = zip(*tops, strict=True) if tops else ()
         found: dict[int, Chosen | MinillmError] = {
             n: Chosen(token_id, most - total, {})
             for n, (request, (token_id, most, total)) in enumerate(zip(asked, known, strict=False))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from os import PathLike
 
-import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig, ParallelConfig, SamplingParams
@@ -129,7 +128,7 @@ class Engine:
 
     def step(self) -> None:
         """One forward pass, and one more token for each request whose text was read to its end."""
-        with self._lock, torch.no_grad():
+        with self._lock:
             with held():  # an interrupt comes when no request is half taken in
                 step, requests = self.scheduler.schedule()
             if not requests:

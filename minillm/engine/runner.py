@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from minillm.machine import Machine
 from minillm.model.kernels import Kernels, Tops
 from minillm.model.llama import Block, Llama
 from minillm.tokens.batch import Staging
-from minillm.trace import Record, Trace
+from minillm.trace import Stamp, Trace
 
 # Tokens. Without a card it is a core that moves what comes. Where compute had them all, it came
 # late now and then, and a pass of so few took as long as with one core less.
@@ -49,8 +50,8 @@ class Runner:
             stack.callback(machine.free, self._logits)
             self._stack = stack.pop_all()  # nothing failed: keep it all until we are closed
         blocks = model.blocks if machine.emulated else ()  # on a card a span would time launches
-        halves = ("attention", "ffn")
-        self._halves = [_watch(block, half, machine.trace) for block in blocks for half in halves]
+        halves = [(block, half) for block in blocks for half in ("attention", "ffn")]
+        self._halves = [_watch(*half, machine.trace) for half in halves]
 
     def close(self) -> None:
         """Give the memory back."""
@@ -91,10 +92,9 @@ class Runner:
             self._machine.sync()  # a card returns at once: wait, so that the time is true
             if kernels is not None:
                 self.tops = kernels.tops
-                # Halves that ran in one call: the kernels stamped when each began.
-                began = [stamp - trace.origin for stamp in kernels.stamps or ()]
-                for record, start, end in zip(self._halves, began, began[1:], strict=False):
-                    record(start, end - start)
+                if kernels.stamps and self._halves:  # they ran in one call
+                    at = kernels.stamps, trace.origin, trace.at.stamp
+                    trace.record_later(partial(_spans, self._halves, *at))
             span.nbytes = self._read_bytes + plan.store.nbytes_read(plan)
         return logits
 
@@ -110,8 +110,17 @@ class Runner:
         return self._machine.copy(logits, out, label="logits", stage="decode", source="hbm")
 
 
-def _watch(block: Block, name: str, trace: Trace) -> Record:
-    """Put a span round a half of a layer."""
+def _spans(halves: list[tuple], began: list[float], origin: float, stamp: Stamp) -> list[tuple]:
+    """Events of halves, by their names and details; when each began, and the last ended."""
+    more = 0, "", "", "", *stamp, None, "", "measured", "measured"
+    return [
+        ("span", name, "model", "compute", start - origin, end - start, *more, detail)
+        for (name, detail), start, end in zip(halves, began, began[1:], strict=False)
+    ]
+
+
+def _watch(block: Block, name: str, trace: Trace) -> tuple[str, str]:
+    """Put a span round a half of a layer; its name, and its detail."""
     half, detail = getattr(block, f"{name}_half"), f"layer {block.layer}"
     record = trace.recorder("span", name, stage="model", resource="compute", detail=detail)
 
@@ -123,4 +132,4 @@ def _watch(block: Block, name: str, trace: Trace) -> Record:
 
     run.watches = half  # says to kernels: this only looks on
     setattr(block, f"{name}_half", run)
-    return record
+    return name, detail

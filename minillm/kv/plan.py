@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from operator import le
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -82,17 +81,6 @@ class Plan:
         if self.device.type == "cpu":
             return array
         return array.pin_memory().to(self.device, non_blocking=True)
-
-    def token_tables(self) -> Tensor:
-        """int32 (ΣT, width): for each token the pages of its sequence, for a kernel."""
-        if "token tables" not in self.cached:
-            rooms = (len(table) * self.page_size for table in self.tables)
-            assert all(map(le, self.stops, rooms)), "not reserved"
-            width = max(map(len, self.tables))
-            rows = [table + [0] * (width - len(table)) for table in self.tables]
-            array = np.repeat(np.array(rows, np.int32), self.step.counts, axis=0)
-            self.cached["token tables"] = self.ints(array)
-        return self.cached["token tables"]
 
     def written(self) -> tuple[Tensor, Tensor]:
         """Where each token's key and value go: its page and its slot in it, both (ΣT,)."""

@@ -7,10 +7,13 @@ Ctrl-C back until a chunk is done. A second press comes at once, wherever the th
 
 from __future__ import annotations
 
+import _signal  # `signal`'s own functions try to make an enum of each handler: 8 µs
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_INTERRUPT = int(signal.SIGINT)
 
 
 class _Held:
@@ -31,17 +34,17 @@ def held() -> Iterator[None]:
     ...         stack.callback(machine.free, machine.empty((9,), torch.int8, "hbm", "weights"))
     ...     kept = stack.pop_all()
     """
-    usual = signal.getsignal(signal.SIGINT)
+    usual = _signal.getsignal(_INTERRUPT)
     main = threading.current_thread() is threading.main_thread()
     if not main or usual is _press or not callable(usual):
         yield
         return
     _Held.usual, _Held.pressed = usual, False
-    signal.signal(signal.SIGINT, _press)
+    _signal.signal(_INTERRUPT, _press)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        _signal.signal(_INTERRUPT, usual)
         if _Held.pressed:
             breathe()
 

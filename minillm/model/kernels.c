@@ -268,17 +268,17 @@ void ffn(const Layer *l, const Step *s, const float *x, float *out) {
 }
 
 // Layers between which nothing has to happen outside: no sum over ranks, no pages to fetch. x is added to in place;
-// stamps: when each half began, and the end (2 n + 1), in seconds since the call, so that a trace still sees the halves.
+// stamps (2 n + 1): the first says what time it is, in seconds; when each half began, and the end, so that a trace sees them.
 void layers(const Layer *l, long n, const Step *s, float *x, float *part, double *stamps) {
-  double began = now();
+  double zero = now() - *stamps;
   for (long i = 0, D = l->q.k; i < 2 * n; i++) {
     const Layer *at = l + i / 2; const T *bias = i % 2 ? at->down_bias : at->o_bias;
-    *stamps++ = now() - began;
+    *stamps++ = now() - zero;
     (i % 2 ? ffn : attention)(at, s, x, part);
     for (long m = 0; m < s->M; m++)
       for (long d = 0; d < D; d++) x[m * D + d] += part[m * D + d] + (bias ? get(bias[d]) : 0);
   }
-  *stamps = now() - began;
+  *stamps = now() - zero;
 }
 
 // Logits (M, n rounded up), and of each row the first of its largest, that one's value, and log Σ e^logit: not finite if one is not.

@@ -12,9 +12,10 @@ Shapes: ΣT packed tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import Array, addressof, c_double, c_long, c_void_p
-from operator import itemgetter
+from collections.abc import Callable, Sequence
+from ctypes import Array, addressof, c_double, c_float, c_int, c_long, c_void_p
+from itertools import chain, repeat
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -32,6 +33,8 @@ from minillm.process import settle
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = {torch.bfloat16: (), torch.float32: ("-DF32",)}
+_HALVES = attrgetter("attention_half", "ffn_half")
+_HOOKS = attrgetter("_forward_pre_hooks", "_forward_hooks")
 LAYER, PART, UNIT = 35, 256, 4  # of kernels.c; a `Layer` is so many fields of 8 bytes
 TAKES = {"attention": 4, "ffn": 4, "layers": 6, "head": 8, "embed": 5}  # arguments, of 8 bytes each
 
@@ -42,9 +45,9 @@ class Tops(NamedTuple):
     log_sum is finite if and only if all logits are numbers and not all of them infinitely small.
     """
 
-    ids: Tensor  # int64
-    values: Tensor  # float32
-    log_sum: Tensor
+    ids: Sequence[int]
+    values: Sequence[float]
+    log_sum: Sequence[float]
 
 
 def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None, str]:
@@ -106,17 +109,20 @@ class Kernels:
         # The array of `Layer`; what holds a layer's weights, under "weight"; where those were.
         self._array = (c_long * (LAYER * len(self._blocks)))()
         modules = ([*block.modules()] for block in self._blocks)
-        self._holders = [[m._parameters for m in part if m._parameters] for part in modules]
-        self._lie: list[list[int]] = [[] for _ in self._blocks]
+        self._holders = [m._parameters for part in modules for m in part if m._parameters]
+        self._lie: list[int] = [0] * len(self._holders)
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
-        self._last: tuple[Attend | None, Pass | None] = (None, None)
+        self._last: tuple[Attend | None, int] = (None, 0)
+        self.scratch, self._seen = torch.empty(0), ([], False)
 
     def put_on(self, most: int) -> None:
         """Take the place of the model's parts, for passes of at most so many tokens."""
         model, self.most = self.model, most
-        self._out = model.head if model.last else None  # looked up once
-        halves = [(i, half) for i in range(len(self._blocks)) for half in ("attention", "ffn")]
-        self._halves = [self._half(*half) for half in halves]
+        # Looked up once.
+        self._table = model.model.embed_tokens if model.first else None
+        self._out, self._norm = (model.head, model.model.norm) if model.last else (None, None)
+        each = range(len(self._blocks))
+        self._halves = [(self._half(i, "attention"), self._half(i, "ffn")) for i in each]
         model.embed, model.run_layers, model.output = self.embed, self.run_layers, self.output
 
     def _half(self, i: int, name: str) -> Callable:
@@ -126,57 +132,60 @@ class Kernels:
 
         def half(x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
             step = self._pass(attend)
-            if step is None:
+            if not step:
                 return plain(x, turns, attend)
             pages = attend.store.enter(block.layer, attend) if looks else None
-            run(self._layer(i, pages), step.at, x.data_ptr(), step.out.data_ptr())
+            out = self.scratch[: x.numel()].view(x.shape)
+            run(self._layers(i, [pages]), step, x.data_ptr(), out.data_ptr())
             if looks:
                 attend.store.leave(block.layer, attend)
-            return step.out
+            return out
 
         setattr(block, place, half)
         return half
 
-    def _layer(self, i: int, pages: Tensor | None) -> int:
-        """The address of layer i, and of those after it; filled anew if a weight has moved."""
-        begin, lie = LAYER * i, [*map(Tensor.data_ptr, map(itemgetter("weight"), self._holders[i]))]
-        if lie != self._lie[i]:
-            self._array[begin : begin + LAYER - 1] = _fields(self._blocks[i])
-            self._lie[i] = lie
-        if pages is not None:
-            self._array[begin + LAYER - 1] = pages.data_ptr()
-        return addressof(self._array) + 8 * begin
+    def _layers(self, i: int, pages: Sequence[Tensor | None]) -> int:
+        """The address of layers from i on, with their pages; filled anew if a weight has moved."""
+        each, stop = len(self._holders) // len(self._blocks), i + len(pages)
+        these = slice(i * each, stop * each)
+        lie = [*map(Tensor.data_ptr, map(itemgetter("weight"), self._holders[these]))]
+        if lie != self._lie[these]:
+            for n in range(i, stop):
+                self._array[n * LAYER : (n + 1) * LAYER - 1] = _fields(self._blocks[n])
+            self._lie[these] = lie
+        self._array[(i + 1) * LAYER - 1 : stop * LAYER : LAYER] = [*map(_at, pages)]
+        return addressof(self._array) + 8 * LAYER * i
 
-    def _pass(self, attend: Attend) -> Pass | None:
-        """The C side of a plan, made once a pass; None if torch is to do it."""
+    def _pass(self, attend: Attend) -> int:
+        """The address of a plan's `Step`, made once a pass; 0 if torch is to do it."""
         if self._last[0] is not attend:
-            known = hasattr(attend, "token_tables") and not attend.hidden
-            few = known and 0 < len(attend.place) <= self.most
-            self._last = attend, Pass(self, attend) if few else None
+            known = hasattr(attend, "tables") and not attend.hidden  # a Plan: tokens over pages
+            few = known and 0 < sum(attend.step.counts) <= self.most
+            self._last = attend, _step(self, attend) if few else 0
         return self._last[1]
 
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
         step, self.stamps = self._pass(attend), None
-        halves = [half for b in self._blocks for half in (b.attention_half, b.ffn_half)]
-        # More than a watch, which says what it `watches`, is for the plain way.
-        ours = [getattr(half, "watches", half) for half in halves] == self._halves
-        hooks = any(block._forward_pre_hooks or block._forward_hooks for block in self._blocks)
-        alone = ours and not hooks and self.model.reduce is identity
-        if step is None or attend.store.resident is None or not alone:
+        halves, resident = [*map(_HALVES, self._blocks)], step and attend.store.resident
+        if halves != self._seen[0]:  # more than a watch, which says what it `watches`, is plain
+            ours = [tuple(getattr(half, "watches", half) for half in pair) for pair in halves]
+            self._seen = halves, ours == self._halves
+        hooks = any(map(any, map(_HOOKS, self._blocks)))
+        if not resident or not self._seen[1] or hooks or self.model.reduce is not identity:
             return Llama.run_layers(self.model, x.contiguous(), positions, attend)
         x = x.clone(memory_format=torch.contiguous_format)  # it is added to in place
-        at = [self._layer(i, pages) for i, pages in enumerate(attend.store.resident)]
-        to, began = (x.data_ptr(), step.out.data_ptr(), self._stamps), perf_counter()
-        self._lib.layers(at[0], len(at), step.at, *to)
-        self.stamps = [began + seconds for seconds in self._stamps]
+        layers, to = self._layers(0, resident), (x.data_ptr(), self.scratch.data_ptr())
+        self._stamps[0] = perf_counter()
+        self._lib.layers(layers, len(resident), step, *to, self._stamps)
+        self.stamps = self._stamps[:]
         return x
 
     def embed(self, ids: Tensor) -> Tensor:
         """`Llama.embed`: ids (ΣT,) -> x (ΣT, D) float32. IndexError for an id that is none."""
-        table, ids = self.model.model.embed_tokens, ids.long().contiguous()
-        x = torch.empty(len(ids), self.model.config.hidden_size)
-        to = ids.data_ptr(), len(ids), x.data_ptr(), self.threads
+        table, ids = self._table, ids.long().contiguous()
+        x = torch.empty(ids.shape[0], self.model.config.hidden_size)
+        to = ids.data_ptr(), ids.shape[0], x.data_ptr(), self.threads
         if not self._lib.embed(_struct(*_linear(table)), *to):
             raise IndexError(f"wanted ids below {len(table.weight)}, found {ids.tolist()}")
         return x
@@ -184,36 +193,39 @@ class Kernels:
     def output(self, x: Tensor) -> Tensor:
         """`Llama.output`: x (N, D) -> logits (N, V); and their tops."""
         self.tops = None
-        if not 0 < len(x) <= self.most or x.dtype != torch.float32:
+        if not 0 < x.shape[0] <= self.most or x.dtype != torch.float32:
             return Llama.output(self.model, x)
-        return self.multiply(x.contiguous(), self._out, self.model.model.norm.weight)
+        return self.multiply(x.contiguous(), self._out, self._norm.weight)
 
     def multiply(self, x: Tensor, head: Linear, norm: Tensor) -> Tensor:
         """Normed x (N, K) times a weight (V, K): (N, V); and their tops."""
-        N, V, scratch = len(x), len(head.weight), torch.empty_like(x)
+        N, V, scratch = x.shape[0], head.weight.shape[0], torch.empty_like(x)
         logits = torch.empty(N, -(-V // UNIT) * UNIT)
-        self.tops = Tops(torch.empty(N, dtype=torch.int64), torch.empty(N), torch.empty(N))
+        tops = self.tops = Tops((c_long * N)(), (c_float * N)(), (c_float * N)())
         step = _struct(scratch.data_ptr(), N, self.threads, addressof(self.eps))  # it needs no more
-        to = (t.data_ptr() for t in (x, logits, *self.tops))
+        to = x.data_ptr(), logits.data_ptr(), *map(addressof, tops)
         self._lib.head(_struct(*_linear(head)), norm.data_ptr(), step, *to)
         return logits[:, :V]
 
 
-class Pass:
-    """One plan as the C sees it: a `Step` at `at`; and where a half puts its part (ΣT, D)."""
-
-    def __init__(self, kernels: Kernels, plan: Attend):
-        model, tables, longest = kernels.model, plan.token_tables(), max(plan.stops)
-        c, angles, (M, width) = model.config, model.angles, tables.shape
-        assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
-        q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
-        row = c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
-        self.out, scratch = torch.empty(M, c.hidden_size), torch.empty(M * row)
-        self.at = _struct(
-            scratch.data_ptr(), M, kernels.threads, addressof(kernels.eps), tables.data_ptr(),
-            plan.place.data_ptr(), angles.data_ptr(), width, plan.page_size, c.head_dim, parts,
-        )  # fmt: skip
-        self._kept = tables, plan.place, angles, scratch
+def _step(kernels: Kernels, plan: Attend) -> int:
+    """The plan as the C sees it; the scratch holds a half's part, then what the C needs."""
+    model, counts, longest = kernels.model, plan.step.counts, max(plan.stops)
+    c, angles, M, width = model.config, model.angles, sum(counts), max(map(len, plan.tables))
+    assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
+    q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
+    row = 2 * c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
+    if M * row > kernels.scratch.numel():
+        kernels.scratch = torch.empty(M * row)
+    scratch = kernels.scratch.data_ptr() + kernels.scratch.itemsize * M * c.hidden_size
+    rows = (table + [0] * (width - len(table)) for table in plan.tables)
+    each = chain.from_iterable(map(repeat, rows, counts))
+    tables = (c_int * (M * width))(*chain.from_iterable(each))
+    kernels.kept = tables, angles, _struct(
+        scratch, M, kernels.threads, addressof(kernels.eps), addressof(tables),
+        plan.place.data_ptr(), angles.data_ptr(), width, plan.page_size, c.head_dim, parts,
+    )  # fmt: skip
+    return addressof(kernels.kept[-1])
 
 
 def _struct(*fields: int) -> Array[c_long]:

@@ -11,7 +11,7 @@
 #include <time.h>
 
 enum { THREADS = 64 };
-#define SPIN 100e-6 // seconds that a worker looks out before it sleeps
+#define SPIN 300e-6 // seconds that a worker looks out before it sleeps
 
 #define FRESH {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER}
 static struct Pool {

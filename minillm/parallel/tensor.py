@@ -101,17 +101,19 @@ class TensorParallel:
 
 def _tops(scores: Tensor) -> Tops:
     values, ids = scores.max(1)  # the first of equals
-    return Tops(ids, values, scores.logsumexp(1))
+    return Tops(ids, values, scores.logsumexp(1))  # of tensors: a card is not waited for
 
 
 def pack(tops: Tops, first: int) -> Tensor:
     """The best token of each row as (rows, 3) float64: id in the whole vocabulary, logit, log Σ."""
-    return torch.stack((tops.ids + first, tops.values.double(), tops.log_sum.double()), 1)
+    packed = torch.stack([torch.as_tensor(each, dtype=torch.float64) for each in tops], 1)
+    return packed + packed.new_tensor((first, 0, 0))
 
 
 def unpack(packed: Tensor) -> Tops:
     """What `pack` was given, ids counting in the whole vocabulary."""
-    return Tops(packed[:, 0].long(), packed[:, 1].float(), packed[:, 2].float())
+    ids, *others = packed.T.tolist()
+    return Tops([*map(int, ids)], *others)
 
 
 def best(of_ranks: list[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,7 +68,8 @@ class Recording:
         self.at = At()
         self.clock = clock
         self.origin, self.wall = clock(), time.time()
-        self._rows: list[tuple] = []  # fields of events, always the same list
+        # Fields of events, or what makes those of several; always the same list.
+        self._rows: list[tuple | Callable[[], Iterable[tuple]]] = []
         self._listeners: dict[object, Callable[[Event], None]] = {}
 
     def now(self) -> float:
@@ -109,6 +110,13 @@ class Recording:
         self._rows.append(row)
         if self._listeners:
             self._tell(row)
+
+    def record_later(self, rows: Callable[[], Iterable[tuple]]) -> None:
+        """Record events of which the fields, in order, are worked out when somebody reads them."""
+        self._rows.append(rows)
+        if self._listeners:
+            for row in rows():
+                self._tell(row)
 
     def recorder(
         self, kind: str, name: str, *, stage: str, resource: str = "", source: str = "",

@@ -71,9 +71,10 @@ class Trace(Recording):
     def _turned(self) -> list[Event]:
         """The rows so far, each turned into an Event once."""
         stop = len(self._rows)  # others may append meanwhile
-        self._rows[self._read : stop] = [Event(*row) for row in self._rows[self._read : stop]]
-        self._read = stop
-        return self._rows[:stop]
+        rows = (row() if callable(row) else [row] for row in self._rows[self._read : stop])
+        self._rows[self._read : stop] = new = [Event(*row) for some in rows for row in some]
+        self._read += len(new)
+        return self._rows[: self._read]
 
     def select(self, **wanted: Any) -> list[Event]:
         """The events whose fields equal all those given: `trace.select(kind="transfer")`."""
