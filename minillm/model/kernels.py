@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, c_double, c_float, c_int, c_long, c_void_p
 from itertools import chain, repeat
-from operator import attrgetter, itemgetter
+from operator import attrgetter, itemgetter, le
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -218,6 +218,8 @@ def _step(kernels: Kernels, plan: Attend) -> int:
     if M * row > kernels.scratch.numel():
         kernels.scratch = torch.empty(M * row)
     scratch = kernels.scratch.data_ptr() + kernels.scratch.itemsize * M * c.hidden_size
+    rooms = (len(table) * plan.page_size for table in plan.tables)
+    assert all(map(le, plan.stops, rooms)), "not reserved"
     rows = (table + [0] * (width - len(table)) for table in plan.tables)
     each = chain.from_iterable(map(repeat, rows, counts))
     tables = (c_int * (M * width))(*chain.from_iterable(each))
