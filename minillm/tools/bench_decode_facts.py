@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -41,12 +42,13 @@ def _steps(ours: Ours, tokens: int) -> list[float]:
 def _python(ours: Ours) -> float:
     """Of a step of batch 1: its time less the halves of the layers and the product at the end."""
     steps, trace, model = _steps(ours, 100), ours.engine.trace, ours.engine.model
-    one = trace.select(name="decode step")[0].start
-    halves = (e for e in trace.select(resource="compute") if e.name in ("attention", "ffn"))
-    kernels = sum(e.seconds for e in halves if e.start >= one) / 100
+    kernels = Counter[int]()
+    for event in trace.select(resource="compute"):
+        kernels[event.step] += event.seconds * (event.name in ("attention", "ffn"))
+    first = trace.select(name="decode step")[0].step
     x = torch.zeros(1, ours.engine.model_config.hidden_size)
-    head = min(repeat(lambda: model.output(x), number=1, repeat=20))
-    return median(steps) - kernels - head
+    head = median(repeat(lambda: model.output(x), number=1, repeat=20))
+    return median(took - kernels[step] for step, took in enumerate(steps, first)) - head
 
 
 def _rival(ours: Ours) -> str:
