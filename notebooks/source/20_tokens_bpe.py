@@ -118,7 +118,8 @@ def readable(token: int) -> str:
 text = ("Mia put the red key in the box, and Ben's code is 4713. "
         "Übung macht den Meister! 猫は鍵を見つけた。 😀")  # fmt: skip
 ids = town.encode(text)
-charts.pieces(f"{len(text)} characters, {len(text.encode())} bytes, {len(ids)} tokens",
+sizes = {"character": len(text), "byte": len(text.encode()), "token": len(ids)}
+charts.pieces(", ".join(charts.counted(n, noun) for noun, n in sizes.items()),
               [*map(readable, ids)], ids, note="below each token its id")  # fmt: skip
 
 # %% [markdown]
