@@ -463,8 +463,8 @@ for micro, trace in real.items():
 
 # %% [markdown]
 # What was recorded of the answer; each stage has a row of compute, and one of what it sends. On the
-# left the prompt, then three tokens; on the right one of them. (Whole passes are left out: they
-# count the waiting.)
+# left the prompt, then three tokens; on the right one of them. (The loopback network stands for
+# NVLink, as in lesson 41. Whole passes are left out: they count the waiting.)
 
 # %% tags=["nbval-ignore-output"]
 def at_work(micro: int = 4) -> charts.Chart:
