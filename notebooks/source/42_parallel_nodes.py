@@ -257,6 +257,21 @@ knob(draw, kind=["NVLink, 2 adapters", "NVLink, 1 adapter", "PCIe, 1 adapter"])
 # takes trees for small tensors (lesson 40). What is best on a cluster is measured there.
 
 # %% [markdown]
+# And real servers? Of a large all-reduce on 8 H100s in a node, an author of NCCL says: a ring comes
+# to about 370 GB/s of bus bandwidth on links of 450, for its protocol takes a fifth; where the
+# switch adds, to about 480, which no wire carries
+# ([nccl-tests, issue 212](https://github.com/NVIDIA/nccl-tests/issues/212)). A ring over two nodes:
+# 46 to 48 GB/s on each adapter of 50
+# ([issue 290](https://github.com/NVIDIA/nccl-tests/issues/290)).
+
+# %% tags=["nbval-ignore-output"]
+least = predict.flat_ring(1_600_000, 4, 2, nvlink, infiniband)
+here, predicted = (predict.bus_bandwidth("all_reduce", 1_600_000, s, 4) / infiniband.bandwidth
+                   for s in (found["NVLink, 2 adapters", "flat", "1600000"], least))  # fmt: skip
+print(f"a flat ring over two nodes, of its slowest link's rate: 1.6 MB {here:.0%} here (emulated), "
+      f"{predicted:.0%} predicted; large tensors on H100s {47 / 50:.0%} (published)")
+
+# %% [markdown]
 # ## One token, over every link
 #
 # Four GPUs hold a model of 4 layers, 4,096 numbers a token: tensor parallel inside a node (two sums
@@ -514,12 +529,70 @@ for requests in (1, 64):
         print(f"  tp {split.tp:2}, pp {split.pp:2}: {1e3 * split.seconds:5.1f} ms a token")
 
 # %% [markdown]
-# ## On paper: prefill here, decode there
+# ## Prefill here, decode there
 #
 # Prefill keeps a GPU's arithmetic busy, decode its memory. So some servers give them to different
-# nodes, and hand the KV cache of a prompt over: `tokens` tokens, `layers` layers, `heads` KV heads
-# of `size` numbers, keys and values, 2 bytes a number. A node has `adapters` adapters of `gigabits`
-# Gb/s each, in one direction, and all carry a part. Bytes, and seconds?
+# nodes. Our two ranks become two nodes, over emulated InfiniBand: rank 0 reads a prompt, and its
+# pages go to rank 1, which writes the answer.
+
+# %% tags=["nbval-ignore-output"]
+# %%ranks 2 --timeout 120
+from minillm import EngineConfig, SamplingParams
+from minillm.machine.scale import ScaleModel
+from minillm.parallel.mesh import Mesh
+from minillm.predict import HARDWARE
+
+prompt = "Mia put the red key under the old bench. " * 8 + "Tom saw it. Where is the red key?"
+machine = minillm.Machine.here(hbm="64 MiB", device="cpu")
+engine = minillm.Engine.load("data/town", machine, EngineConfig(kv_hbm="4 MiB"))
+pool, greedy = engine.kv.pool, SamplingParams(max_tokens=16, temperature=0.0)
+if rank == 0:
+    engine.generate([prompt], SamplingParams(max_tokens=1))
+    keys, pages = zip(*pool.known.page_of.items(), strict=True)
+    raw = torch.stack([layer[list(pages)] for layer in pool.layers])
+    alone = engine.generate([prompt], greedy)[0].text
+
+# %% [markdown]
+# A page is known by a key, a hash of all text up to its end (lesson 32). Where keys and pages
+# arrive, the prefix cache takes them in. So rank 1, asked the same, computes only what is left:
+
+# %%
+# %%ranks 2
+def take_in(keys, arrived):
+    for number, key in enumerate(keys):
+        page = pool.take()
+        for layer, part in zip(pool.layers, arrived, strict=True):
+            layer[page] = part[number]
+        pool.known.enter(page, key)
+        pool.drop(page)
+
+# %% tags=["nbval-ignore-output"]
+# %%ranks 2 --timeout 120
+scale = ScaleModel(HARDWARE["H100"], HARDWARE["H100"].hbm_bandwidth / 10_000, trace)
+mesh, told = Mesh(trace, nodes=2, scale=scale, pp=2), [None if rank else (raw.shape, keys)]
+dist.broadcast_object_list(told)
+trace.clear()
+if rank == 0:
+    mesh.pp.send(raw, 1)
+else:
+    take_in(told[0][1], mesh.pp.recv(torch.empty(told[0][0], dtype=pool.dtype), 0))
+    engine.kv.hits = engine.kv.asked = 0
+    after = engine.generate([prompt], greedy)[0].text
+    hits = engine.kv.hits, engine.kv.asked
+
+# %% tags=["nbval-ignore-output"]
+assert ranks.get("alone")[0] == ranks.get("after")[1]
+(sent,), (hits, asked) = ranks.trace().select(name="send"), ranks.get("hits")[1]
+assert sent.nbytes == asked // 16 * 16 * predict.kv_bytes_per_token(town) and hits > 0
+print(f"rank 1 found {hits} of {asked} tokens, and wrote what rank 0 would have:",
+      repr(ranks.get("after")[1]))  # fmt: skip
+print(f"{asked // 16} full pages, {sent.nbytes:,} bytes, as predicted; {1e3 * sent.seconds:.1f} ms "
+      f"emulated, {1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")
+
+# %% [markdown]
+# **On paper.** A real server hands on the cache of a prompt: `tokens` tokens, `layers` layers,
+# `heads` KV heads of `size` numbers, keys and values, 2 bytes a number. It has `adapters` adapters
+# of `gigabits` Gb/s each, in one direction, and all carry a part. Bytes, and seconds?
 
 # %%
 def handover(tokens, layers, heads, size, adapters, gigabits) -> tuple:
