@@ -108,8 +108,8 @@ class Kernels:
         self.eps, self._blocks = c_double(model.config.rms_norm_eps), model.blocks
         # The array of `Layer`; what holds a layer's weights, under "weight"; where those were.
         self._array = (c_long * (LAYER * len(self._blocks)))()
-        modules = ([*block.modules()] for block in self._blocks)
-        self._holders = [m._parameters for part in modules for m in part if m._parameters]
+        modules = (m for block in self._blocks for m in block.modules())
+        self._holders = [m._parameters for m in modules if m._parameters]
         self._lie: list[int] = [0] * len(self._holders)
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._last: tuple[Attend | None, int] = (None, 0)
@@ -167,7 +167,8 @@ class Kernels:
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
         step, self.stamps = self._pass(attend), None
-        halves, resident = [*map(_HALVES, self._blocks)], step and attend.store.resident
+        resident = attend.store.resident if step else None
+        halves = [*map(_HALVES, self._blocks)]
         if halves != self._seen[0]:  # more than a watch, which says what it `watches`, is plain
             ours = [tuple(getattr(half, "watches", half) for half in pair) for pair in halves]
             self._seen = halves, ours == self._halves
