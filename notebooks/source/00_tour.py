@@ -172,8 +172,8 @@ assert "4713" in answer
 # White is waiting. In the row *compute* the wide block is *prefill*: the whole prompt goes through
 # the model, then the first token is out. Each narrow block is a *decode step*: one more token. A
 # model is a pile of layers; *attention*, half of each, looks back at the text, and *ffn* works on
-# each token alone. The *rest of the model* makes numbers of the ids before them, and logits after
-# them.
+# each token alone. *Rest of decode step*: ids become numbers before them, logits come after them,
+# and Python.
 #
 # Between HBM and DRAM only the newest id goes in, and its logits come out:
 
