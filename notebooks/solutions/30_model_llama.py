@@ -99,6 +99,10 @@ def keys_alone(D, inner, H, K, E, seen):
              expect=[[True, True, False, False], [False, False, True, False],
                      [False, False, True, True]],
              because="columns 0 and 1 are the first text's, 2 and 3 the second's"),
+        Case([0, 1], [2, 1],
+             expect=[[True, False, False, False], [True, True, False, False],
+                     [False, False, True, True]],
+             because="the token in the cache is the second text's, so its column comes third"),
     ],
     hints=[
         "Give each key a pair (text, position): text i has the positions 0 … start + count - 1. "
@@ -151,6 +155,14 @@ def forgets_the_cache(starts, counts):
 def not_itself(starts, counts):
     queries, keys = _pairs(starts, counts)
     return [[text == own and p < at for text, p in keys] for own, at in queries]
+
+
+@wrong("30.2", says="What is in the cache came first, of all texts, then what runs. The columns go "
+       "text after text: each one's cache, then what of it runs.")  # fmt: skip
+def caches_first(starts, counts):
+    queries, keys = _pairs(starts, counts)
+    keys.sort(key=lambda key: key[1] >= starts[key[0]])
+    return [[text == own and p <= at for text, p in keys] for own, at in queries]
 
 
 @exercise(

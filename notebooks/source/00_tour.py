@@ -121,10 +121,10 @@ print(f"into HBM, once: {weight_bytes:,} bytes, {format_size(weight_bytes)}")
 # ## Predict
 #
 # Your three guesses, by arithmetic. *Readings*: one for each word, as in the toy, so 40. *The long
-# prompt*: ten times the tokens are ten times the work, so 10. (If reading weights is what takes the
-# time, it is nearer to 1: all tokens of a prompt share one reading.) *Time*: a step reads all
-# weights, so it takes at least weight bytes ÷ bandwidth of the memory. We measure that by adding up
-# blocks of memory, small and large, and take the best.
+# prompt*: ten times the tokens are ten times the work, so 10. (If reading weights takes the time,
+# it is nearer to 1: all tokens share one reading.) *Time*: a token reads all weights, so it takes
+# at least weight bytes ÷ bandwidth of the memory. We measure that by adding up blocks, each four
+# times in a row: a small one may stay in a cache, as our weights may.
 
 # %%
 def rate(block: torch.Tensor) -> float:
@@ -134,10 +134,10 @@ def rate(block: torch.Tensor) -> float:
 
 # %% tags=["nbval-ignore-output"]
 blocks = [torch.ones(mib * 2**18, device=machine.device) for mib in (16, 64, 256)]
-bandwidth = max(rate(block) for _ in range(20) for block in blocks)
+bandwidth = max(rate(block) for _ in range(20) for block in blocks for _ in range(4))
 floor = weight_bytes / bandwidth
 engine.trace.meta["ceilings"] = {"hbm": bandwidth}  # the charts hold what we see against it
-print(f"measured {bandwidth / 1e9:.0f} GB/s, so predicted: at least {1e3 * floor:.2f} ms per token")
+print(f"measured {bandwidth / 1e9:.0f} GB/s, so predicted: at least {1e3 * floor:.3f} ms per token")
 
 # %% [markdown]
 # ## Press Enter
@@ -172,8 +172,8 @@ assert "4713" in answer
 # White is waiting. In the row *compute* the wide block is *prefill*: the whole prompt goes through
 # the model, then the first token is out. Each narrow block is a *decode step*: one more token. A
 # model is a pile of layers; *attention*, half of each, looks back at the text, and *ffn* works on
-# each token alone. The *rest of the model* makes numbers of the ids before them, and logits after
-# them.
+# each token alone. *Rest of decode step*: ids become numbers before them, logits come after them,
+# and Python.
 #
 # Between HBM and DRAM only the newest id goes in, and its logits come out:
 
@@ -203,9 +203,9 @@ player
 # ## Guess, predicted, measured
 #
 # How often were the weights read for the 40 words of the story? A *pass* is one way of some tokens
-# through all weights: prefill was one, each decode step another. And how long is a step? Nobody
-# watches this time, since to draw takes processor time too: the same question runs five times
-# without a picture.
+# through all weights: prefill was one, each decode step another. And how long does a token
+# take, after the one before? Nobody watches this time, since to draw takes processor time too: the
+# same question runs ten times without a picture.
 
 # %% tags=["nbval-ignore-output"]
 story_run = engine.trace.select(request=0)
@@ -213,23 +213,17 @@ passes = [event for event in story_run if event.name in ("prefill", "decode step
 reveal(readings, predicted=40, measured=len(passes))
 
 # %% tags=["nbval-ignore-output"]
-def decode_seconds(prompts, params=greedy) -> list[float]:
-    """The decode steps of one run, without a picture."""
-    before = len(engine.trace.select(name="decode step"))
-    engine.generate(prompts, params)
-    return [step.seconds for step in engine.trace.select(name="decode step")[before:]]
-
-
-alone = Comparison({"a step": sum((decode_seconds(prompt) for _ in range(5)), [])}, unit="ms")
-reveal(mine, predicted=1e3 * floor, measured=[1e3 * s for s in alone.seconds["a step"]])
+later = [engine.generate(prompt, greedy)[0].tpot for _ in range(10)]  # means, each of a run
+alone = Comparison({"a token": later}, unit="ms")
+reveal(mine, predicted=1e3 * floor, measured=[1e3 * s for s in later])
 print(alone.against("predicted", floor))
 
 # %% [markdown]
-# What is on top of the reading? Ids go in, attention looks at the cache, cores wait for each other
-# between layers, logits come out, a token is chosen. In a larger model the bytes outgrow all that:
-# lesson 02 looks for the size at which a step comes close to its floor.
+# What is on top of the reading? Ids go in, numbers are multiplied, attention looks at the KV cache,
+# cores wait for each other, logits come out, a token is chosen. Lesson 02 looks for the size of a
+# model at which a step comes close to its floor.
 #
-# And the prompt ten times as long? 14 tokens and 140 run in turns, so that a busy moment of the
+# And the prompt ten times as long? 13 tokens and 130 run in turns, so that a busy moment of the
 # machine meets both.
 
 # %% tags=["nbval-ignore-output"]
@@ -239,13 +233,14 @@ def prefill_seconds(tokens: int) -> float:
     return engine.trace.select(name="prefill")[-1].seconds
 
 
-prompts = compare({"the short prompt": lambda: prefill_seconds(14),
-                   "the long one": lambda: prefill_seconds(140)}, unit="ms")  # fmt: skip
+prompts = compare({"the short prompt": lambda: prefill_seconds(13),
+                   "the long one": lambda: prefill_seconds(130)}, unit="ms")  # fmt: skip
 reveal(longer, predicted=10, measured=prompts.ratio("the long one", "the short prompt"))
 print(prompts.sentence)
 low, high = prompts.spread("the long one", "the short prompt")
 print("Under ten times: the tokens share what a pass pays once." if high < 10 else
-      "Over ten times: more text to look back at, or a busy machine: run it again." if low > 10 else
+      "Over ten times: more text to look back at, other code for many tokens, or a busy machine."
+      if low > 10 else
       "Ten lies within the noise: that all tokens share one reading does not show.")  # fmt: skip
 
 # %% [markdown]

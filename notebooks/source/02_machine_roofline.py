@@ -364,7 +364,8 @@ recall(
     ("Why is a prompt of 200 tokens not 200 times as slow as one token?",
      "Each weight is read once for all of them; until the ridge they cost no more bytes."),
     ("A small model stands far below its roof. What takes the time?",
-     "Mostly what does not shrink with it: the start of each operation, and cores that wait."),
+     "What does not shrink with it: the start of each operation, and cores that wait. And a kernel "
+     "may be slower than the cache that holds the weights."),
     ("A run stands above the roof. What do you conclude?",
      "The ceiling was measured too low, or the bytes came from a nearer memory, such as a cache."),
 )

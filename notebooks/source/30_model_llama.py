@@ -457,8 +457,8 @@ for name, heads in {"nothing": [], "the picture's head": [(layer, head)],
 #
 # ## Where it loses
 #
-# A roofline knows bytes and FLOP, not how often something starts. The town model is small,
-# and may lie in a cache. What do its counts predict, and what did a decode step take?
+# A roofline knows bytes and FLOP, not starts, nor a kernel's pace. *town* is small, and may lie in
+# a cache. What do its counts predict, and what did a decode step take?
 
 # %% tags=["nbval-ignore-output"]
 engine.generate("Mia", SamplingParams(max_tokens=100, ignore_eos=True))

@@ -399,13 +399,13 @@ from statistics import median
 
 
 def costs(batch: int, **asked) -> tuple:
-    """Milliseconds a step: the model's, and of choosing for all requests."""
+    """Microseconds a step: the model's, and of choosing for all requests."""
     params = [SamplingParams(max_tokens=8, seed=n, ignore_eos=True, **asked) for n in range(batch)]
     machine.trace.clear()
     engine.generate([morning] * batch, params)
     steps = machine.trace.select(name="decode step")
     chosen = sum(event.seconds for event in machine.trace.select(name="sample") if event.token)
-    return tuple(1e3 * all / len(steps) for all in (sum(step.seconds for step in steps), chosen))
+    return tuple(1e6 * all / len(steps) for all in (sum(step.seconds for step in steps), chosen))
 
 
 ways = {"greedy": {"temperature": 0.0}, "T = 1": {}, "top-p 0.9": {"top_p": 0.9}}
@@ -413,7 +413,7 @@ runs = [{(name, batch): costs(batch, **ways[name]) for batch in (1, 16) for name
         for _ in range(5)]  # fmt: skip
 cost = {key: tuple(map(median, zip(*(run[key] for run in runs), strict=True))) for key in runs[0]}
 for (name, batch), (model, chosen) in sorted(cost.items(), key=lambda item: item[0][1]):
-    print(f"batch {batch:2}, {name:9}: model {model:5.2f} ms, choosing {chosen:5.2f} ms a step: "
+    print(f"batch {batch:2}, {name:9}: model {model:6,.0f} µs, choosing {chosen:6,.0f} µs a step: "
           f"{chosen / (model + chosen):3.0%} (measured)")  # fmt: skip
 
 # %% [markdown]
