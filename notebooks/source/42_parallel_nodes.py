@@ -537,24 +537,19 @@ for requests in (1, 64):
 
 # %% tags=["nbval-ignore-output"]
 # %%ranks 2 --timeout 120
-from minillm import EngineConfig, SamplingParams
-from minillm.machine.scale import ScaleModel
-from minillm.parallel.mesh import Mesh
-from minillm.predict import HARDWARE
-
 prompt = "Mia put the red key under the old bench. " * 8 + "Tom saw it. Where is the red key?"
 machine = minillm.Machine.here(hbm="64 MiB", device="cpu")
-engine = minillm.Engine.load("data/town", machine, EngineConfig(kv_hbm="4 MiB"))
-pool, greedy = engine.kv.pool, SamplingParams(max_tokens=16, temperature=0.0)
+engine = minillm.Engine.load("data/town", machine, minillm.EngineConfig(kv_hbm="4 MiB"))
+pool, greedy = engine.kv.pool, minillm.SamplingParams(max_tokens=16, temperature=0.0)
 if rank == 0:
-    engine.generate([prompt], SamplingParams(max_tokens=1))
+    engine.generate([prompt], minillm.SamplingParams(max_tokens=1))
     keys, pages = zip(*pool.known.page_of.items(), strict=True)
     raw = torch.stack([layer[list(pages)] for layer in pool.layers])
     alone = engine.generate([prompt], greedy)[0].text
 
 # %% [markdown]
 # A page is known by a key, a hash of all text up to its end (lesson 32). Where keys and pages
-# arrive, the prefix cache takes them in. So rank 1, asked the same, computes only what is left:
+# arrive, the prefix cache takes them in:
 
 # %%
 # %%ranks 2
@@ -566,10 +561,14 @@ def take_in(keys, arrived):
         pool.known.enter(page, key)
         pool.drop(page)
 
+# %% [markdown]
+# Rank 1 is asked the same, finds the pages, and computes what is left:
+
 # %% tags=["nbval-ignore-output"]
 # %%ranks 2 --timeout 120
-scale = ScaleModel(HARDWARE["H100"], HARDWARE["H100"].hbm_bandwidth / 10_000, trace)
-mesh, told = Mesh(trace, nodes=2, scale=scale, pp=2), [None if rank else (raw.shape, keys)]
+h100, told = minillm.predict.HARDWARE["H100"], [None if rank else (raw.shape, keys)]
+scale = minillm.machine.scale.ScaleModel(h100, h100.hbm_bandwidth / 10_000, trace)
+mesh = minillm.parallel.mesh.Mesh(trace, nodes=2, scale=scale, pp=2)
 dist.broadcast_object_list(told)
 trace.clear()
 if rank == 0:
