@@ -358,6 +358,21 @@ def test_an_unknown_id_is_an_error():
 
 
 @needs_compiler
+def test_weights_that_did_not_come_yet_are_an_error():
+    """Would catch layers that C reads at no address, where no embedding stands before them."""
+    with torch.device("meta"):
+        model = Llama(ModelConfig(**SHAPE))
+    assert install(model, 2)[0]
+    model.prepare(1)
+    kv = cache(make())
+    kv.find(0, [1])
+    assert kv.reserve(0, 1)
+    plan = kv.plan(Step((0,), (0,), (1,), (1,)))
+    with pytest.raises(AssertionError, match="not loaded yet"):
+        model.run_layers(torch.zeros(1, 64), plan.place, plan)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_weights_may_move(dtype):
     """Catches an address kept from the slot that a streamed layer had before."""

@@ -110,7 +110,7 @@ class Kernels:
         self._array = (c_long * (LAYER * len(self._blocks)))()
         modules = ([*block.modules()] for block in self._blocks)
         self._holders = [m._parameters for part in modules for m in part if m._parameters]
-        self._lie: list[int] = [0] * len(self._holders)
+        self._lie = [-1] * len(self._holders)  # nowhere: 0 is where weights on meta are
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._last: tuple[Attend | None, int] = (None, 0)
         self.scratch, self._seen = torch.empty(0), ([], False)
@@ -215,11 +215,11 @@ def _step(kernels: Kernels, plan: Attend) -> int:
     assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
     q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
     row = 2 * c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
+    rooms = (len(table) * plan.page_size for table in plan.tables)
+    assert all(map(le, plan.stops, rooms)), "not reserved"
     if M * row > kernels.scratch.numel():
         kernels.scratch = torch.empty(M * row)
     scratch = kernels.scratch.data_ptr() + kernels.scratch.itemsize * M * c.hidden_size
-    rooms = (len(table) * plan.page_size for table in plan.tables)
-    assert all(map(le, plan.stops, rooms)), "not reserved"
     rows = (table + [0] * (width - len(table)) for table in plan.tables)
     each = chain.from_iterable(map(repeat, rows, counts))
     tables = (c_int * (M * width))(*chain.from_iterable(each))
