@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from minillm import compile as compiled
 from minillm.config import ModelConfig
@@ -386,6 +387,27 @@ def test_weights_may_move(dtype):
     assert torch.equal(mixed(model, cache(model), 6), wanted)
     model.blocks[1].mlp.up_proj.weight.data = model.blocks[1].mlp.up_proj.weight * 2
     assert not torch.equal(mixed(model, cache(model), 6), wanted)
+
+
+@needs_compiler
+def test_biases_may_move_alone():
+    """Catches a bias that is read where it was, which may be anybody's memory by now."""
+    model, plain = make("bias"), make("bias", threads=None)
+    mixed(model, cache(model), 6)
+    for block in (*model.blocks, *plain.blocks):
+        for name, p in block.named_parameters():
+            p.data = p.data + 1 if name.endswith("bias") else p.data
+    close(mixed(model, cache(model), 6), mixed(plain, cache(plain), 6), 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [lambda x: x.t().contiguous().t(), Tensor.double], ids="td")
+def test_a_hook_may_change_how_x_lies(change):
+    """Catches numbers read in the order, or the type, that x has nearly always."""
+    model, plain = make(), make(threads=None)
+    for block in (model.blocks[0], plain.blocks[0]):
+        block.register_forward_hook(lambda block, given, x: change(x))
+    close(mixed(model, cache(model), 6), mixed(plain, cache(plain), 6), 1e-5)
 
 
 @needs_compiler
