@@ -453,6 +453,25 @@ def test_close_waits_for_the_pass_of_another_thread(engine, monkeypatch):
         next(stream)
 
 
+@pytest.mark.parametrize("what", [KeyboardInterrupt, MinillmError])
+def test_a_close_that_is_broken_off_gives_all_back(tiny, what, monkeypatch):
+    """Catches memory that nobody can give back: a second close does nothing."""
+    machine = Machine.here(hbm="64 MiB", device="cpu")
+    engine = Engine.load(tiny("llama"), machine)
+
+    def broken() -> Trace:
+        if what is MinillmError:  # another rank is lost
+            raise MinillmError("lost")
+        signal.raise_signal(signal.SIGINT)
+        return engine.machine.trace
+
+    monkeypatch.setattr(engine._runner, "end", broken)
+    with pytest.raises(what):
+        engine.close()
+    assert not machine.hbm.used and not machine.dram.used
+    assert all(p.is_meta for p in engine.model.parameters())
+
+
 def test_no_prompts_have_no_completions(engine):
     assert engine.generate([]) == []
 

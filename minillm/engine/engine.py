@@ -81,13 +81,13 @@ class Engine:
     def close(self) -> None:
         """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
         is that of all of them. A second call does nothing."""
-        with self._lock:
+        with self._lock, held():
             if not self._closed:
                 self._closed = True
-                self.trace = self._runner.end()
-                self._held.close()
-                self.trace.close_model(self.name)
                 self.model.to("meta")  # drop the parameters, which are views of that memory
+                with self._held:  # also if another rank is lost
+                    self.trace = self._runner.end()
+                self.trace.close_model(self.name)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams = _SAMPLING, save: StrPath | None = None
