@@ -14,6 +14,7 @@ from conftest import moving
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from PIL import Image, ImageColor
 
 from minillm import charts
@@ -443,6 +444,21 @@ def test_memory_shows_the_fullest_of_several_hbms() -> None:
     chart = charts.memory(on_ranks())
     assert chart.finding == "HBM 7, the fullest of 8, holds 16.0 MiB at its peak, all of it weights"
     assert "HBM 7" in texts(chart)
+
+
+def test_the_peak_and_the_name_of_a_memory_stand_apart_whatever_is_reserved() -> None:
+    """Catches "peak" written over "HBM 1" where a pool reserves much more than is in use."""
+    used = on_ranks(2)
+    for share in (0, 0.5, 2, 5, 20, 500):
+        size = int(share * 10 * MIB)
+        pools = [Event("counter", f"hbm{name}", "", "", 0, 0, size, label=facts.RESERVED)
+                 for name in ("", ":1")]  # fmt: skip
+        chart = charts.memory(Trace.of([*used.events, *pools], {}))
+        renderer = FigureCanvasAgg(chart).get_renderer()
+        peak, name = (next(text for text in chart.findobj(Annotation)
+                           if text.get_text().startswith(said)).get_window_extent(renderer)
+                      for said in ("peak", "HBM 1"))  # fmt: skip
+        assert not peak.overlaps(name), share
 
 
 def test_the_ladder_knows_ranks_too() -> None:

@@ -442,6 +442,19 @@ def test_torchs_product_is_the_same_by_parts(own, dtype, monkeypatch):
         close(got.float(), wanted, 1e-5 if exact else 2e-2)
 
 
+@pytest.mark.parametrize("slow", range(8))
+def test_a_rival_for_a_while_does_not_choose(slow, monkeypatch):
+    """Catches a choice, kept for ever, that another program made: it had the core meanwhile."""
+    calls = iter(range(99))
+
+    def rates(run, amount, seconds):
+        disturbed = slow <= next(calls) < slow + 3
+        return [(3.0 if run.func.own else 1.0) / (100 if disturbed else 1)]
+
+    monkeypatch.setattr(products, "rates", rates)
+    assert products._measure(64, 32, torch.bfloat16, None) == (products.ALL, 0)
+
+
 def test_the_measured_choice_is_kept(monkeypatch, tmp_path):
     """Catches measuring at every load, and a damaged file that stops one."""
     monkeypatch.setenv("MINILLM_HOME", str(tmp_path))

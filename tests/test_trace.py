@@ -194,6 +194,33 @@ def test_no_event_of_many_threads_is_lost():
     assert sorted((e.request, e.token) for e in told) == wanted
 
 
+def test_what_is_worked_out_later_stands_where_it_was_recorded(clock):
+    """Catches events of a pass that come after those of the next, twice, or after a clear."""
+    trace, made = Trace(clock), []
+
+    def rows():
+        made.append(1)
+        return [("span", name, "model", "compute", 1.0, 2.0) for name in ("attention", "ffn")]
+
+    def record(name: str) -> None:
+        with trace.span(name, stage="decode", resource="cpu"):
+            pass
+
+    record("before"), trace.record_later(rows), record("after")
+    assert not made, "it costs something at once"
+    names = ["before", "attention", "ffn", "after"]
+    assert [e.name for e in trace.events] == names == [e.name for e in trace.events]
+    trace.record_later(rows)
+    assert [e.name for e in trace.events] == [*names, "attention", "ffn"] and len(made) == 2
+    heard = []
+    trace.subscribe(heard.append)
+    trace.record_later(rows)
+    assert [e.name for e in heard] == ["attention", "ffn"] and heard[0].end == 3.0
+    trace.clear()
+    record("anew")
+    assert [e.name for e in trace.events] == ["anew"]
+
+
 def test_subscribers_hear_every_event_until_they_leave():
     """Catches a live chart that goes on drawing a run that is over."""
     trace, told = Trace(), []

@@ -100,11 +100,12 @@ def _size_axis(axes: list[Axes], tier: Memory, name: str) -> None:
     for ax in axes:
         ax.set_ylim(0, 1.12 * tier.most or 1.0)
         ax.axhline(tier.peak, color=TEXT, linestyle=":", linewidth=0.8, zorder=0)
-    name_row(axes[0], tier.peak, f"peak\n{format_size(tier.peak)}")
-    name_row(axes[0], tier.peak / 3, name)
     ax, held = axes[-1], _largest(tier.at_peak())
     roof = ax.get_ylim()[1]
     line = 0.15 * roof / (ax.get_position().height * HEIGHT)  # 0.15 in, in bytes
+    places = spread((tier.peak / 3, tier.peak), (line, 2 * line), 0, roof)
+    for y, words in zip(places, (name, f"peak\n{format_size(tier.peak)}"), strict=True):
+        name_row(axes[0], y, words)
     tops = accumulate(held.values())
     middles = [top - nbytes / 2 for top, nbytes in zip(tops, held.values(), strict=True)]
     places = spread(middles, [line] * len(held), 0, roof)

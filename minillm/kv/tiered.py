@@ -136,8 +136,8 @@ class TieredPool(PagePool):
     """Pages of which `frames` fit into HBM at once; below are places for `dram`, then for `ssd`.
 
     hbm, below: where each page lies. policy: see `LRU`. lost: why a page cannot be brought back.
-    writable: pages that a pass may write. places: of pages below. folder: of the file on SSD.
-    settle: called before anything moves.
+    writable: how many pages a pass may write. places: how many pages fit below. folder: of the
+    file on SSD. settle: called before anything moves.
     """
 
     def __init__(
@@ -188,7 +188,8 @@ class TieredPool(PagePool):
 
     def arrange(self, seen: list[int], written: set[int]) -> list[int]:
         """Frames for what a pass sees: for all that it writes, and for the others while there are
-        any. Returns those without. Nothing moves if the pass before saw and wrote the same."""
+        any. Returns the pages that got none. If the pass before saw and wrote the same pages,
+        nothing moves."""
         hbm = self.hbm
         self.policy.used(seen)
         widths = range(hbm.frames)

@@ -170,7 +170,8 @@ class Kernels:
     def run_layers(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers in one call, where nothing has to happen between them; else one by one."""
         step, self.stamps = self._pass(attend), None
-        halves, resident = [*map(_HALVES, self._blocks)], step and attend.store.resident
+        resident = attend.store.resident if step else None
+        halves = [*map(_HALVES, self._blocks)]
         if halves != self._seen[0]:  # more than a watch, which says what it `watches`, is plain
             ours = [tuple(getattr(half, "watches", half) for half in pair) for pair in halves]
             self._seen = halves, ours == self._halves

@@ -68,14 +68,20 @@ def _measure(N: int, K: int, dtype: torch.dtype, kernel: Kernel | None) -> tuple
     linear = Linear(K, max(32, min(N, 2**23 // K) // 32 * 32)).requires_grad_(False)
     linear.weight.data = torch.zeros(linear.weight.shape, dtype=dtype)
 
-    def rate(own: int, tokens: int) -> float:
-        given = torch.zeros(tokens, K), linear.weight
-        return max(rates(partial(Products(own, 0), *given), 1, 0.004))
+    def way(own: int, tokens: int) -> Callable[[], Tensor]:
+        return partial(Products(own, 0), torch.zeros(tokens, K), linear.weight)
 
     # For few, to convert the weight takes longer than the product.
-    own = ALL if rate(ALL, MANY) >= rate(0, MANY) else FEW
+    own = ALL if _as_fast(way(ALL, MANY), way(0, MANY)) >= 1 else FEW
     most = 2 * FEW if kernel else 0
     run = partial(kernel, torch.zeros(most, K), linear, linear.weight[0]) if kernel else None
-    if run and REST * max(rates(run, 1, 0.004)) < rate(own, most):
+    if run and REST * _as_fast(run, way(own, most)) < 1:
         most = FEW // 2
     return own, most
+
+
+def _as_fast(*two: Callable[[], object]) -> float:
+    """How many times as fast the first is; in turns, so that a rival does not take one's time."""
+    found = ([max(rates(run, 1, 0.004)) for run in two] for _ in range(5))
+    first, second = map(max, zip(*found, strict=True))
+    return first / second

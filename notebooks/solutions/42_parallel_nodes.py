@@ -167,6 +167,12 @@ def idle_of_one_stage(stages, micro):
              because="10 ÷ 2 + 20 · 0.3 = 11; two stages have no sums, but a hop: 10 + 2"),
         Case(4, 4, 40, 10, 1.2, 5, 0.1, expect=(4, 1),
              because="40 ÷ 4 + 20 · 1.2 = 34; two stages of 2 sum as often: 20 + 24 + 0.1"),
+        Case(4, 4, 4, 10, 0.2, 5, 0.5, expect=(4, 1),
+             because="4 ÷ 4 + 20 · 0.2 = 5; four stages hand on three times: 4 + 1.5"),
+        Case(4, 2, 20, 10, 0.1, 0.65, 4, expect=(2, 2),
+             because="20 ÷ 2 + 20 · 0.1 + 4 = 16; all four share a layer: 5 + 20 · 0.65 = 18"),
+        Case(4, 2, 20, 10, 0.2, 0.3, 0.1, expect=(4, 1),
+             because="20 ÷ 4 + 20 · 0.3 = 11; two stages of 2 take 10 + 4 + 0.1"),
     ],
     hints=[
         "Try every tp from 1 to gpus that divides it; pp = gpus // tp.",
@@ -217,6 +223,33 @@ def one_sum_a_layer(gpus, node, work, layers, inside, between, hop):
 @wrong("42.3", says="A token crosses pp − 1 times to the next stage, each time for `hop` seconds.")
 def forgets_the_hops(gpus, node, work, layers, inside, between, hop):
     return best_split(gpus, node, work, layers, inside, between, 0)
+
+
+@wrong("42.3", says="pp stages have pp − 1 hops between them: a token takes each of them.")
+def one_hop_for_all(gpus, node, work, layers, inside, between, hop):
+    def seconds(split):
+        tp, pp = split
+        sums = 2 * layers * (inside if tp <= node else between) if tp > 1 else 0
+        return work / tp + sums + (pp > 1) * hop
+
+    return min(((tp, gpus // tp) for tp in range(1, gpus + 1) if gpus % tp == 0), key=seconds)
+
+
+@wrong("42.3", says="The GPUs of a stage hand the state on at the same time: `hop` seconds, "
+       "however large tp is.")  # fmt: skip
+def hops_in_turns(gpus, node, work, layers, inside, between, hop):
+    def seconds(split):
+        tp, pp = split
+        sums = 2 * layers * (inside if tp <= node else between) if tp > 1 else 0
+        return work / tp + sums + (pp - 1) * hop * tp
+
+    return min(((tp, gpus // tp) for tp in range(1, gpus + 1) if gpus % tp == 0), key=seconds)
+
+
+@wrong("42.3", says="`between` is the whole time of a sum that crosses nodes: `inside` does not "
+       "come on top.")  # fmt: skip
+def both_kinds_of_sums(gpus, node, work, layers, inside, between, hop):
+    return best_split(gpus, node, work, layers, inside, inside + between, hop)
 
 
 @wrong("42.3", says="Each stage sums for its own layers, and a token passes all of them: `layers` "

@@ -117,9 +117,9 @@ def readable(token: int) -> str:
 # %% tags=["nbval-ignore-output"]
 text = ("Mia put the red key in the box, and Ben's code is 4713. "
         "Übung macht den Meister! 猫は鍵を見つけた。 😀")  # fmt: skip
-ids = town.encode(text)
-charts.pieces(f"{len(text)} characters, {len(text.encode())} bytes, {len(ids)} tokens",
-              [*map(readable, ids)], ids, note="below each token its id")  # fmt: skip
+ids, size = town.encode(text), charts.counted(len(text.encode()), "byte")
+said = f"{charts.counted(len(text), 'character')}, {size}, {charts.counted(len(ids), 'token')}"
+charts.pieces(said, [*map(readable, ids)], ids, note="below each token its id")
 
 # %% [markdown]
 # ## First rung: characters

@@ -9,16 +9,14 @@
 # the code behind it: [`parallel/mesh.py`](../minillm/parallel/mesh.py),
 # [`parallel/links.py`](../minillm/parallel/links.py),
 # [`parallel/collectives.py`](../minillm/parallel/collectives.py),
-# [`parallel/pipeline.py`](../minillm/parallel/pipeline.py),
-# [`predict/links.py`](../minillm/predict/links.py).*
+# [`parallel/pipeline.py`](../minillm/parallel/pipeline.py).*
 
 # %% tags=["nbval-ignore-output"]
 # %load_ext minillm.parallel.ranks
 import inspect
 from statistics import median
 
-from minillm import Machine, ModelConfig, Trace, charts, predict
-from minillm.files import locate
+from minillm import Engine, Machine, ModelConfig, SamplingParams, Trace, charts, predict
 from minillm.lesson import check, guess, guesses, hint, knob, recall, reveal
 from minillm.machine.scale import ScaleModel
 from minillm.predict import HARDWARE
@@ -66,31 +64,26 @@ for n in (8, 80):
           f"hierarchical {two_levels(n, (1, 4), (3, 1)):.0f}")  # fmt: skip
 
 # %% [markdown]
-# The door sees less: a clerk carries half of his office's sums through it, once each way. Where a
-# server has InfiniBand for the door and NVLink for the desks, these are its numbers, by data sheet:
+# The door sees less: a clerk carries half of his office's sums through it, once each way.
+#
+# ## Predict
+#
+# InfiniBand is the door of a server, NVLink the way to a desk. We build two nodes of two GPUs, from
+# four processes. All links are **emulated**, at a ten-thousandth of their pace: 10 ms here are a
+# microsecond there.
+#
+# How long for the sum of 400 KB, with an adapter a GPU? And a pipeline: four stages, a batch
+# takes 200 ms in each. How long in four micro-batches, without links?
 
 # %%
 H100 = HARDWARE["H100"]
-for name in ("nvlink", "infiniband"):
-    wire = getattr(H100, name)
-    print(f"{name:10}: {wire.bandwidth / 1e9:3.0f} GB/s one way, {1e6 * wire.latency:.1f} µs")
-    print(f"            {H100.sources[name]}")
-
-# %% [markdown]
-# ## Predict
-#
-# We build two such nodes, of two GPUs each, from four processes. All links are **emulated**, at a
-# ten-thousandth of their pace: what takes 10 ms here takes a microsecond there.
-
-# %%
 scale = ScaleModel(H100, H100.hbm_bandwidth / 10_000, Trace())
 nvlink, infiniband = scale.wire("nvlink"), scale.wire("infiniband")
-for name, wire in (("NVLink", nvlink), ("InfiniBand", infiniband)):
-    print(f"{name:10}: {wire.bandwidth / 1e6:2.0f} MB/s, {1e3 * wire.latency:2.0f} ms (emulated)")
-
-# %% [markdown]
-# How long for the sum of 400 KB, with an adapter for each GPU? And a pipeline: four stages, a batch
-# takes 200 ms in each. How long for the batch in four micro-batches, links left out?
+for name, slow in (("nvlink", nvlink), ("infiniband", infiniband)):
+    wire = getattr(H100, name)
+    print(f"{name:10}: {wire.bandwidth / 1e9:3.0f} GB/s one way, {1e6 * wire.latency:.1f} µs; here",
+          f"{slow.bandwidth / 1e6:2.0f} MB/s, {1e3 * slow.latency:2.0f} ms (emulated)")
+    print(f"            {H100.sources[name]}")  # fmt: skip
 
 # %%
 flat_400 = guess("flat ring, 400 KB", unit="ms")
@@ -110,7 +103,7 @@ import time
 from minillm.machine.scale import ScaleModel
 from minillm.parallel.collectives import hierarchical_all_reduce
 from minillm.parallel.mesh import Mesh
-from minillm.predict import HARDWARE, Wire
+from minillm.predict import HARDWARE
 
 def servers(hardware=HARDWARE["H100"], adapters=2, **sizes):
     scale = ScaleModel(hardware, hardware.hbm_bandwidth / 10_000, trace)
@@ -118,9 +111,6 @@ def servers(hardware=HARDWARE["H100"], adapters=2, **sizes):
 
 mesh = servers(tp=4)
 print("my node", mesh.local.ranks, mesh.local.link, "; across", mesh.across.ranks, mesh.across.link)
-
-# %% [markdown]
-# Both ways, three times each. A round is over when the last rank is done.
 
 # %%
 # %%ranks 4
@@ -139,13 +129,12 @@ def seconds(do, x, times=3):
         found.append(time.perf_counter() - start)
     return found
 
-# %% [markdown]
-# `flat` is `Group.all_reduce` of all ranks; on emulated links that is our own ring.
-
-# %%
-# %%ranks 4
 x = torch.zeros(100_000)
 both = {"flat": seconds(flat, x), "levels": seconds(levels, x)}
+
+# %% [markdown]
+# `flat` is `Group.all_reduce` of all ranks: on emulated links our own ring. Both ways three times;
+# a round is over when the last rank is done. The prediction is the offices' arithmetic:
 
 # %% tags=["nbval-ignore-output"]
 def slowest(name: str) -> dict:
@@ -153,16 +142,14 @@ def slowest(name: str) -> dict:
     every = ranks.get(name)
     return {key: list(map(max, *(one[key] for one in every))) for key in every[0]}
 
-# %% [markdown]
-# And the offices' arithmetic with these links:
+
+summed = slowest("both")
 
 # %% tags=["nbval-ignore-output"]
 two = [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
-summed = slowest("both")
-reveal(flat_400, predicted=1e3 * flat_ring(4e5, *two), how="emulated",
-       measured=[1e3 * s for s in summed["flat"]])  # fmt: skip
-reveal(levels_400, predicted=1e3 * two_levels(4e5, *two), how="emulated",
-       measured=[1e3 * s for s in summed["levels"]])  # fmt: skip
+for mine, by_hand, way in ((flat_400, flat_ring, "flat"), (levels_400, two_levels, "levels")):
+    reveal(mine, predicted=1e3 * by_hand(4e5, *two), measured=[1e3 * s for s in summed[way]],
+           how="emulated")  # fmt: skip
 
 # %% [markdown]
 # This machine's own work, which is not to scale, comes on top.
@@ -226,9 +213,6 @@ from dataclasses import replace
 cards = replace(HARDWARE["H100"], nvlink=HARDWARE["A100"].pcie)
 kinds = {"NVLink, 2 adapters": (HARDWARE["H100"], 2), "NVLink, 1 adapter": (HARDWARE["H100"], 1),
          "PCIe, 1 adapter": (cards, 1)}
-
-# %% tags=["nbval-ignore-output"]
-# %%ranks 4
 sweep = {}
 for kind, (hardware, adapters) in kinds.items():
     mesh = servers(hardware, adapters, tp=4)
@@ -272,28 +256,6 @@ knob(draw, kind=["NVLink, 2 adapters", "NVLink, 1 adapter", "PCIe, 1 adapter"])
 # NCCL, the library on NVIDIA's cards, lays *several* flat rings, one through each adapter, and
 # takes trees for small tensors (lesson 40). What is best on a cluster is measured there.
 
-# %% tags=["nbval-ignore-output"]
-for kind in dict.fromkeys(which for which, *_ in found):
-    ratio = {int(n): found[kind, "flat", n] / found[kind, "levels", n]
-             for which, way, n in found if which == kind and way == "flat"}  # fmt: skip
-    print(f"{kind:18}: flat by hierarchical",
-          ", ".join(f"{n // 1000:,} KB {r:.2f}" for n, r in ratio.items()), "(emulated)")
-
-# %% [markdown]
-# And real servers? Of a large all-reduce on 8 H100s in a node, an author of NCCL says: a ring comes
-# to about 370 GB/s of bus bandwidth on links of 450, for its protocol takes a fifth; where the
-# switch adds, to about 480, which no wire carries
-# ([nccl-tests, issue 212](https://github.com/NVIDIA/nccl-tests/issues/212)). A ring over two nodes:
-# 46 to 48 GB/s on each adapter of 50
-# ([issue 290](https://github.com/NVIDIA/nccl-tests/issues/290)).
-
-# %% tags=["nbval-ignore-output"]
-least = predict.flat_ring(1_600_000, 4, 2, nvlink, infiniband)
-here, predicted = (predict.bus_bandwidth("all_reduce", 1_600_000, s, 4) / infiniband.bandwidth
-                   for s in (found["NVLink, 2 adapters", "flat", "1600000"], least))  # fmt: skip
-print(f"a flat ring over two nodes, of its slowest link's rate: 1.6 MB {here:.0%} here (emulated), "
-      f"{predicted:.0%} predicted; large tensors on H100s {47 / 50:.0%} (published)")
-
 # %% [markdown]
 # ## One token, over every link
 #
@@ -313,8 +275,6 @@ def token(x, layers):
             half_layer(name)
             mesh.tp.all_reduce(x)
 
-# %%
-# %%ranks 4
 mesh, x = servers(tp=2, pp=2), torch.zeros(4096, dtype=torch.bfloat16)
 dist.barrier()
 trace.clear()
@@ -350,7 +310,8 @@ for link in ("nvlink", "infiniband"):
 #
 # ## Break it: sums between nodes
 #
-# We cut each layer over all four GPUs instead: no stages, and the sums cross the network.
+# We cut each layer over all four GPUs instead: no stages, and the sums cross the network. Links
+# alone, no compute:
 
 # %%
 # %%ranks 4
@@ -368,11 +329,6 @@ def cut_over_nodes(x):
     for _ in range(8):
         over_all.tp.all_reduce(x)
 
-# %% [markdown]
-# Links alone, no compute:
-
-# %%
-# %%ranks 4
 split = {"tp 2 · pp 2": seconds(staged, x, times=2), "tp 4": seconds(cut_over_nodes, x, times=2)}
 
 # %% tags=["nbval-ignore-output"]
@@ -427,131 +383,93 @@ def batch(micro):
     for work in sent:
         work.wait()
 
-# %%
-# %%ranks 4
 stages = {}
 for micro in (1, 2, 4, 8):
     stages[micro] = seconds(batch, micro, times=2)
 
+# %%
+stages = slowest("stages")
+
 # %% [markdown]
-# Your guess:
+# Your guess. The prediction leaves the links out: three hops come on top.
 
 # %% tags=["nbval-ignore-output"]
-whole = {micro: median(times) for micro, times in slowest("stages").items()}
 reveal(piped, predicted=pipeline([50] * 4, 4)[0], how="emulated",
-       measured=[1e3 * s for s in slowest("stages")[4]])  # fmt: skip
+       measured=[1e3 * s for s in stages[4]])  # fmt: skip
 
 # %% [markdown]
 # ## The real pipeline
 #
-# Pauses keep the arithmetic clean on any number of cores; real stages need a core each, so we take
-# two, on ranks 0 and 2, and links as they are. This loop runs there in place of
-# `Llama.forward`; `_plain` is the model's own, over the layers that a stage has:
+# Pauses keep the arithmetic clean on any number of cores. Real stages need a core each, so we take
+# two ranks, and links as they are. With `pp=2` each loads half of the town's layers. As in lesson
+# 41 rank 0 is asked, and the other one `follow`s; a prompt is read in one pass, which `Pipeline`
+# cuts into micro-batches, as `batch` above. (Two new processes: to begin takes some seconds.)
 
 # %%
-from minillm.parallel.pipeline import Pipeline
+# %%ranks 2
+import minillm
 
-town = ModelConfig.from_pretrained(locate("data/town"))
-forward = inspect.getsource(Pipeline.forward)
-print(forward[forward.index("        for here") : forward.index("        rows")].rstrip())
-
-# %% [markdown]
-# The town model in two halves. Each rank has the whole one as well, to compare:
-
-# %%
-# %%ranks 4 --timeout 120
-from minillm import Machine, ModelConfig
-from minillm.files import locate
-from minillm.kv import PagedKV
-from minillm.load import Checkpoint, load
-from minillm.model.llama import Llama
-from minillm.parallel.pipeline import Pipeline, stages as cut_layers
-
-def have(layers):
-    town, machine = locate("data/town"), Machine.here(hbm="64 MiB", device="cpu")
-    config = ModelConfig.from_pretrained(town)
-    model = Llama(config, layers=layers).eval()
-    own = Checkpoint.open(town).only(dict(model.named_parameters()))
-    load(model, own, machine, torch.float32)
-    model.prepare(1024)
-    kv = PagedKV(replace(config, num_hidden_layers=len(layers)), machine, torch.float32)
-    kv.first = layers.start
-    return model, kv
-
-grid = Mesh(trace, tp=2, pp=2)  # along pp: ranks 0 and 2, 1 and 3
-whole, mine = have(range(6)), have(cut_layers(6, 2)[grid.pp.index])
-passes = Pipeline(mine[0], grid.pp)
-
-# %% [markdown]
-# A prompt is read in one pass, which the pipeline cuts; then three tokens are written, a pass each.
-# Both stages call the same:
-
-# %%
-# %%ranks 4
-from minillm.kv.plan import Step
-
-def run_layers(*x):
-    with trace.span("stage", stage="model", resource="compute"):
-        return Llama.run_layers(mine[0], *x)
-
-def answer(model, kv, prompt, request=0):
-    kv.make_room([len(prompt) + 4])
-    kv.find(0, prompt)
-    ids, logits = prompt, []
-    for token in range(4):
-        start, n = kv.length[0], len(ids)
-        assert kv.reserve(0, start + n)
-        plan = kv.plan(Step((0,), (start,), (n,), (1,)))
-        with torch.inference_mode(), trace.at(request=request, token=token):
-            logits.append(model(torch.tensor(ids), plan.place, plan, torch.tensor([n - 1])))
-        kv.commit(0, range(start + n))
-        ids = [int(logits[-1].argmax())]
-    kv.release(0)
-    return torch.cat(logits)
-
-# %% [markdown]
-# One, two and four micro-batches, after a first run to warm up. Between two stages there is one
-# message a micro-batch, and at the end one brings the logits back. The bubble of two stages:
-# 1 ÷ (M + 1).
-
-# %% tags=["nbval-ignore-output"]
-# %%ranks 4 --timeout 120
-from minillm.tokens.tokenizer import Tokenizer
-
-text = "Mia put the red key under the old bench. " * 100
-prompt = Tokenizer.from_pretrained(locate("data/town")).encode(text)[:768]
-if grid.tp.index == 0:
-    mine[0].run_layers = run_layers
-    truth, _ = answer(*whole, prompt), answer(*mine, prompt)
+def answer(prompt, micro):
     trace.clear()
-    for micro in (1, 2, 4):
-        passes.micro = micro
-        logits = answer(*mine, prompt, request=micro)
-        off = float((logits - truth).abs().max() / truth.abs().max())
-        assert off < 1e-5, "not the logits of one rank"
-    print("whatever M: the logits of one rank")
+    machine = minillm.Machine.here(hbm="64 MiB", device="cpu", trace=trace)
+    one_pass = minillm.EngineConfig(max_batch_tokens=1024, prefix_cache=False)
+    split = minillm.ParallelConfig(pp=2, micro_batches=micro)
+    engine = minillm.Engine.load("data/town", machine, one_pass, parallel=split)
+    if rank > 0:
+        return engine.follow()
+    four = minillm.SamplingParams(max_tokens=4, temperature=0.0)
+    texts = [engine.generate([prompt], four)[0].text for _ in range(2)]  # the first to warm up
+    engine.close()
+    return texts[1]
+
+# %% [markdown]
+# The answer of one rank, in this process; then the two stages, with one, two and four micro-batches
+# of the same prompt:
+
+# %%
+prompt, real = "Mia put the red key under the old bench. " * 72, {}
+engine = Engine.load("data/town", Machine.here(hbm="64 MiB", device="cpu"))
+alone = engine.generate([prompt], SamplingParams(max_tokens=4, temperature=0.0))[0].text
+n, town = len(engine.tokenizer.encode(prompt)), engine.model_config
+engine.close()
+
+# %%
+for micro in (1, 2, 4):
+    ranks.run(f"text = answer({prompt!r}, {micro})", timeout=240)
+    assert ranks.get("text")[0] == alone
+    real[micro] = ranks.trace()
+print(f"{n} tokens, whatever M: {alone!r}, as on one rank")
+
+# %% [markdown]
+# Between two stages there is one message a micro-batch, and at the end one brings the best token
+# back, 24 bytes (lesson 41). A stage is idle while it computes no half of a layer. The bubble of
+# two stages: 1 ÷ (M + 1).
 
 # %% tags=["nbval-ignore-output"]
-real, state = ranks.trace(), predict.pipeline_bytes(town, 2, "float32")
-for micro in (1, 2, 4):
-    work, sent = (real.select(name=n, request=micro, token=0) for n in ("stage", "send"))
+def halves(micro: int, **which) -> list:
+    """What both stages computed for the second answer."""
+    found = (real[micro].select(name=name, request=1, **which) for name in ("attention", "ffn"))
+    return [event for events in found for event in events]
+
+
+for micro, trace in real.items():
+    work, sent = halves(micro, token=0), trace.select(name="send", request=1, token=0)
     assert len(sent) == micro + 1
-    assert sum(e.nbytes for e in sent) == 768 * state + 4 * town.vocab_size
+    assert sum(e.nbytes for e in sent) == n * predict.pipeline_bytes(town, 2, "float32") + 24
     took = max(e.end for e in work) - min(e.start for e in work)
     idle = 1 - sum(e.seconds for e in work) / (2 * took)
     print(f"M = {micro}: {len(sent)} messages, as predicted; prefill {1e3 * took:.0f} ms, "
-          f"idle {idle:.0%} (measured), {predict.bubble(2, micro):.0%} (predicted)")
-first, second = real.select(name="stage", request=4, token=2)
-both = 1e3 * max(0, first.end - second.start)
-print(f"a later token: {1e3 * first.seconds:.1f} ms in the first stage, {1e3 * second.seconds:.1f} "
-      f"in the second; {both:.1f} ms of them at one time (measured)")
+          f"idle {idle:.0%} (measured), {predict.bubble(2, micro):.0%} (predicted)")  # fmt: skip
 
 # %% [markdown]
-# Stage by stage, a row each. On the left the prompt, then three tokens; on the right one of them:
+# What was recorded of the answer; each stage has a row of compute, and one of what it sends. On the
+# left the prompt, then three tokens; on the right one of them. (The loopback network stands for
+# NVLink, as in lesson 41. Whole passes are left out: they count the waiting.)
 
 # %% tags=["nbval-ignore-output"]
 def at_work(micro: int = 4) -> charts.Chart:
-    return charts.timeline(Trace.of(real.select(name="stage", request=micro), real.meta))
+    parts = [e for e in real[micro].select(request=1) if e.name not in ("prefill", "decode step")]
+    return charts.timeline(Trace.of(parts, real[micro].meta))
 
 
 knob(at_work, micro=[1, 2, 4])
@@ -565,75 +483,12 @@ knob(at_work, micro=[1, 2, 4])
 # is one more price: each micro-batch reads the stage's weights again.
 
 # %% [markdown]
-# ## Hand over the KV cache
-#
-# Prefill keeps a GPU's arithmetic busy, decode its memory. Some servers give them to different
-# nodes: rank 0 reads the prompt, and its pages go to rank 2, on the other node, which writes the
-# answer.
-
-# %% tags=["nbval-ignore-output"]
-# %%ranks 4 --timeout 120
-from minillm import Engine, EngineConfig, Machine, SamplingParams
-
-prompt = "Mia put the red key under the old bench. " * 8 + "Tom saw it. Where is the red key?"
-if rank in (0, 2):
-    engine = Engine.load("data/town", Machine.here(hbm="64 MiB"), EngineConfig(kv_hbm="4 MiB"))
-    pool, greedy = engine.kv.pool, SamplingParams(max_tokens=16, temperature=0.0)
-if rank == 0:
-    engine.generate([prompt], SamplingParams(max_tokens=1))
-    keys, pages = zip(*pool.known.page_of.items(), strict=True)
-    raw = torch.stack([layer[list(pages)] for layer in pool.layers])
-    alone = engine.generate([prompt], greedy)[0].text
-
-# %% [markdown]
-# A page is known by a key, a hash of all text up to its end (lesson 32). Where keys and pages
-# arrive, the prefix cache takes them in:
-
-# %%
-# %%ranks 4
-def take_in(keys, arrived):
-    for number, key in enumerate(keys):
-        page = pool.take()
-        for layer, part in zip(pool.layers, arrived, strict=True):
-            layer[page] = part[number]
-        pool.known.enter(page, key)
-        pool.drop(page)
-
-# %% [markdown]
-# Rank 2 gets the same prompt, finds the pages, and computes what is left.
-
-# %% tags=["nbval-ignore-output"]
-# %%ranks 4 --timeout 120
-mesh = servers(tp=4)
-told = [None if rank else (raw.shape, keys)]
-dist.broadcast_object_list(told)
-trace.clear()
-if rank == 0:
-    mesh.world_group.send(raw, 2)
-if rank == 2:
-    take_in(told[0][1], mesh.world_group.recv(torch.empty(told[0][0], dtype=pool.dtype), 0))
-    engine.kv.hits = engine.kv.asked = 0
-    after = engine.generate([prompt], greedy)[0].text
-    found = engine.kv.hits, engine.kv.asked
-
-# %% tags=["nbval-ignore-output"]
-alone, after = ranks.get("alone")[0], ranks.get("after")[2]
-assert alone == after
-(sent,) = ranks.trace().select(name="send")
-page = 16 * predict.kv_bytes_per_token(ModelConfig.from_pretrained(locate("data/town")))
-hits, asked = ranks.get("found")[2]
-assert sent.nbytes == asked // 16 * page and hits > 0
-print(f"rank 2 found {hits} of {asked} tokens, and wrote what rank 0 would have: {after!r}")
-print(f"{asked // 16} full pages, {sent.nbytes:,} bytes, as predicted; {1e3 * sent.seconds:.1f} ms "
-      f"emulated, {1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")  # fmt: skip
-
-# %% [markdown]
 # ## Which split?
 #
 # `gpus` GPUs, `node` of them in each node; tp · pp = gpus. A token needs `work` seconds on one GPU,
 # divided by tp (stages follow each other: pp divides nothing). If tp > 1 each of `layers` layers
 # has two sums: `inside` seconds each if tp fits into a node, else `between`. And pp − 1 times the
-# state is handed on, `hop` seconds. Return (tp, pp) with the shortest token; tp divides gpus.
+# state is handed on, `hop` seconds each. Return (tp, pp) with the shortest token; tp divides gpus.
 
 # %%
 def best_split(gpus, node, work, layers, inside, between, hop) -> tuple:
@@ -661,9 +516,10 @@ for requests in (1, 64):
 # %% [markdown]
 # ## On paper: prefill here, decode there
 #
-# A server hands the cache of a prompt to another node: `tokens` tokens, `layers` layers, `heads` KV
-# heads of `size` numbers, keys and values, 2 bytes a number. It has `adapters` adapters of
-# `gigabits` Gb/s each, in one direction, and all carry a part. Bytes, and seconds?
+# Prefill keeps a GPU's arithmetic busy, decode its memory. So some servers give them to different
+# nodes, and hand the KV cache of a prompt over: `tokens` tokens, `layers` layers, `heads` KV heads
+# of `size` numbers, keys and values, 2 bytes a number. A node has `adapters` adapters of `gigabits`
+# Gb/s each, in one direction, and all carry a part. Bytes, and seconds?
 
 # %%
 def handover(tokens, layers, heads, size, adapters, gigabits) -> tuple:
@@ -710,10 +566,10 @@ recall(
 # %% tags=["nbval-ignore-output", "folded"]
 print(f"1. 400 KB on two nodes: flat {1e3 * median(summed['flat']):.0f} ms, hierarchical "
       f"{1e3 * median(summed['levels']):.0f} ms (emulated, 10,000 × slower).")
-print(f"2. One token: a GPU of the first stage sends {inside:,} bytes over NVLink, {handed:,} over "
+print(f"2. One token: a GPU of the first stage sends {inside:,} bytes over NVLink, {handed:,} over",
       "InfiniBand.")
-print(f"3. 4 stages: {1e3 * whole[1]:.0f} ms with one request, {1e3 * whole[8]:.0f} ms in eight "
-      "micro-batches (emulated).")
+print(f"3. 4 stages: {1e3 * median(stages[1]):.0f} ms with one request, in eight micro-batches",
+      f"{1e3 * median(stages[8]):.0f} ms (emulated).")
 
 # %%
 guesses()
