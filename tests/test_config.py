@@ -401,6 +401,7 @@ def test_sizes_are_read_in_both_systems_of_units():
     {"repetition_penalty": 0}, {"repetition_penalty": "1"}, {"presence_penalty": 2.1},
     {"frequency_penalty": float("nan")}, {"logit_bias": {"a": 1}}, {"logit_bias": {-1: 1}},
     {"logit_bias": {3: 101}}, {"logit_bias": None}, {"logprobs": -1}, {"logprobs": True},
+    {"logit_bias": (5,)}, {"logit_bias": ((1, 2, 3),)},
 ])  # fmt: skip
 def test_sampling_out_of_range_is_refused(bad):
     """Catches a sampler that divides by zero or keeps no token at all."""

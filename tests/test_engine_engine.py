@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,10 @@ from minillm import (
     SamplingParams,
     Trace,
 )
+from minillm.decode.detokenize import Detokenizer
+from minillm.engine.request import Request
 from minillm.kv import PagedKV, drop_oldest
+from minillm.kv.plan import Plan
 
 PROMPTS = [
     "Mia put the red key in the chest.",
@@ -352,6 +357,123 @@ def test_streams_of_several_threads_share_an_engine(engine):
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
         assert list(threads.map(read, PROMPTS)) == alone
     assert "kv" not in engine.machine.hbm.by_label
+
+
+def test_requests_of_two_threads_never_have_one_number(engine, monkeypatch):
+    """Catches a number that is looked at before a text is tokenized and counted up after it."""
+    meet, encode = threading.Barrier(2), engine.tokenizer.encode
+
+    def together(text: str) -> list[int]:
+        meet.wait(10)
+        return encode(text)
+
+    alone = [engine.generate(text, GREEDY)[0].text for text in PROMPTS[:2]]
+    monkeypatch.setattr(engine.tokenizer, "encode", together)
+    with ThreadPoolExecutor(2) as threads:
+        texts = list(threads.map(lambda text: engine.generate(text, GREEDY)[0].text, PROMPTS[:2]))
+    assert texts == alone
+
+
+def test_no_piece_is_lost_that_another_thread_chose(engine, monkeypatch):
+    """Catches a stream that looks for pieces first and then for the end, and an end that shows
+    before the last piece does."""
+    over, finish, step = Request.over.fget, Detokenizer.finish, engine.step
+    passes, ends = [], []
+
+    def counted() -> None:
+        passes.append(1)
+        step()
+        passes.pop()
+
+    def just_before(request: Request) -> bool:
+        if not passes:
+            engine.step()  # the other thread's
+        return over(request)
+
+    def look(detokenizer: Detokenizer) -> str:
+        ends.extend(over(request) for request in engine.scheduler.running)
+        return finish(detokenizer)
+
+    whole = engine.generate("Tom", GREEDY)[0].token_ids
+    monkeypatch.setattr(engine, "step", counted)
+    monkeypatch.setattr(Request, "over", property(just_before))
+    monkeypatch.setattr(Detokenizer, "finish", look)
+    assert tuple(piece.token_id for piece in engine.stream("Tom", GREEDY)) == whole
+    assert ends == [False]
+
+
+@pytest.mark.parametrize("name", ["attention", "decode step", "sample", "detokenize"])
+def test_a_stream_that_python_collects_in_a_pass_leaves_after_it(engine, name):
+    """Catches pages taken from under the pass that writes them: a stream in a cycle, such as that
+    of a kept traceback, ends wherever the collector happens to run."""
+    engine.generate("Mia", GREEDY)  # the kernels were chosen
+    here, whole = held(engine), engine.generate(PROMPTS[0], GREEDY)[0].token_ids
+    stream, lost = engine.stream(PROMPTS[0], GREEDY), engine.stream(PROMPTS[1], GREEDY)
+    ids = [next(stream).token_id]
+    next(lost), next(lost)
+    cycle = [lost]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del lost, cycle
+        undo = engine.trace.subscribe(lambda event: event.name == name and gc.collect())
+        ids += [piece.token_id for piece in stream]
+        undo()
+    finally:
+        gc.enable()
+    assert tuple(ids) == whole
+    assert held(engine) == here and not engine.scheduler.running
+
+
+def test_nobody_steps_inside_a_pass(engine):
+    """Catches a subscriber that generates: it would run the pass's own tokens a second time."""
+    whole = engine.generate("Tom", GREEDY)[0].token_ids
+    engine.trace.subscribe(lambda event: event.name == "sample" and engine.generate("Mia"))
+    with pytest.warns(UserWarning, match="in a pass already"):
+        assert engine.generate("Tom", GREEDY)[0].token_ids == whole
+
+
+def test_close_waits_for_the_pass_of_another_thread(engine, monkeypatch):
+    """Catches weights taken from under a pass, and a stream that goes on without them."""
+    run, closer = engine._runner.run, threading.Thread(target=engine.close)
+
+    def closed_meanwhile(plan: Plan, ids: torch.Tensor) -> torch.Tensor:
+        if not closer.ident:
+            closer.start()
+            closer.join(0.2)
+            assert closer.is_alive() and engine.kv.tables
+        return run(plan, ids)
+
+    stream = engine.stream("Tom", GREEDY)
+    next(stream)
+    monkeypatch.setattr(engine._runner, "run", closed_meanwhile)
+    next(stream)
+    closer.join()
+    with pytest.raises(AssertionError, match="closed"):
+        next(stream)
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, MinillmError])
+def test_a_close_that_is_broken_off_gives_all_back(tiny, what, monkeypatch):
+    """Catches memory that nobody can give back: a second close does nothing."""
+    machine = Machine.here(hbm="64 MiB", device="cpu")
+    engine = Engine.load(tiny("llama"), machine)
+
+    def broken() -> Trace:
+        if what is MinillmError:  # another rank is lost
+            raise MinillmError("lost")
+        signal.raise_signal(signal.SIGINT)
+        return engine.machine.trace
+
+    monkeypatch.setattr(engine._runner, "end", broken)
+    with pytest.raises(what):
+        engine.close()
+    assert not machine.hbm.used and not machine.dram.used
+    assert all(p.is_meta for p in engine.model.parameters())
+
+
+def test_no_prompts_have_no_completions(engine):
+    assert engine.generate([]) == []
 
 
 def test_a_small_cache_gives_the_same_texts(engine, tiny):

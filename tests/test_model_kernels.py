@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from minillm import compile as compiled
 from minillm.config import ModelConfig
@@ -358,6 +359,21 @@ def test_an_unknown_id_is_an_error():
 
 
 @needs_compiler
+def test_weights_that_did_not_come_yet_are_an_error():
+    """Would catch layers that C reads at no address, where no embedding stands before them."""
+    with torch.device("meta"):
+        model = Llama(ModelConfig(**SHAPE))
+    assert install(model, 2)[0]
+    model.prepare(1)
+    kv = cache(make())
+    kv.find(0, [1])
+    assert kv.reserve(0, 1)
+    plan = kv.plan(Step((0,), (0,), (1,), (1,)))
+    with pytest.raises(AssertionError, match="not loaded yet"):
+        model.run_layers(torch.zeros(1, 64), plan.place, plan)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_weights_may_move(dtype):
     """Catches an address kept from the slot that a streamed layer had before."""
@@ -371,6 +387,27 @@ def test_weights_may_move(dtype):
     assert torch.equal(mixed(model, cache(model), 6), wanted)
     model.blocks[1].mlp.up_proj.weight.data = model.blocks[1].mlp.up_proj.weight * 2
     assert not torch.equal(mixed(model, cache(model), 6), wanted)
+
+
+@needs_compiler
+def test_biases_may_move_alone():
+    """Catches a bias that is read where it was, which may be anybody's memory by now."""
+    model, plain = make("bias"), make("bias", threads=None)
+    mixed(model, cache(model), 6)
+    for block in (*model.blocks, *plain.blocks):
+        for name, p in block.named_parameters():
+            p.data = p.data + 1 if name.endswith("bias") else p.data
+    close(mixed(model, cache(model), 6), mixed(plain, cache(plain), 6), 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [lambda x: x.t().contiguous().t(), Tensor.double], ids="td")
+def test_a_hook_may_change_how_x_lies(change):
+    """Catches numbers read in the order, or the type, that x has nearly always."""
+    model, plain = make(), make(threads=None)
+    for block in (model.blocks[0], plain.blocks[0]):
+        block.register_forward_hook(lambda block, given, x: change(x))
+    close(mixed(model, cache(model), 6), mixed(plain, cache(plain), 6), 1e-5)
 
 
 @needs_compiler

@@ -158,6 +158,6 @@ def _are_texts(stop: object) -> bool:
 
 
 def _are_biases(pairs: object) -> bool:
-    bias = rules.between(-100, 100)[0]
-    ids = isinstance(pairs, tuple) and all(rules.is_int(id) and id >= 0 for id, _ in pairs)
-    return ids and all(bias(by) for _, by in pairs)
+    bias, is_pair = rules.between(-100, 100)[0], lambda v: isinstance(v, tuple) and len(v) == 2
+    fine = isinstance(pairs, tuple) and all(map(is_pair, pairs))
+    return fine and all(rules.is_int(id) and id >= 0 and bias(by) for id, by in pairs)

@@ -6,9 +6,9 @@ Shapes: ΣT packed tokens of all requests, V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import count
 from os import PathLike
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from minillm.kv.plan import Step
 from minillm.machine import Machine
 from minillm.machine.interrupt import held
 from minillm.parallel.world import connect
+from minillm.trace import At
 
 _ENGINE, _SAMPLING, _ALONE = EngineConfig(), SamplingParams(), ParallelConfig()
 
@@ -49,12 +50,13 @@ class Engine:
         self.tokenizer, self.kv, self._runner = parts.tokenizer, parts.kv, parts.runner
         self.max_context, self.kv_bytes_per_token = parts.max_context, parts.kv.nbytes_per_token
         self.scheduler = Scheduler(self.kv, config.max_batch_tokens, config.max_running)
-        self.steps = self._numbers = 0  # forward passes and requests so far
+        self.steps, self._numbers = 0, count()  # forward passes so far; of requests, the next one
         self._chooser = Chooser(self.kv, self.trace)
         self._sessions, self.log = parts.sessions, Log(config.log, machine)
         self.resume = parts.sessions.open  # a file of `stream(…, save=file)` becomes a prompt
         self._held, self._closed = parts.held, False
         self._lock = threading.RLock()  # of several threads one runs a pass, the others wait
+        self._pass, self._left = At(), []  # that a thread is in; requests that leave after it
 
     @classmethod
     def load(
@@ -79,12 +81,13 @@ class Engine:
     def close(self) -> None:
         """Give all memory back; the engine answers no more. Of several ranks, all end, and `trace`
         is that of all of them. A second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            self.trace = self._runner.end()
-            self._held.close()
-            self.trace.close_model(self.name)
-            self.model.to("meta")  # drop the parameters, which are views of that memory
+        with self._lock, held():
+            if not self._closed:
+                self._closed = True
+                self.model.to("meta")  # drop the parameters, which are views of that memory
+                with self._held:  # also if another rank is lost
+                    self.trace = self._runner.end()
+                self.trace.close_model(self.name)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams = _SAMPLING, save: StrPath | None = None
@@ -103,12 +106,12 @@ class Engine:
         """All that comes of some requests, one after the other; steps are taken as needed."""
         with self._present(requests):
             for request in requests:
-                told = 0
-                while (more := request.pieces[told:]) or not request.over:
-                    if not more:
+                for told in count():
+                    while told == len(request.pieces) and not request.over:
                         self.step()
-                    yield from more
-                    told += len(more)
+                    if told == len(request.pieces):
+                        break
+                    yield request.pieces[told]
                 if request.error:
                     raise request.error
 
@@ -123,12 +126,13 @@ class Engine:
             wanted = f"one SamplingParams, or one for each of {len(prompts)} prompts"
             raise ConfigError(f"wanted {wanted}, found {len(each)}; give as many")
         requests = [self._admit(*pair) for pair in zip(prompts, each, strict=True)]
-        deque(self._pieces(requests), maxlen=0)
+        list(self._pieces(requests))
         return [request.completion() for request in requests]
 
     def step(self) -> None:
         """One forward pass, and one more token for each request whose text was read to its end."""
-        with self._lock:
+        assert not self._closed and self._pass.stamp[0] is None, "closed, or in a pass already"
+        with self._lock, self._pass(step=self.steps):
             with held():  # an interrupt comes when no request is half taken in
                 step, requests = self.scheduler.schedule()
             if not requests:
@@ -136,9 +140,8 @@ class Engine:
             alone = requests[0].stamp if len(requests) == 1 else {}  # request and token
             at = self.trace.at(step=self.steps, model=self.name, **alone)
             with at, self._runner.threads(step, self.kv.resident is None):
-                plan = self.kv.plan(step)
                 ids = self._runner.send_ids(step, requests)  # CPU → DRAM → HBM
-                logits = self._runner.run(plan, ids)  # weights and KV, from HBM
+                logits = self._runner.run(self.kv.plan(step), ids)  # weights and KV, from HBM
                 logits = self._runner.fetch_logits(logits)  # HBM → DRAM
                 self._hand_out(step, requests, logits)  # CPU: a token each, and its text
 
@@ -158,23 +161,22 @@ class Engine:
         assert not self._closed, "this engine was closed: load it again"
         parts = self.tokenizer, self.model_config, self.max_context, self.trace
         with self.trace.at(model=self.name):
-            request = admit(self._numbers, prompt, params, *parts)
-        self._numbers += 1
-        return request
+            return admit(next(self._numbers), prompt, params, *parts)
 
     @contextmanager
     def _present(self, requests: list[Request]) -> Iterator[None]:
         """Requests that take part in the steps until the end of the block, and then leave."""
         try:
             with self._lock:
-                self.model.prepare(max(r.slots for r in requests) + 1, self.machine.device)
                 for request in requests:
+                    self.model.prepare(request.slots + 1, self.machine.device)
                     self.scheduler.add(request)
             yield
         finally:
-            with self._lock, held():
-                for request in requests:
-                    self.scheduler.remove(request)
+            with self._lock, held():  # in a pass if Python collects there a stream nobody holds
+                self._left += requests
+                while self._left and self._pass.stamp[0] is None:
+                    self.scheduler.remove(request := self._left.pop())
                     if not request.over:
                         request.finish_reason = "abort"
                         self.log.write(request)

@@ -116,13 +116,11 @@ class Request:
         self.ids.append(token_id)
         ended = token_id in self.eos_ids and not self.params.ignore_eos
         text = "" if ended else self.detokenizer.add(token_id)
-        if ended or self.detokenizer.stopped:
-            self.finish_reason = "eos" if ended else "stop"
-        elif len(self.pieces) + 1 == self.params.max_tokens:
-            self.finish_reason = "length"
-        if self.finish_reason:
-            text += self.detokenizer.finish()
+        full = len(self.pieces) + 1 == self.params.max_tokens
+        why = "eos" if ended else "stop" if self.detokenizer.stopped else "length" if full else None
+        text += self.detokenizer.finish() if why else ""
         self.pieces.append(Piece(text, token_id, logprob, len(self.pieces), top_logprobs))
+        self.finish_reason = why  # last: who sees it, on another thread, sees every piece
         return self.pieces[-1]
 
     def completion(self) -> Completion:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, c_double, c_float, c_int, c_long, c_void_p
 from itertools import chain, repeat
-from operator import attrgetter, itemgetter, le
+from operator import attrgetter, getitem, le
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -93,6 +93,9 @@ def _check(model: Llama) -> None:
 class Kernels:
     """The C side of one model. `install` makes one; it takes the place of the model's parts.
 
+    What is put on a layer or on a half is obeyed, and weights may move. What stands inside a half
+    is not looked at: a hook on `mlp`, another `q_proj`. Load with kernels="torch" for that.
+
     stamps: after a pass whose layers ran in one call: when each half began (attention, FFN, layer
     by layer) and when the last ended, 2 n + 1 seconds of `time.perf_counter`; else None.
     tops: of the logits that the last pass gave; None where torch computed them.
@@ -106,11 +109,11 @@ class Kernels:
         self.stamps: list[float] | None = None
         self.tops: Tops | None = None
         self.eps, self._blocks = c_double(model.config.rms_norm_eps), model.blocks
-        # The array of `Layer`; what holds a layer's weights, under "weight"; where those were.
+        # The array of `Layer`; what holds the weights, under which names; where they were.
         self._array = (c_long * (LAYER * len(self._blocks)))()
-        modules = (m for block in self._blocks for m in block.modules())
-        self._holders = [m._parameters for m in modules if m._parameters]
-        self._lie: list[int] = [0] * len(self._holders)
+        dicts = [m._parameters for block in self._blocks for m in block.modules()]
+        self._holders, self._names = zip(*((d, name) for d in dicts for name in d), strict=True)
+        self._lie = [-1] * len(self._holders)  # nowhere: 0 is where weights on meta are
         self._stamps = (c_double * (2 * len(self._blocks) + 1))()
         self._last: tuple[Attend | None, int] = (None, 0)
         self.scratch, self._seen = torch.empty(0), ([], False)
@@ -131,9 +134,9 @@ class Kernels:
         plain, looks = getattr(block, place), name == "attention"
 
         def half(x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
-            step = self._pass(attend)
-            if not step:
+            if not (step := self._pass(attend)):
                 return plain(x, turns, attend)
+            x = x.float().contiguous()  # a hook on a layer may have made it anything
             pages = attend.store.enter(block.layer, attend) if looks else None
             out = self.scratch[: x.numel()].view(x.shape)
             run(self._layers(i, [pages]), step, x.data_ptr(), out.data_ptr())
@@ -148,7 +151,7 @@ class Kernels:
         """The address of layers from i on, with their pages; filled anew if a weight has moved."""
         each, stop = len(self._holders) // len(self._blocks), i + len(pages)
         these = slice(i * each, stop * each)
-        lie = [*map(Tensor.data_ptr, map(itemgetter("weight"), self._holders[these]))]
+        lie = [*map(Tensor.data_ptr, map(getitem, self._holders[these], self._names[these]))]
         if lie != self._lie[these]:
             for n in range(i, stop):
                 self._array[n * LAYER : (n + 1) * LAYER - 1] = _fields(self._blocks[n])
@@ -174,8 +177,8 @@ class Kernels:
             self._seen = halves, ours == self._halves
         hooks = any(map(any, map(_HOOKS, self._blocks)))
         if not resident or not self._seen[1] or hooks or self.model.reduce is not identity:
-            return Llama.run_layers(self.model, x.contiguous(), positions, attend)
-        x = x.clone(memory_format=torch.contiguous_format)  # it is added to in place
+            return Llama.run_layers(self.model, x, positions, attend)
+        x = x.to(torch.float32, copy=True).contiguous()  # it is added to in place
         layers, to = self._layers(0, resident), (x.data_ptr(), self.scratch.data_ptr())
         self._stamps[0] = perf_counter()
         self._lib.layers(layers, len(resident), step, *to, self._stamps)
@@ -216,11 +219,11 @@ def _step(kernels: Kernels, plan: Attend) -> int:
     assert longest <= len(angles), f"prepared {len(angles)}, wanted {longest}"
     q, parts = c.num_attention_heads * c.head_dim, longest // PART + 1
     row = 2 * c.hidden_size + (4 + 2 * parts) * q + 3 * c.intermediate_size
+    rooms = (len(table) * plan.page_size for table in plan.tables)
+    assert all(map(le, plan.stops, rooms)), "not reserved"
     if M * row > kernels.scratch.numel():
         kernels.scratch = torch.empty(M * row)
     scratch = kernels.scratch.data_ptr() + kernels.scratch.itemsize * M * c.hidden_size
-    rooms = (len(table) * plan.page_size for table in plan.tables)
-    assert all(map(le, plan.stops, rooms)), "not reserved"
     rows = (table + [0] * (width - len(table)) for table in plan.tables)
     each = chain.from_iterable(map(repeat, rows, counts))
     tables = (c_int * (M * width))(*chain.from_iterable(each))
