@@ -143,10 +143,8 @@ def slowest(name: str) -> dict:
     return {key: list(map(max, *(one[key] for one in every))) for key in every[0]}
 
 
-summed = slowest("both")
-
 # %% tags=["nbval-ignore-output"]
-two = [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
+summed, two = slowest("both"), [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
 for mine, by_hand, way in ((flat_400, flat_ring, "flat"), (levels_400, two_levels, "levels")):
     reveal(mine, predicted=1e3 * by_hand(4e5, *two), measured=[1e3 * s for s in summed[way]],
            how="emulated")  # fmt: skip
@@ -577,16 +575,14 @@ else:
     take_in(told[0][1], mesh.pp.recv(torch.empty(told[0][0], dtype=pool.dtype), 0))
     engine.kv.hits = engine.kv.asked = 0
     after = engine.generate([prompt], greedy)[0].text
-    hits = engine.kv.hits, engine.kv.asked
+    found = (engine.kv.hits, engine.kv.asked), after
 
 # %% tags=["nbval-ignore-output"]
-assert ranks.get("alone")[0] == ranks.get("after")[1]
-(sent,), (hits, asked) = ranks.trace().select(name="send"), ranks.get("hits")[1]
-assert sent.nbytes == asked // 16 * 16 * predict.kv_bytes_per_token(town) and hits > 0
-print(f"rank 1 found {hits} of {asked} tokens, and wrote what rank 0 would have:",
-      repr(ranks.get("after")[1]))  # fmt: skip
-print(f"{asked // 16} full pages, {sent.nbytes:,} bytes, as predicted; {1e3 * sent.seconds:.1f} ms "
-      f"emulated, {1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")
+(sent,), (hits, asked), text = ranks.trace().select(name="send"), *(ranks.get("found")[1])
+assert sent.nbytes == hits * predict.kv_bytes_per_token(town) > 0 and text == ranks.get("alone")[0]
+print(f"rank 1 found {hits} of {asked} tokens, and wrote what rank 0 would have: {text!r}")
+print(f"{sent.nbytes:,} bytes in full pages, as predicted; {1e3 * sent.seconds:.1f} ms emulated,",
+      f"{1e3 * infiniband.seconds(sent.nbytes):.1f} predicted")
 
 # %% [markdown]
 # **On paper.** A real server hands on the cache of a prompt: `tokens` tokens, `layers` layers,
