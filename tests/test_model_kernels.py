@@ -411,6 +411,19 @@ def test_a_hook_may_change_how_x_lies(change):
 
 
 @needs_compiler
+def test_weights_of_another_type_or_order_are_refused():
+    """Catches float32 read as bf16, and columns read as rows, after the model was changed."""
+    model, other = make(dtype=torch.bfloat16), make()
+    model.float()
+    with pytest.raises(AssertionError, match="bfloat16, row by row"):
+        mixed(model, cache(other), 4)
+    weight = other.blocks[1].mlp.up_proj.weight
+    weight.data = weight.data.T.contiguous().T
+    with pytest.raises(AssertionError, match="row by row"):
+        mixed(other, cache(other), 4)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_a_products_weights_are_read_where_they_lie(dtype):
     """Catches kernels that rearrange weights, which others read, too, or copy them at each pass."""

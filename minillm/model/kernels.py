@@ -55,8 +55,7 @@ def install(model: Llama, threads: int, c: bool = True) -> tuple[Kernels | None,
 
     Its weights are there, or will be: those on the meta device are bound when they come.
     threads: of the C and of torch. c: False leaves the C out.
-    Returns what the engine asks after a pass, and one line for people: what computes, and why.
-    On a card nothing changes.
+    Returns what the engine asks after a pass, and for people what computes. None on a card.
     """
     weight = model.blocks[0].mlp.gate_proj.weight
     if weight.device.type not in ("cpu", "meta"):
@@ -102,7 +101,7 @@ class Kernels:
     """
 
     def __init__(self, model: Llama, dtype: torch.dtype, threads: int):
-        self.model, self.threads = model, threads
+        self.model, self.threads, self._dtype = model, threads, dtype
         self._lib = library(SOURCE, *FLAGS[dtype])
         for name, n in TAKES.items():  # without it ctypes loses half of each address
             getattr(self._lib, name).argtypes = [c_void_p] * n
@@ -121,8 +120,7 @@ class Kernels:
     def put_on(self, most: int) -> None:
         """Take the place of the model's parts, for passes of at most so many tokens."""
         model, self.most = self.model, most
-        # Looked up once.
-        self._table = model.model.embed_tokens if model.first else None
+        self._table = model.model.embed_tokens if model.first else None  # looked up once
         self._out, self._norm = (model.head, model.model.norm) if model.last else (None, None)
         each = range(len(self._blocks))
         self._halves = [(self._half(i, "attention"), self._half(i, "ffn")) for i in each]
@@ -154,7 +152,7 @@ class Kernels:
         lie = [*map(Tensor.data_ptr, map(getitem, self._holders[these], self._names[these]))]
         if lie != self._lie[these]:
             for n in range(i, stop):
-                self._array[n * LAYER : (n + 1) * LAYER - 1] = _fields(self._blocks[n])
+                self._array[n * LAYER : (n + 1) * LAYER - 1] = _fields(self._blocks[n], self._dtype)
             self._lie[these] = lie
         self._array[(i + 1) * LAYER - 1 : stop * LAYER : LAYER] = [*map(_at, pages)]
         return addressof(self._array) + 8 * LAYER * i
@@ -239,8 +237,10 @@ def _struct(*fields: int) -> Array[c_long]:
     return (c_long * len(fields))(*fields)
 
 
-def _fields(block: Block) -> list[int]:
+def _fields(block: Block, dtype: torch.dtype) -> list[int]:
     """`Layer` of kernels.c but for its pages: where the weights of a block lie now."""
+    fits = all(p.dtype == dtype and p.is_contiguous() for p in block.parameters())
+    assert fits, f"C was compiled for {dtype}, row by row: load the model anew"
     a, f = block.self_attn, block.mlp
     linears = a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj
     norms = block.input_layernorm, block.post_attention_layernorm, a.q_norm, a.k_norm
