@@ -172,7 +172,7 @@ up, numbers = {}, itertools.count()
 
 def answer(forget=None, number=0, **rooms) -> tuple[int, ...]:
     engine = Engine.load(town, here, EngineConfig(dtype="float32", **rooms))
-    engine.kv.forget, engine._numbers = forget, number  # which the trace knows the request by
+    engine.kv.forget, engine._numbers = forget, itertools.count(number)  # the trace knows it so
     found = engine.generate(prompt, greedy)[0]
     engine.close()
     return found.token_ids
