@@ -142,9 +142,11 @@ def slowest(name: str) -> dict:
     every = ranks.get(name)
     return {key: list(map(max, *(one[key] for one in every))) for key in every[0]}
 
+summed = slowest("both")
+
 
 # %% tags=["nbval-ignore-output"]
-summed, two = slowest("both"), [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
+two = [(wire.latency, wire.bandwidth) for wire in (nvlink, infiniband)]
 for mine, by_hand, way in ((flat_400, flat_ring, "flat"), (levels_400, two_levels, "levels")):
     reveal(mine, predicted=1e3 * by_hand(4e5, *two), measured=[1e3 * s for s in summed[way]],
            how="emulated")  # fmt: skip
