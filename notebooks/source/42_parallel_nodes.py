@@ -137,8 +137,7 @@ both = {"flat": seconds(flat, x), "levels": seconds(levels, x)}
 # a round is over when the last rank is done. The prediction is the offices' arithmetic:
 
 # %% tags=["nbval-ignore-output"]
-def slowest(name: str) -> dict:
-    """Of each key, of each round: the seconds of the rank that took the longest."""
+def slowest(name: str) -> dict:  # of each key and round, the seconds of the slowest rank
     every = ranks.get(name)
     return {key: list(map(max, *(one[key] for one in every))) for key in every[0]}
 
